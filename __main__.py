@@ -1,0 +1,82 @@
+"""What `fleet` starts once its environment stands: Invoke with our tasks, under our name.
+
+`python PROJECT task` runs this file with PROJECT first in `sys.path`. The working directory stays the user's,
+so that relative paths on the command line mean what they say.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from invoke import Collection, Exit, ParseError, Program
+
+import tasks
+from deploy.errors import ExitCode, UsageError, render_error
+
+VERSION = "0.1.0"
+
+
+@contextmanager
+def _usage_errors() -> Iterator[None]:
+    try:
+        yield
+    except (ParseError, ValueError) as error:
+        # Invoke lets the ValueError of `--forks=many` through.
+        sentence = str(error) if isinstance(error, ParseError) else f"a flag takes a number: {error}"
+        hint = "`./fleet --list` names the tasks, `./fleet TASK --help` its flags"
+        raise Exit(render_error(UsageError(sentence=sentence, hint=hint)), code=ExitCode.USAGE) from error
+
+
+class Fleet(Program):
+    """Invoke's program with the errors and exit codes of ours."""
+
+    def parse_tasks(self) -> None:
+        """Raises `Exit` with code 1 and a designed error for a task or a flag that does not exist."""
+        with _usage_errors():
+            super().parse_tasks()
+
+    def parse_cleanup(self) -> None:
+        """The same for `--help TASK`."""
+        with _usage_errors():
+            super().parse_cleanup()
+
+    def execute(self) -> None:
+        """Raises `Exit` with code 130 after Ctrl-C; Invoke itself would end with 1."""
+        try:
+            super().execute()
+        except KeyboardInterrupt as interrupt:
+            raise Exit(code=ExitCode.INTERRUPTED) from interrupt
+
+
+def help_wanted(argv: list[str]) -> list[str]:
+    """`TASK ... --help` as `--help TASK`: otherwise a missing positional argument would swallow the flag."""
+    words = argv[: argv.index("--")] if "--" in argv else argv
+    if words and not words[0].startswith("-") and {"-h", "--help"} & set(words[1:]):
+        return ["--help", words[0]]
+    return argv
+
+
+# Invoke has no optional positional argument: what these tasks act on when no word is given.
+FIRST_WORDS = {"service": "converge", "render": "myqwen2"}
+
+
+def with_first_word(argv: list[str]) -> list[str]:
+    """`service --json` as `service converge --json`."""
+    if argv and argv[0] in FIRST_WORDS and (len(argv) == 1 or argv[1].startswith("-")):
+        return [argv[0], FIRST_WORDS[argv[0]], *argv[1:]]
+    return argv
+
+
+def main() -> None:
+    """Runs the tasks named in `sys.argv`; never returns without `SystemExit` when one fails."""
+    # Invoke turns bytecode off unless told otherwise, and every lazy import would be compiled anew.
+    pyc = [] if sys.dont_write_bytecode else ["--write-pyc"]
+    namespace = Collection.from_module(tasks)
+    program = Fleet(name="ollama-fleet", binary="./fleet", version=VERSION, namespace=namespace)
+    program.run(["fleet", *pyc, *with_first_word(help_wanted(sys.argv[1:]))])
+
+
+if __name__ == "__main__":
+    main()

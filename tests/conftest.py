@@ -1,0 +1,64 @@
+"""What holds for every test: a HOME of its own, no setting of whoever runs it, no network but loopback."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import sys
+import tempfile
+
+import hypothesis
+import pytest
+
+# A setting of the person's own must change no test; a test that needs one sets it.
+PREFIXES_OF_SETTINGS = ("OLLAMA_", "MODELSCOPE_", "XDG_", "ANSIBLE_", "INVOKE_", "PIP_")
+SETTINGS = (
+    "FLEET_PYTHON",
+    "FLEET_VENV",
+    "http_proxy",
+    "https_proxy",
+    "all_proxy",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "ALL_PROXY",
+    "NO_COLOR",
+    "FORCE_COLOR",
+)
+# `OLLAMA_BIN` names a real server that the contract suites then run against as well.
+KEPT = ("OLLAMA_BIN",)
+
+_home = pytest.StashKey[tempfile.TemporaryDirectory[str]]()
+
+# A busy machine is no failure, and a failing example should fail again.
+hypothesis.settings.register_profile("fleet", deadline=None, print_blob=True)
+hypothesis.settings.load_profile("fleet")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Before anything of ours is imported: several libraries read HOME and their settings on import."""
+    for name in list(os.environ):
+        if name in SETTINGS or (name.startswith(PREFIXES_OF_SETTINGS) and name not in KEPT):
+            del os.environ[name]
+    config.stash[_home] = tempfile.TemporaryDirectory(prefix="fleet-test-home-")
+    os.environ["HOME"] = config.stash[_home].name
+    sys.addaudithook(_refuse_other_hosts)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Removes the HOME of this run."""
+    config.stash[_home].cleanup()
+
+
+def _refuse_other_hosts(event: str, arguments: tuple[object, ...]) -> None:
+    if event != "socket.connect":
+        return
+    address = arguments[1]
+    if isinstance(address, tuple) and not _is_loopback(str(address[0])):
+        raise AssertionError(f"a test tried to reach `{address[0]}`: only loopback is allowed")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,124 @@
+"""What `./fleet test` and `./fleet check` do: every tier of the tests, and everything a change must pass.
+
+Both print what happened on stdout and return 0 or 1 as the process's exit code.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ET
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+# Tiers in the order they run; the quick ones first. The value: how many processes at most.
+TIERS = {"unit": 1, "contract": 4, "local": 4}
+LATER = {
+    "hosts": "comes with hosts that are reached over SSH",
+    "browser": "comes with the first page",
+}
+# `FLEET_INVENTORY_EXAMPLES`: how many generated inventories are compared with Ansible's reading.
+INVENTORIES, INVENTORIES_IN_CI = "100", "500"
+NO_TEST_SELECTED = 5  # pytest's exit code
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TierResult:
+    """How a tier ended: `passed` also when a filter selected none of its tests."""
+
+    name: str
+    passed: bool
+    told: str
+
+
+def run_tests(extra: Sequence[str] = ()) -> int:
+    """Runs every tier; `extra` goes to pytest: options, or paths of tests, which then run alone."""
+    targets = [word for word in extra if Path(word.partition("::")[0]).exists()]
+    options = [word for word in extra if word not in targets]
+    results = []
+    for tier, processes in TIERS.items():
+        directory = PROJECT / "tests" / tier
+        # pytest runs in the project, whatever directory the caller is in.
+        chosen = [path for path in map(Path.absolute, map(Path, targets)) if path.is_relative_to(directory)]
+        if chosen or not targets:
+            print(f"== {tier}", flush=True)
+            results.append(_run_tier(tier, processes, chosen or [directory], options))
+    print("\n== summary")
+    for result in results:
+        print(f"{result.name:<10} {'ok' if result.passed else 'FAILED':<8} {result.told}")
+    for tier, reason in LATER.items():
+        print(f"{tier:<10} {'not run':<8} {reason}")
+    return 0 if results and all(result.passed for result in results) else 1
+
+
+def _run_tier(tier: str, processes: int, chosen: Sequence[Path], options: Sequence[str]) -> TierResult:
+    examples = INVENTORIES_IN_CI if os.environ.get("CI") else INVENTORIES
+    environment = {"FLEET_INVENTORY_EXAMPLES": examples, **os.environ}
+    workers = min(processes, os.cpu_count() or 1)
+    parallel = ["-n", str(workers), "--dist", "loadfile"] if workers > 1 else []
+    with tempfile.TemporaryDirectory() as directory:
+        report = Path(directory) / "report.xml"
+        command = [sys.executable, "-m", "pytest", "-q", *parallel, f"--junit-xml={report}"]
+        command += [*map(str, chosen), *options]
+        began = time.monotonic()
+        code = subprocess.run(command, cwd=PROJECT, env=environment, check=False).returncode
+        seconds = time.monotonic() - began
+        counts = _count(report) if report.exists() else f"pytest ended with {code}"
+    passed = code == 0 or (code == NO_TEST_SELECTED and bool(options))
+    return TierResult(name=tier, passed=passed, told=f"{counts} in {seconds:.1f} s")
+
+
+def _count(report: Path) -> str:
+    """`12 tests, 1 failed, 2 skipped` from pytest's own report, which this process asked for."""
+    suite = ET.parse(report).getroot().find("testsuite")
+    assert suite is not None, "pytest wrote a report without a test suite"
+    failed = int(suite.get("failures", 0)) + int(suite.get("errors", 0))
+    skipped = int(suite.get("skipped", 0))
+    parts = [f"{suite.get('tests')} tests"]
+    parts += [f"{failed} failed"] if failed else []
+    parts += [f"{skipped} skipped (reasons above)"] if skipped else []
+    return ", ".join(parts)
+
+
+def run_checks() -> int:
+    """Style, types, layers, shell scripts and the fast tests; each runs, whatever the ones before said."""
+    python = [sys.executable, "-m"]
+    scripts = [PROJECT / "fleet", PROJECT / ".ci" / "run", *sorted(PROJECT.glob("deploy/**/*.sh"))]
+    commands = {
+        "ruff": [*python, "ruff", "check", "."],
+        "format": [*python, "ruff", "format", "--check", "."],
+        "types": [*python, "mypy"],
+        "layers": [sys.executable, "-c", "from importlinter.cli import lint_imports_command as lint; lint()"],
+        "shell": [_shellcheck(), *map(str, scripts)],
+        "unit tests": [*python, "pytest", "-q", "tests/unit"],
+    }
+    passed = [_passes(name, command) for name, command in commands.items()]
+    return 0 if all(passed) else 1
+
+
+def _shellcheck() -> str:
+    """The one of the environment; a system's own where there is no wheel (Linux on arm64)."""
+    beside = Path(sys.executable).with_name("shellcheck")
+    return str(beside) if beside.exists() else shutil.which("shellcheck") or "shellcheck"
+
+
+def _passes(name: str, command: Sequence[str]) -> bool:
+    began = time.monotonic()
+    try:
+        done = subprocess.run(
+            command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+        )
+        failed, output = done.returncode != 0, done.stdout
+    except FileNotFoundError:
+        failed, output = True, f"`{command[0]}` is not installed: apt install {command[0]}\n"
+    print(f"{name:<12} {'FAILED' if failed else 'ok':<8} {time.monotonic() - began:.1f} s", flush=True)
+    if failed:
+        print(output, end="", flush=True)
+    return not failed
