@@ -1,0 +1,178 @@
+"""What went wrong, said the same way everywhere.
+
+An error is one sentence with its subject in backticks, then the cause, what was left unchanged and the
+exact next command. It carries fields instead of a formatted text, so that `--json` needs nothing more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from enum import IntEnum
+from typing import Any
+
+
+class ExitCode(IntEnum):
+    """What the process tells its caller; the largest of the hosts' codes wins."""
+
+    DONE = 0
+    USAGE = 1
+    FAILED = 2
+    DRIFT = 3
+    UNREACHABLE = 4
+    LOCKED = 5
+    INTERRUPTED = 130
+
+
+@dataclass(kw_only=True)
+class FleetError(Exception):
+    """The root of all designed errors.
+
+    `sentence` has its subject in backticks and no final full stop. `unchanged` completes "left unchanged:".
+    `hint` is the exact next command or action. `expected` and `actual` stand on one line together.
+    """
+
+    sentence: str
+    host: str | None = None
+    path: str | None = None
+    line: int | None = None
+    expected: str | None = None
+    actual: str | None = None
+    cause: str | None = None
+    unchanged: str | None = None
+    hint: str | None = None
+
+    exit_code = ExitCode.FAILED
+
+    def __str__(self) -> str:
+        return render_error(self)
+
+
+class UsageError(FleetError):
+    """A flag or an argument that cannot be meant."""
+
+    exit_code = ExitCode.USAGE
+
+
+class InventoryError(FleetError):
+    """A line of the inventory that cannot be read, or a key that means nothing."""
+
+    exit_code = ExitCode.USAGE
+
+
+class ModelError(FleetError):
+    """A model in `models.toml`, or its Modelfile, that cannot be used."""
+
+    exit_code = ExitCode.USAGE
+
+
+class TemplateRefused(ModelError):
+    """A TEMPLATE that would hide the tools from the model, or the calls from the server."""
+
+
+class PinError(FleetError):
+    """`pins.toml` is broken, or an artefact has no pin."""
+
+    exit_code = ExitCode.USAGE
+
+
+@dataclass(kw_only=True)
+class InputErrors(FleetError):
+    """Every problem of the input at once: one run shows all of them."""
+
+    problems: tuple[FleetError, ...] = ()
+
+    exit_code = ExitCode.USAGE
+
+
+class MirrorError(FleetError):
+    """The ModelScope mirror did not answer, or not with what it promised."""
+
+
+class ChecksumMismatch(MirrorError):
+    """Bytes arrived whose size or sha256 is not the pinned one."""
+
+
+class NotAnArtefact(MirrorError):
+    """The bytes are not of the kind the name promises: an HTML login page, a file that is no GGUF."""
+
+
+class ArchiveRefused(FleetError):
+    """An archive with a member that could write outside its directory or gain rights."""
+
+
+class DiskTooSmall(FleetError):
+    """Not enough free space; nothing was copied."""
+
+
+class PortTaken(FleetError):
+    """Another process listens where Ollama should."""
+
+
+class ServiceError(FleetError):
+    """The server could not be started, stopped or reached."""
+
+
+class ModelRefused(FleetError):
+    """The server refused a model, or holds other bytes than it was given."""
+
+
+class VerifyFailed(FleetError):
+    """The candidate did not pass; what was served before is still served."""
+
+
+class NotConverged(FleetError):
+    """Every step ended well and the host still differs from what is desired."""
+
+
+class ProbeFailed(FleetError):
+    """The probe's reply could not be read."""
+
+
+class CommandFailed(FleetError):
+    """A command on the host ended with an error nobody had a better name for."""
+
+
+class HostUnreachable(FleetError):
+    """No connection, or it broke."""
+
+    exit_code = ExitCode.UNREACHABLE
+
+
+class HostLocked(FleetError):
+    """Somebody else is deploying to this host."""
+
+    exit_code = ExitCode.LOCKED
+
+
+def render_error(error: FleetError) -> str:
+    """The text a person reads, without a final newline."""
+    if isinstance(error, InputErrors):
+        return "\n\n".join(render_error(problem) for problem in error.problems)
+    where = ""
+    if error.path is not None:
+        where = f"{error.path}:{error.line}: " if error.line is not None else f"{error.path}: "
+    host = f"{error.host}: " if error.host is not None else ""
+    lines = [f"error: {where}{host}{error.sentence}"]
+    if error.expected is not None or error.actual is not None:
+        lines.append(f"  expected {error.expected}, got {error.actual}")
+    if error.cause is not None:
+        first, *rest = error.cause.splitlines() or [""]
+        lines.append(f"  caused by: {first}")
+        lines.extend(f"    {line}" for line in rest)
+    if error.unchanged is not None:
+        lines.append(f"  left unchanged: {error.unchanged}")
+    if error.hint is not None:
+        lines += ["", f"hint: {error.hint}"]
+    return "\n".join(lines)
+
+
+def error_fields(error: FleetError) -> dict[str, Any]:
+    """The same as plain JSON: `kind` and every field that is set; problems of `InputErrors` nested."""
+    result: dict[str, Any] = {"kind": type(error).__name__}
+    for field in fields(error):
+        value = getattr(error, field.name)
+        if field.name == "problems":
+            result["problems"] = [error_fields(problem) for problem in value]
+        elif value is not None:
+            result[field.name] = value
+    return result
