@@ -1,0 +1,159 @@
+"""What a host should be: plain values, read from the inventory, `models.toml` and `pins.toml`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import PurePosixPath
+
+
+class ServiceBackend(StrEnum):
+    """Who runs `ollama serve`."""
+
+    PROCESS = "process"
+    SYSTEMD = "systemd"
+
+
+class GpuKind(StrEnum):
+    """What the host must compute on."""
+
+    NVIDIA = "nvidia"
+    NONE = "none"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Artefact:
+    """One file of a ModelScope repository, pinned: these bytes or none.
+
+    `sha256` is 64 lower-case hex digits without a prefix. `local_path` is set for what the project itself
+    contains (the canary): it is read from there, never from the mirror.
+    """
+
+    repo: str
+    revision: str
+    file: str
+    size_bytes: int
+    sha256: str
+    local_path: str | None = None
+
+    @property
+    def digest(self) -> str:
+        """As Ollama and the reports write it."""
+        return f"sha256:{self.sha256}"
+
+
+ParameterValue = int | float | str | bool | list[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Modelfile:
+    """A rendered Modelfile, parsed: what `POST /api/create` is given.
+
+    `text` is the whole file as `./fleet render` prints it; `parameters` has typed values (`stop` is a list).
+    """
+
+    text: str
+    template: str
+    parameters: Mapping[str, ParameterValue]
+    system: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DesiredModel:
+    """A model to be served as `name:latest`."""
+
+    name: str
+    weights: Artefact
+    modelfile: Modelfile
+    uses_tools: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DesiredServer:
+    """The Ollama release and the environment its process must run with.
+
+    `archives` maps an architecture (`amd64`, `arm64`) to the pinned archive of this version.
+    """
+
+    version: str
+    archives: Mapping[str, Artefact]
+    environment: Mapping[str, str]
+    backend: ServiceBackend
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostPaths:
+    """Where everything lies on a host, under one root (`/` for a provisioned host)."""
+
+    root: PurePosixPath
+    models_dir: PurePosixPath
+
+    @property
+    def releases(self) -> PurePosixPath:
+        return self.root / "opt/ollama/releases"
+
+    @property
+    def current(self) -> PurePosixPath:
+        return self.root / "opt/ollama/current"
+
+    @property
+    def state(self) -> PurePosixPath:
+        return self.root / "var/lib/ollama-fleet"
+
+    @property
+    def artefacts(self) -> PurePosixPath:
+        """Verified files, named `sha256-<hex>`; a file gets its name only after its sha256 agreed."""
+        return self.state / "artefacts"
+
+    @property
+    def parts(self) -> PurePosixPath:
+        return self.state / "parts"
+
+    @property
+    def journal(self) -> PurePosixPath:
+        return self.state / "journal.jsonl"
+
+    @property
+    def lock(self) -> PurePosixPath:
+        return self.state / "lock"
+
+    @property
+    def process_record(self) -> PurePosixPath:
+        """Pid, create time and environment of the server that the `process` backend started."""
+        return self.state / "process.json"
+
+    @property
+    def server_home(self) -> PurePosixPath:
+        """HOME of the server: it panics without one (measured on 0.17.5)."""
+        return self.state / "home"
+
+    @property
+    def log(self) -> PurePosixPath:
+        return self.root / "var/log/ollama-fleet/ollama.log"
+
+    def release(self, version: str) -> PurePosixPath:
+        return self.releases / version
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Desired:
+    """Everything the plan of one host is made from, beside its facts.
+
+    `variables` of the inventory that are not ours never get here.
+    """
+
+    host: str
+    connection: str
+    paths: HostPaths
+    server: DesiredServer
+    models: tuple[DesiredModel, ...]
+    gpu: GpuKind
+
+    @property
+    def port(self) -> int:
+        return int(self.server.environment["OLLAMA_HOST"].rpartition(":")[2])
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.server.environment['OLLAMA_HOST']}"

@@ -1,0 +1,95 @@
+"""What was observed on a host, by one probe: plain values, no opinion."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessId:
+    """A process that cannot be mistaken for a later one with the same pid.
+
+    `create_time` is in seconds since the epoch, as `psutil.Process.create_time` computes it.
+    """
+
+    pid: int
+    create_time: float
+
+    def same_as(self, other: ProcessId) -> bool:
+        """`/proc/stat` btime moves with the clock: two seconds of difference are the same start."""
+        return self.pid == other.pid and abs(self.create_time - other.create_time) < 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerProcess:
+    """A running `ollama serve` that carries our mark (`OLLAMA_FLEET_ROOT`) in its environment."""
+
+    process: ProcessId
+    command: tuple[str, ...]
+    environment: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listener:
+    """Who listens on the port that Ollama should have; `pid` is None where we may not see it."""
+
+    pid: int | None
+    command: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Disk:
+    """The file system below a directory of ours (of its nearest existing parent)."""
+
+    mount: str
+    available_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blob:
+    """A file of the model store, known by the digest in its name only: no server ever verifies one."""
+
+    size_bytes: int
+    is_gguf: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredModel:
+    """A manifest of the model store with the small layers read.
+
+    `model_sha256` is the weights' layer. The manifest's own digest is not kept: it depends on the
+    store's path (measured on 0.17.5 and 0.24.0), so it says nothing across hosts.
+    """
+
+    model_sha256: str | None
+    template: str | None
+    parameters: Mapping[str, Any]
+    system: str | None = None
+    other_layers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostFacts:
+    """One probe's reply. Absent things are absent from the mappings, never an error.
+
+    `releases` maps a version to the sha256 of the archive it was unpacked from. `artefacts` maps the
+    sha256 of a verified file to its size. `models` maps `name:tag` in lower case. `leftovers` are
+    temporary files and directories of runs that were cut short.
+    """
+
+    architecture: str
+    kernel: str
+    user_id: int
+    boot_id: str
+    tools: Mapping[str, str]
+    disks: Mapping[str, Disk] = field(default_factory=dict)
+    releases: Mapping[str, str] = field(default_factory=dict)
+    current: str | None = None
+    artefacts: Mapping[str, int] = field(default_factory=dict)
+    leftovers: tuple[str, ...] = ()
+    servers: tuple[ServerProcess, ...] = ()
+    listener: Listener | None = None
+    blobs: Mapping[str, Blob] = field(default_factory=dict)
+    models: Mapping[str, StoredModel] = field(default_factory=dict)

@@ -1,0 +1,69 @@
+"""What became of a host, and what a verification said: values that reports are made from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Protocol
+
+from deploy.errors import ExitCode, FleetError
+
+
+class Outcome(StrEnum):
+    """How a host ended."""
+
+    OK = "ok"
+    CHANGED = "changed"
+    FAILED = "failed"
+    UNREACHABLE = "unreachable"
+    SKIPPED = "skipped"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyRequest:
+    """What is to be verified: a model name on a server that this process reaches under `url`."""
+
+    host: str
+    url: str
+    model: str
+    uses_tools: bool
+    version: str
+    gpu: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelVerdict:
+    """What the verification says. `cases` are JSON objects: case, mode, passed, seconds, findings."""
+
+    passed: bool
+    reasons: tuple[str, ...] = ()
+    cases: tuple[Mapping[str, Any], ...] = ()
+    simulated: bool = False
+
+
+Verify = Callable[[VerifyRequest], ModelVerdict]
+"""Handed in from `tasks.py`: this package never imports the health checks."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostOutcome:
+    """The end of one host's converge."""
+
+    host: str
+    outcome: Outcome
+    steps_done: int = 0
+    seconds: float = 0.0
+    error: FleetError | None = None
+    verdicts: Mapping[str, ModelVerdict] = field(default_factory=dict)
+    version: str | None = None
+
+    @property
+    def exit_code(self) -> ExitCode:
+        return self.error.exit_code if self.error is not None else ExitCode.DONE
+
+
+class Events(Protocol):
+    """Where a converge tells what it does; a report renders it."""
+
+    def __call__(self, event: str, host: str | None, **fields: Any) -> None: ...

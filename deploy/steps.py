@@ -1,0 +1,206 @@
+"""The changes that a plan is made of. Each is one change with its reason; mypy names every place that must know it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from deploy.desired import Artefact, DesiredModel
+from deploy.facts import ServerProcess
+
+
+class Phase(StrEnum):
+    """The parts of a deploy, in their order."""
+
+    FETCH = "fetch"
+    INSTALL = "install"
+    SERVICE = "service"
+    MODEL = "model"
+    VERIFY = "verify"
+    PROMOTE = "promote"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """One thing that is not as desired; None means absent."""
+
+    what: str
+    actual: Any
+    desired: Any
+
+    def __str__(self) -> str:
+        return f"{self.what} is {_shown(self.actual)}, desired {_shown(self.desired)}"
+
+
+def _shown(value: Any) -> str:
+    return "absent" if value is None else f"`{value}`"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Step:
+    reason: str
+    differences: tuple[Difference, ...] = field(default=())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoveLeftovers(_Step):
+    """Temporary files of runs that were cut short."""
+
+    paths: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FetchArchive(_Step):
+    """The server's archive, verified, onto the host."""
+
+    artefact: Artefact
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FetchWeights(_Step):
+    """A model's weights, verified, onto the host."""
+
+    model: str
+    artefact: Artefact
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnpackRelease(_Step):
+    """The archive into a release directory of its own."""
+
+    version: str
+    artefact: Artefact
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopServer(_Step):
+    """A server of ours that must not run (any more, or beside another one)."""
+
+    server: ServerProcess
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SwitchRelease(_Step):
+    """`current` to another release."""
+
+    previous: str | None
+    version: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoveDamagedBlob(_Step):
+    """Weights in the store that are no GGUF: from 0.24.0 on a server panics on them at every start."""
+
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartServer(_Step):
+    """Start `ollama serve` with exactly this environment and wait until it answers with the right version."""
+
+    version: str
+    environment: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreateModel(_Step):
+    """Place the weights and create `NAME:candidate`."""
+
+    model: DesiredModel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyModel(_Step):
+    """GPU truth and the tool calls of one model name."""
+
+    model: DesiredModel
+    tag: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromoteModel(_Step):
+    """Copy `latest` to `previous`, the candidate to `latest`, remove the candidate."""
+
+    model: DesiredModel
+    keeps_previous: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoveCandidate(_Step):
+    """A candidate that a cut run left behind."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadModel(_Step):
+    """Load `NAME:latest`, so that the first user does not wait for it."""
+
+    name: str
+
+
+Step = (
+    RemoveLeftovers
+    | FetchArchive
+    | FetchWeights
+    | UnpackRelease
+    | StopServer
+    | SwitchRelease
+    | RemoveDamagedBlob
+    | StartServer
+    | CreateModel
+    | VerifyModel
+    | PromoteModel
+    | RemoveCandidate
+    | LoadModel
+)
+
+PHASES: dict[type, Phase] = {
+    RemoveLeftovers: Phase.FETCH,
+    FetchArchive: Phase.FETCH,
+    FetchWeights: Phase.FETCH,
+    UnpackRelease: Phase.INSTALL,
+    StopServer: Phase.SERVICE,
+    SwitchRelease: Phase.SERVICE,
+    RemoveDamagedBlob: Phase.SERVICE,
+    StartServer: Phase.SERVICE,
+    CreateModel: Phase.MODEL,
+    VerifyModel: Phase.VERIFY,
+    PromoteModel: Phase.PROMOTE,
+    RemoveCandidate: Phase.PROMOTE,
+    LoadModel: Phase.PROMOTE,
+}
+
+
+def phase_of(step: Step) -> Phase:
+    """The phase a step belongs to."""
+    return PHASES[type(step)]
+
+
+def subject_of(step: Step) -> str:
+    """What the step changes, in a few words."""
+    match step:
+        case RemoveLeftovers():
+            return f"{len(step.paths)} leftover{'s' if len(step.paths) != 1 else ''} of a cut run"
+        case FetchArchive():
+            return step.artefact.file
+        case FetchWeights():
+            return f"{step.artefact.file} for {step.model}"
+        case UnpackRelease() | SwitchRelease() | StartServer():
+            return f"release {step.version}"
+        case RemoveDamagedBlob():
+            return f"blob sha256-{step.sha256[:12]}"
+        case StopServer():
+            return f"pid {step.server.process.pid}"
+        case CreateModel():
+            return f"{step.model.name}:candidate"
+        case VerifyModel():
+            return f"{step.model.name}:{step.tag}"
+        case PromoteModel():
+            return f"{step.model.name}:latest"
+        case RemoveCandidate():
+            return f"{step.name}:candidate"
+        case LoadModel():
+            return f"{step.name}:latest"
