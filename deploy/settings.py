@@ -1,0 +1,297 @@
+"""What an inventory says about a host, typed: how to reach it, what to run there, the server's environment.
+
+Imports pydantic: import it where it is used, not at the top of a module that must load quickly.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any
+
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+
+from deploy.desired import GpuKind, ServiceBackend
+from deploy.errors import InputErrors, InventoryError
+from deploy.inventory import Inventory, InventoryHost, read_inventory
+from deploy.inventory_keys import ENVIRONMENT_KINDS, OUR_KEYS
+from deploy.server_values import plain_text, server_value, whole_number
+
+
+class Connection(StrEnum):
+    """How commands get to a host."""
+
+    LOCAL = "local"
+    SSH = "ssh"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostSettings:
+    """The settings of one host, every default filled in.
+
+    `port` and `user` are None where the inventory leaves them to SSH's own configuration, `version` where it
+    names none. `models` are names from `models.toml`. `batch` are counts or percentages of hosts ("1",
+    "25%"), one batch after the other, the last repeated. `environment` is that of the server process,
+    OLLAMA_HOST always as `host:port`.
+    """
+
+    connection: Connection
+    address: str
+    port: int | None
+    user: str | None
+    version: str | None
+    models: tuple[str, ...]
+    models_dir: PurePosixPath
+    gpu: GpuKind
+    service: ServiceBackend
+    root: PurePosixPath
+    batch: tuple[str, ...]
+    max_failures: int
+    environment: dict[str, str]
+
+
+DEFAULT_ENVIRONMENT = {
+    "OLLAMA_HOST": "127.0.0.1:11434",
+    "OLLAMA_GO_TEMPLATE": "1",
+    "OLLAMA_NO_CLOUD": "1",
+    "OLLAMA_KEEP_ALIVE": "-1",
+}
+"""Stated always, since Ollama's own defaults differ between its versions."""
+
+_SYSTEMD_MODELS_DIR = PurePosixPath("/usr/share/ollama/.ollama/models")  # of Ollama's own install.sh
+_CONNECTIONS = {
+    "local": Connection.LOCAL,
+    **dict.fromkeys(("ssh", "smart", "paramiko", "paramiko_ssh"), Connection.SSH),
+}
+_VERSION = re.compile(r"v?([0-9]+\.[0-9]+\.[0-9]+(?:-rc[0-9]+)?)")
+_MODEL_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,79}")
+_BATCH = re.compile(r"[1-9][0-9]{0,5}|(?:[1-9][0-9]?|100)%")
+
+
+def parse_data_home(environment: Mapping[str, str], home: PurePosixPath) -> PurePosixPath:
+    """Where a user's data lies: `$XDG_DATA_HOME` if absolute (XDG Base Directory), else below `home`."""
+    given = PurePosixPath(environment.get("XDG_DATA_HOME", ""))
+    return given if given.is_absolute() else home / ".local/share"
+
+
+def parse_settings(inventory: Inventory, host: InventoryHost, *, data_home: PurePosixPath) -> HostSettings:
+    """The settings of one host. Raises InputErrors with all its problems.
+
+    `data_home` is the controller's, see `parse_data_home`: what the `process` backend of a local host keeps
+    lies in `ollama-fleet` below it.
+    """
+    problems, settings = _parse(inventory, host, data_home)
+    if settings is None:
+        raise InputErrors(sentence=f"`{host.name}` has {len(problems)} problem(s)", problems=tuple(problems))
+    return settings
+
+
+def check_settings(inventory: Inventory, *, data_home: PurePosixPath) -> dict[str, HostSettings]:
+    """The settings of every host, by name. Raises InputErrors with the problems of all, each shown once."""
+    problems, result = _parse_all(inventory, data_home)
+    if problems:
+        raise _input_errors(inventory.path, problems)
+    return result
+
+
+def load_settings(path: Path, *, data_home: PurePosixPath) -> tuple[Inventory, dict[str, HostSettings]]:
+    """Reads the inventory and the settings of every host, by name.
+
+    Raises InputErrors with all problems of both at once.
+    """
+    inventory, problems = read_inventory(path)
+    bad_values, result = _parse_all(inventory, data_home) if inventory else ([], {})
+    if inventory is None or problems or bad_values:
+        raise _input_errors(str(path), problems + bad_values)
+    return inventory, result
+
+
+def _parse_all(
+    inventory: Inventory, data_home: PurePosixPath
+) -> tuple[list[InventoryError], dict[str, HostSettings]]:
+    found: dict[
+        tuple[int | None, str], InventoryError
+    ] = {}  # a value of a group is wrong once, not for every host
+    result = {}
+    for host in inventory.hosts.values():
+        problems, settings = _parse(inventory, host, data_home)
+        for problem in problems:
+            found.setdefault((problem.line, problem.sentence), problem)
+        if settings is not None:
+            result[host.name] = settings
+    return list(found.values()), result
+
+
+def _input_errors(path: str, problems: list[InventoryError]) -> InputErrors:
+    ordered = sorted(problems, key=lambda problem: problem.line or 0)
+    return InputErrors(sentence=f"`{path}` has {len(ordered)} problem(s)", path=path, problems=tuple(ordered))
+
+
+def _read_connection(value: Any) -> Connection:
+    name = plain_text(value).removeprefix("ansible.builtin.")
+    if name not in _CONNECTIONS:
+        raise ValueError("ssh or local")
+    return _CONNECTIONS[name]
+
+
+def _read_version(value: Any) -> str:
+    match = _VERSION.fullmatch(plain_text(value))
+    if not match:
+        raise ValueError("a version such as 0.17.5 or 0.33.0-rc2")
+    return match[1]
+
+
+def _items(value: Any) -> list[str]:
+    """Items of a list, or of text with commas; `[a, b]` too, which is what a shell leaves of `['a', 'b']`."""
+    if not isinstance(value, list):
+        text = plain_text(value)
+        bare = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+        value = [item.strip().strip("'\"") for item in bare.split(",")] if bare.strip() else []
+    return [plain_text(item) for item in value]
+
+
+def _read_models(value: Any) -> tuple[str, ...]:
+    names = _items(value)
+    if not all(_MODEL_NAME.fullmatch(name) for name in names):
+        raise ValueError("names from models.toml, separated by commas")
+    if len({name.lower() for name in names}) < len(names):
+        raise ValueError("every model once: Ollama does not tell upper from lower case")
+    return tuple(names)
+
+
+def _read_batch(value: Any) -> tuple[str, ...]:
+    items = _items(value)
+    if not items or not all(_BATCH.fullmatch(item) for item in items):
+        raise ValueError("counts or percentages of hosts, such as 1,5,25%")
+    return tuple(items)
+
+
+def _read_directory(value: Any) -> PurePosixPath:
+    path = PurePosixPath(plain_text(value))
+    if not path.is_absolute() or ".." in path.parts:
+        raise ValueError("an absolute path without `..`")
+    return path
+
+
+def _read_word(value: Any) -> str:
+    text = plain_text(value)
+    if not text or re.search(r"\s", text) or text.startswith("-"):
+        raise ValueError("one word that does not begin with `-`")
+    return text
+
+
+def _read_choice(value: Any) -> str:
+    return "none" if value is None else plain_text(value).lower()
+
+
+class _Variables(BaseModel):
+    """The variables that mean something to us; of two names for one thing, Ansible's winner first."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    ansible_connection: Annotated[Connection, BeforeValidator(_read_connection)] = Connection.SSH
+    address: Annotated[str | None, BeforeValidator(_read_word)] = Field(
+        None, validation_alias=AliasChoices("ansible_ssh_host", "ansible_host")
+    )
+    port: Annotated[
+        int | None, BeforeValidator(lambda value: whole_number(value, lowest=1, highest=65535))
+    ] = Field(None, validation_alias=AliasChoices("ansible_ssh_port", "ansible_port"))
+    user: Annotated[str | None, BeforeValidator(_read_word)] = Field(
+        None, validation_alias=AliasChoices("ansible_ssh_user", "ansible_user")
+    )
+    ollama_version: Annotated[str | None, BeforeValidator(_read_version)] = None
+    ollama_models: Annotated[tuple[str, ...], BeforeValidator(_read_models)] = ()
+    ollama_models_dir: Annotated[PurePosixPath | None, BeforeValidator(_read_directory)] = None
+    ollama_gpu: Annotated[GpuKind, BeforeValidator(_read_choice)] = GpuKind.NVIDIA
+    ollama_service: Annotated[ServiceBackend, BeforeValidator(_read_choice)] = ServiceBackend.SYSTEMD
+    ollama_root: Annotated[PurePosixPath | None, BeforeValidator(_read_directory)] = None
+    ollama_batch: Annotated[tuple[str, ...], BeforeValidator(_read_batch)] = ("100%",)
+    ollama_max_failures: Annotated[
+        int, BeforeValidator(lambda value: whole_number(value, lowest=0, highest=1_000_000))
+    ] = 0
+
+
+def _server_setting(key: str) -> TypeAdapter[str]:
+    kind = ENVIRONMENT_KINDS[key]
+    return TypeAdapter(Annotated[str, BeforeValidator(lambda value: server_value(kind, value))])
+
+
+def _parse(
+    inventory: Inventory, host: InventoryHost, data_home: PurePosixPath
+) -> tuple[list[InventoryError], HostSettings | None]:
+    # Ansible takes a connection variable that is None for unset.
+    given = {key: value for key, value in host.variables.items() if value is not None or key in OUR_KEYS}
+    problems: list[InventoryError] = []
+    environment = dict(DEFAULT_ENVIRONMENT)
+    for key in sorted(given.keys() & ENVIRONMENT_KINDS.keys()):
+        try:
+            environment[key.upper()] = _server_setting(key).validate_python(given[key])
+        except ValidationError as error:
+            problems += _explain(inventory, host, error, key)
+    try:
+        variables = _Variables.model_validate(given)
+    except ValidationError as error:
+        return problems + _explain(inventory, host, error), None
+    root = variables.ollama_root or _default_root(variables, data_home)
+    if root is None:
+        problems.append(_no_root(inventory, host))
+    if problems or root is None:
+        return problems, None
+    models_dir = variables.ollama_models_dir or _default_models_dir(variables.ollama_service, root)
+    return [], HostSettings(
+        connection=variables.ansible_connection,
+        address=variables.address or host.name,
+        port=variables.port,
+        user=variables.user,
+        version=variables.ollama_version,
+        models=variables.ollama_models,
+        models_dir=models_dir,
+        gpu=variables.ollama_gpu,
+        service=variables.ollama_service,
+        root=root,
+        batch=variables.ollama_batch,
+        max_failures=variables.ollama_max_failures,
+        environment=environment | {"OLLAMA_MODELS": str(models_dir)},
+    )
+
+
+def _default_root(variables: _Variables, data_home: PurePosixPath) -> PurePosixPath | None:
+    if variables.ollama_service is ServiceBackend.SYSTEMD:
+        return PurePosixPath("/")
+    return data_home / "ollama-fleet" if variables.ansible_connection is Connection.LOCAL else None
+
+
+def _default_models_dir(service: ServiceBackend, root: PurePosixPath) -> PurePosixPath:
+    return _SYSTEMD_MODELS_DIR if service is ServiceBackend.SYSTEMD else root / "var/lib/ollama/models"
+
+
+def _no_root(inventory: Inventory, host: InventoryHost) -> InventoryError:
+    return InventoryError(
+        sentence="`ollama_service=process` over SSH needs `ollama_root`",
+        path=inventory.path,
+        line=host.lines.get("ollama_service", host.line),
+        hint="name a directory that the SSH user may write, such as ollama_root=/home/USER/ollama-fleet",
+    )
+
+
+def _explain(
+    inventory: Inventory, host: InventoryHost, error: ValidationError, key: str | None = None
+) -> list[InventoryError]:
+    problems = []
+    for detail in error.errors(include_url=False):
+        name = key or str(detail["loc"][0])
+        cause: Mapping[str, Any] = detail.get("ctx", {})
+        expected = str(cause["error"]) if "error" in cause else detail["msg"].removeprefix("Input should be ")
+        problems.append(
+            InventoryError(
+                sentence=f"`{name}` cannot be used",
+                path=inventory.path,
+                line=host.lines.get(name, host.line),
+                expected=expected,
+                actual=f"`{host.variables.get(name)}`",
+            )
+        )
+    return problems
