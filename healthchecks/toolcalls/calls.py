@@ -1,0 +1,84 @@
+"""Rules 13 to 17: the calls of one reply, plain or put together from a stream."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from healthchecks.toolcalls.arguments import check_arguments, check_is_string
+from healthchecks.toolcalls.asked import Asked
+from healthchecks.toolcalls.exchange import INTEROP, MUST, Call
+from healthchecks.toolcalls.findings import Findings, names, show
+from healthchecks.toolcalls.schema import check_arguments_fit
+
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+def check_calls(
+    entries: list[Any], where: str, *, from_stream: bool, finish_reason: Any, asked: Asked, found: Findings
+) -> tuple[Call, ...]:
+    """Check the entries of a `tool_calls` list found at `where`.
+
+    A call that `max_tokens` cut (only the last can be) may hold half its arguments: that is worth a warning.
+    """
+    ids: set[str] = set(asked.call_ids)
+    calls: list[Call] = []
+    for position, entry in enumerate(entries):
+        at = f"{where}[{position}]"
+        if not isinstance(entry, dict):
+            found.add(16, MUST, at, f"the call is {show(entry)}, not an object")
+            continue
+        function = entry.get("function")
+        _check_id(entry.get("id"), at, ids, found)
+        _check_form(entry, function, at, found)
+        name = function.get("name") if isinstance(function, dict) else None
+        raw = function.get("arguments") if isinstance(function, dict) else None
+        arguments = None
+        if isinstance(function, dict):
+            _check_name(name, at, asked, found)
+            if not from_stream:
+                check_is_string(raw, at + ".function.arguments", found)
+            cut = finish_reason == "length" and position == len(entries) - 1
+            arguments = check_arguments(raw, at + ".function.arguments", cut=cut, asked=asked, found=found)
+        if arguments is not None and asked.tools and isinstance(name, str) and name in asked.tools:
+            check_arguments_fit(asked.tools[name], arguments, at + ".function.arguments", found)
+        calls.append(Call(entry.get("id"), name, raw, arguments, entry.get("index")))
+    return tuple(calls)
+
+
+def _check_id(id_: Any, at: str, ids: set[str], found: Findings) -> None:
+    found.looked_at(13)
+    if not isinstance(id_, str):
+        found.add(13, MUST, at + ".id", f"the id of the call is {show(id_)}, not a string")
+        return
+    if not id_:
+        found.add(13, INTEROP, at + ".id", "the id of the call is empty")
+        return
+    found.looked_at(14)
+    if id_ in ids:
+        found.add(14, INTEROP, at + ".id", f"the id {show(id_)} is another call's already")
+    ids.add(id_)
+
+
+def _check_form(entry: dict[str, Any], function: Any, at: str, found: Findings) -> None:
+    found.looked_at(15, 16)
+    if entry.get("type") != "function":
+        found.add(15, MUST, at + ".type", "the type of the call is {}".format(show(entry.get("type"))))
+    if not isinstance(function, dict):
+        found.add(16, MUST, at + ".function", f"`function` is {show(function)}, not an object")
+    elif "id" in function:
+        found.add(16, INTEROP, at + ".function", "`function` has an id of its own")
+
+
+def _check_name(name: Any, at: str, asked: Asked, found: Findings) -> None:
+    at += ".function.name"
+    if not isinstance(name, str):
+        found.add(17, MUST, at, f"the called name is {show(name)}, not a string")
+        return
+    if asked.tools is not None:
+        found.looked_at(17)
+    if name != name.strip() or not _NAME.fullmatch(name):
+        found.add(17, INTEROP, at, f"the called name {show(name)} is not [A-Za-z0-9_-]{{1,64}}")
+    elif asked.tools is not None and name not in asked.tools:
+        declared = names(list(asked.tools)) if asked.tools else "none"
+        found.add(17, INTEROP, at, f"no tool {show(name)} was declared; declared: {declared}")

@@ -1,0 +1,87 @@
+"""Rules 2 to 12 and 28: a reply that came in one piece."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from healthchecks.toolcalls.asked import Asked
+from healthchecks.toolcalls.calls import check_calls
+from healthchecks.toolcalls.exchange import INTEROP, MUST, Reply
+from healthchecks.toolcalls.findings import Findings, show
+from healthchecks.toolcalls.leaks import check_content
+from healthchecks.toolcalls.turn import (
+    check_finish_word,
+    check_identity,
+    check_outcome,
+    check_usage,
+    first_choice,
+    is_integer,
+    make_reply,
+)
+
+
+def check_plain(completion: Any, asked: Asked, found: Findings) -> Reply | None:
+    """Check a decoded reply; None when it holds no message."""
+    found.looked_at(2)
+    if not isinstance(completion, dict):
+        found.add(2, MUST, "body", f"the reply is {show(completion)}, not an object")
+        return None
+    if completion.get("object") != "chat.completion":
+        found.add(2, MUST, "object", "`object` is {}".format(show(completion.get("object"))))
+    check_identity(completion, "", asked, found)
+    usage = completion.get("usage")
+    check_usage(usage, "usage", found)
+    choice = first_choice(completion.get("choices"), "choices", asked, found)
+    if choice is None:
+        return None
+    finish, message = choice.get("finish_reason"), choice.get("message")
+    check_finish_word(finish, "choices[0].finish_reason", found)
+    if not isinstance(message, dict):
+        found.add(4, MUST, "choices[0].message", f"the message is {show(message)}, not an object")
+        return None
+    content = _check_message(message, asked, found)
+    where = "choices[0].message.tool_calls"
+    entries = _call_entries(message, where, found)
+    calls = check_calls(entries, where, from_stream=False, finish_reason=finish, asked=asked, found=found)
+    check_outcome(content, calls, finish, usage, asked, found)
+    return make_reply(content, calls, finish, usage)
+
+
+def _check_message(message: dict[str, Any], asked: Asked, found: Findings) -> str | None:
+    """Rules 6, 7, 10 and 30; returns the text."""
+    found.looked_at(6, 7, 10)
+    where = "choices[0].message."
+    if message.get("role") != "assistant":
+        found.add(6, MUST, where + "role", "the role is {}".format(show(message.get("role"))))
+    if message.get("function_call") is not None:
+        found.add(10, INTEROP, where + "function_call", "the legacy `function_call` is used")
+    content = message.get("content")
+    if "content" not in message:
+        found.add(7, MUST, where + "content", "`content` is absent")
+    elif content is not None and not isinstance(content, str):
+        found.add(7, MUST, where + "content", f"`content` is {show(content)}, not a string or null")
+    if not isinstance(content, str):
+        found.looked_at(30)
+        return None
+    check_content([content], where + "content", asked, found)
+    return content
+
+
+def _call_entries(message: dict[str, Any], where: str, found: Findings) -> list[Any]:
+    """Rules 8 and 28."""
+    found.looked_at(8)
+    entries = message.get("tool_calls")
+    if entries is None:
+        return []
+    if not isinstance(entries, list) or not entries:
+        what = "an empty list" if entries == [] else show(entries)
+        found.add(8, INTEROP, where, f"`tool_calls` is {what}; without calls it is absent")
+        return []
+    for position, entry in enumerate(entries):
+        if isinstance(entry, dict) and "index" in entry:
+            found.looked_at(28)
+            index = entry["index"]
+            if not is_integer(index) or index != position:
+                at = f"{where}[{position}].index"
+                found.add(28, INTEROP, at, f"the index of call {position} is {show(index)}")
+    return entries

@@ -1,0 +1,234 @@
+"""Rules 31 to 50: a reply that came as server-sent events, chunk by chunk."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from healthchecks.toolcalls.asked import Asked
+from healthchecks.toolcalls.calls import check_calls
+from healthchecks.toolcalls.deltas import CallDeltas
+from healthchecks.toolcalls.exchange import INTEROP, MUST, WARN, Reply
+from healthchecks.toolcalls.findings import (
+    CREATED_PER_CHUNK,
+    ROLE_IN_EVERY_DELTA,
+    Findings,
+    error_text,
+    show,
+)
+from healthchecks.toolcalls.leaks import check_content
+from healthchecks.toolcalls.sse import Events, parse_events
+from healthchecks.toolcalls.strict_json import parse_body
+from healthchecks.toolcalls.turn import (
+    check_finish_word,
+    check_identity,
+    check_outcome,
+    check_usage,
+    first_choice,
+    is_integer,
+    make_reply,
+)
+
+_DONE = "[DONE]"
+
+
+def check_stream(text: str, asked: Asked, found: Findings) -> Reply | None:
+    """Check the text of an event stream; None when no chunk could be read."""
+    events = parse_events(text)
+    if events.stray_lines:
+        found.add(31, INTEROP, "body", f"a line is no field of an event: {show(events.first_stray_line)}")
+    if not events.data:
+        found.add(31, INTEROP, "body", "the reply holds no event")
+        return None
+    data = _check_last_event(events, found)
+    end = next((number for number, event in enumerate(data) if event.strip() == _DONE), None)
+    if end is None:
+        found.add(32, INTEROP, f"events[{len(data)}]", "no `data: [DONE]` ends the stream")
+    elif end + 1 < len(data):
+        found.add(32, INTEROP, f"events[{end + 1}]", "events follow `data: [DONE]`")
+    found.looked_at(32, 47)
+    chunks = _Chunks(asked, found)
+    for number, event in enumerate(data[:end]):
+        _read_chunk(event, f"events[{number}]", chunks, found)
+    return chunks.finish(ended=end is not None)
+
+
+def _check_last_event(events: Events, found: Findings) -> tuple[str, ...]:
+    """The data of the events, less a last one that was cut."""
+    if not events.unended:
+        return events.data
+    where = f"events[{len(events.data) - 1}]"
+    last = events.data[-1]
+    if last.strip() == _DONE or _is_json(last):
+        found.add(31, INTEROP, where, "no blank line ends the last event")
+        return events.data
+    found.add(47, INTEROP, where, "the stream is cut inside an event")
+    return events.data[:-1]
+
+
+def _is_json(text: str) -> bool:
+    try:
+        parse_body(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _read_chunk(text: str, where: str, chunks: _Chunks, found: Findings) -> None:
+    """Rules 31 and 47 for one event."""
+    try:
+        chunk = parse_body(text)
+    except ValueError:
+        found.add(31, INTEROP, where, f"the data of an event is not JSON: {show(text)}")
+        return
+    if not isinstance(chunk, dict):
+        found.add(31, INTEROP, where, f"the data of an event is {show(chunk)}, not an object")
+    elif chunk.get("error") is not None:
+        chunks.failed = True
+        found.add(47, INTEROP, where, f"the stream holds an error: {error_text(chunk['error'])}")
+    else:
+        chunks.add(chunk, where)
+
+
+class _Chunks:
+    """Takes the chunks in order and keeps what the rules compare."""
+
+    def __init__(self, asked: Asked, found: Findings) -> None:
+        self._asked = asked
+        self._found = found
+        self._first: dict[str, Any] | None = None
+        self._first_delta_seen = False
+        self._content: list[str] = []
+        self._calls = CallDeltas(found)
+        self._usage: Any = None
+        self._usages = 0
+        self._finish_reasons: list[Any] = []
+        self.failed = False
+
+    def add(self, chunk: dict[str, Any], where: str) -> None:
+        found = self._found
+        if chunk.get("object") != "chat.completion.chunk":
+            found.add(33, MUST, where + ".object", "`object` is {}".format(show(chunk.get("object"))))
+        if self._first is None:
+            self._first = chunk
+            found.looked_at(33, 34, 35)
+            check_identity(chunk, where + ".", self._asked, found)
+        else:
+            self._compare(chunk, self._first, where)
+        choices = chunk.get("choices")
+        if not isinstance(choices, list):
+            found.add(4, MUST, where + ".choices", f"`choices` is {show(choices)}, not a list")
+            return
+        usage = chunk.get("usage")
+        if usage is not None:
+            self._add_usage(usage, where + ".usage", alone=not choices)
+        if choices:
+            self._add_choice(choices, where)
+        elif usage is None:
+            found.add(4, INTEROP, where + ".choices", "a chunk has neither a choice nor usage")
+
+    def _compare(self, chunk: dict[str, Any], first: dict[str, Any], where: str) -> None:
+        """Rules 34 and 35."""
+        found = self._found
+        if chunk.get("id") != first.get("id"):
+            found.add(34, MUST, where + ".id", "the id is not that of the first chunk")
+        created = chunk.get("created")
+        if created != first.get("created"):
+            known = CREATED_PER_CHUNK if is_integer(created) else None
+            found.add(35, MUST, where + ".created", "`created` is not that of the first chunk", known)
+        if chunk.get("model") != first.get("model"):
+            found.add(35, INTEROP, where + ".model", "the model is not that of the first chunk")
+
+    def _add_usage(self, usage: Any, where: str, *, alone: bool) -> None:
+        """Rule 46, all but its absence."""
+        found = self._found
+        self._usages += 1
+        self._usage = usage
+        if self._asked.include_usage is False:
+            found.add(46, INTEROP, where, "usage comes though `include_usage` was not sent")
+        elif not alone:
+            found.add(46, INTEROP, where, "usage comes in a chunk that has a choice")
+        elif self._usages == 2:
+            found.add(46, INTEROP, where, "usage comes in several chunks")
+
+    def _add_choice(self, choices: list[Any], where: str) -> None:
+        found = self._found
+        choice = first_choice(choices, where + ".choices", self._asked, found)
+        if choice is None:
+            return
+        where += ".choices[0]."
+        delta = choice.get("delta")
+        if isinstance(delta, dict):
+            self._add_delta(delta, where + "delta")
+        else:
+            found.add(4, MUST, where + "delta", f"the delta is {show(delta)}, not an object")
+        finish = choice.get("finish_reason")
+        if finish is not None:
+            if self._finish_reasons:
+                found.add(44, INTEROP, where + "finish_reason", "a second chunk has a finish reason")
+            self._finish_reasons.append(finish)
+            check_finish_word(finish, where + "finish_reason", found)
+
+    def _add_delta(self, delta: dict[str, Any], where: str) -> None:
+        found = self._found
+        found.looked_at(10, 36)
+        self._check_role(delta.get("role"), where + ".role")
+        content = delta.get("content")
+        if isinstance(content, str):
+            self._content.append(content)
+        elif content is not None:
+            found.add(7, MUST, where + ".content", f"`content` is {show(content)}, not a string or null")
+        pieces = delta.get("tool_calls")
+        if pieces is not None:
+            found.looked_at(48)
+            self._calls.add(pieces, where + ".tool_calls")
+        if delta.get("function_call") is not None:
+            found.add(10, INTEROP, where + ".function_call", "the legacy `function_call` is used")
+        if pieces and content == "":
+            found.add(48, WARN, where + ".content", "an empty text stands beside a tool delta")
+        if self._finish_reasons and (content or pieces):
+            found.add(45, INTEROP, where, "text or a tool delta comes after the finish reason")
+
+    def _check_role(self, role: Any, where: str) -> None:
+        """Rules 6 and 36."""
+        found = self._found
+        if not self._first_delta_seen:
+            self._first_delta_seen = True
+            found.looked_at(6)
+            if role is None:
+                found.add(36, INTEROP, where, "the first delta has no role")
+        elif role is not None:
+            known = ROLE_IN_EVERY_DELTA if role == "assistant" else None
+            found.add(36, INTEROP, where, "the role comes again", known)
+        if role is not None and role != "assistant":
+            found.add(6, MUST, where, f"the role is {show(role)}")
+
+    def finish(self, *, ended: bool) -> Reply | None:
+        """The rules that need the whole stream; `ended`: `data: [DONE]` came."""
+        found = self._found
+        if self._first is None:
+            return None
+        found.looked_at(44, 45)
+        if not self._finish_reasons:
+            found.add(44, INTEROP, "body", "no chunk has a finish reason")
+            if not (ended or self.failed):
+                found.add(47, INTEROP, "body", "the stream ends without finish reason and `data: [DONE]`")
+        if ended and not self.failed and self._asked.include_usage is not None:
+            found.looked_at(46)
+            if self._asked.include_usage and not self._usages:
+                found.add(46, INTEROP, "body", "no chunk has the usage that was asked for")
+        if self._usages:
+            check_usage(self._usage, "usage", found)
+        return self._reply()
+
+    def _reply(self) -> Reply:
+        """Put the deltas together and check what results as a plain reply would be."""
+        asked, found = self._asked, self._found
+        check_content(self._content, "choices[0].delta.content", asked, found)
+        content = "".join(self._content) if self._content else None
+        finish = self._finish_reasons[0] if self._finish_reasons else None
+        entries = self._calls.entries()
+        calls = check_calls(
+            entries, "tool_calls", from_stream=True, finish_reason=finish, asked=asked, found=found
+        )
+        check_outcome(content, calls, finish, self._usage, asked, found)
+        return make_reply(content, calls, finish, self._usage)

@@ -1,0 +1,112 @@
+"""What plain replies and streams have in common: rules 3, 5, 9, 11 and 12, and the `Reply` itself."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from healthchecks.toolcalls.asked import Asked
+from healthchecks.toolcalls.exchange import INTEROP, MUST, WARN, Call, Reply
+from healthchecks.toolcalls.findings import Findings, show
+
+_FINISH_REASONS = ("stop", "length", "tool_calls", "content_filter", "function_call")
+
+
+def is_integer(value: Any) -> bool:
+    """JSON true and false are integers to Python, not to anybody else."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def check_identity(completion: dict[str, Any], where: str, asked: Asked, found: Findings) -> None:
+    """Rule 3 for a whole reply or the first chunk of a stream."""
+    found.looked_at(3)
+    id_, created, model = completion.get("id"), completion.get("created"), completion.get("model")
+    if not isinstance(id_, str) or not id_:
+        found.add(3, MUST, where + "id", f"the id is {show(id_)}, not a non-empty string")
+    if not is_integer(created):
+        found.add(3, MUST, where + "created", f"`created` is {show(created)}, not an integer")
+    if not isinstance(model, str):
+        found.add(3, MUST, where + "model", f"the model is {show(model)}, not a string")
+    elif asked.model is not None and model != asked.model:
+        reason = f"the model is {show(model)}, asked for was {show(asked.model)}"
+        found.add(3, INTEROP, where + "model", reason)
+
+
+def first_choice(choices: Any, where: str, asked: Asked, found: Findings) -> dict[str, Any] | None:
+    """Rule 4; the choice that the other rules look at."""
+    found.looked_at(4)
+    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
+        found.add(4, MUST, where, "`choices` is not a list that begins with an object")
+        return None
+    if len(choices) > asked.choices:
+        found.add(4, INTEROP, where, f"there are {len(choices)} choices")
+    index = choices[0].get("index")
+    if not is_integer(index) or index != 0:
+        found.add(4, INTEROP, where + "[0].index", f"the index of the choice is {show(index)}")
+    return choices[0]
+
+
+def check_finish_word(word: Any, where: str, found: Findings) -> None:
+    """Rule 5."""
+    found.looked_at(5)
+    if word not in _FINISH_REASONS:
+        found.add(5, MUST, where, f"the finish reason is {show(word)}")
+
+
+def check_usage(usage: Any, where: str, found: Findings) -> None:
+    """Rule 11."""
+    found.looked_at(11)
+    if not isinstance(usage, dict):
+        found.add(11, INTEROP, where, f"the usage is {show(usage)}, not an object")
+        return
+    counts = [usage.get(key) for key in ("prompt_tokens", "completion_tokens", "total_tokens")]
+    if not all(is_integer(count) for count in counts):
+        reason = "prompt, completion and total tokens are {}, {} and {}".format(*map(show, counts))
+        found.add(11, INTEROP, where, reason)
+        return
+    prompt, completion, total = (int(count or 0) for count in counts)
+    if total != prompt + completion:
+        found.add(11, INTEROP, where, f"{prompt} + {completion} tokens are not {total}")
+    if completion <= 0:
+        found.add(11, INTEROP, where, "no completion tokens were counted")
+
+
+def check_outcome(
+    content: str | None, calls: tuple[Call, ...], finish: Any, usage: Any, asked: Asked, found: Findings
+) -> None:
+    """Rules 9 and 12: what came, against the finish reason and against what was billed."""
+    if finish in _FINISH_REASONS:
+        found.looked_at(9)
+    if calls and finish in ("stop", "function_call"):
+        severity = WARN if asked.forces_a_call else INTEROP
+        found.add(9, severity, "finish_reason", f"calls came, and the finish reason is {show(finish)}")
+    if finish == "tool_calls" and not calls:
+        found.add(9, INTEROP, "finish_reason", "the finish reason is `tool_calls`, and no call came")
+    something = bool(calls) or bool(content and content.strip())
+    tokens = usage.get("completion_tokens") if isinstance(usage, dict) else None
+    if something or is_integer(tokens):
+        found.looked_at(12)
+    if not something and is_integer(tokens) and int(tokens or 0) > 0 and finish != "content_filter":
+        # Cut by max_tokens inside a call, a server has nothing to show; that it says `length` is right.
+        severity = WARN if finish == "length" else INTEROP
+        reason = f"{tokens} completion tokens were counted, and there is neither text nor a call"
+        found.add(12, severity, "content", reason)
+
+
+def make_reply(content: str | None, calls: tuple[Call, ...], finish: Any, usage: Any) -> Reply:
+    """The turn, with the message to append to the history."""
+    message: dict[str, Any] = {"role": "assistant", "content": content}
+    if calls:
+        message["tool_calls"] = [_history_call(call) for call in calls]
+    return Reply(
+        content=content,
+        calls=calls,
+        finish_reason=finish if isinstance(finish, str) else None,
+        usage=usage if isinstance(usage, dict) else None,
+        message=message,
+    )
+
+
+def _history_call(call: Call) -> dict[str, Any]:
+    arguments = call.raw_arguments if isinstance(call.raw_arguments, str) else json.dumps(call.raw_arguments)
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": arguments}}

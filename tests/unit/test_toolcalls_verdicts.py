@@ -1,0 +1,231 @@
+"""What a verdict says beside the rules: severities, known faults, what was not judged, the reply."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from healthchecks.toolcalls import Exchange, Finding, Verdict, judge
+from tests.unit.toolcalls_good_replies import GoodReply, faultless, recorded
+
+STREAM_RULES = {*range(31, 47), 48, 50}
+
+
+def fired(verdict: Verdict) -> list[tuple[int, str, str | None]]:
+    return [(finding.rule, finding.severity, finding.known) for finding in verdict.findings]
+
+
+def only(reply: GoodReply) -> Finding:
+    (finding,) = judge(reply.exchange()).findings
+    return finding
+
+
+def test_a_fault_known_for_the_stated_server_is_a_warning() -> None:
+    exchange = recorded("plain_text", stream=True).exchange()
+    assert fired(judge(exchange, server="ollama/0.17.5")) == [(36, "warn", "ollama <0.32.6")]
+    assert fired(judge(exchange, server="ollama/0.32.5")) == [(36, "warn", "ollama <0.32.6")]
+
+
+@pytest.mark.parametrize("server", [None, "ollama/0.32.6", "ollama/1.0.0", "ollama", "vllm/0.10.0", ""])
+def test_without_a_server_known_to_have_it_the_fault_is_absolute(server: str | None) -> None:
+    verdict = judge(recorded("plain_text", stream=True).exchange(), server=server)
+    assert fired(verdict) == [(36, "interop", None)]
+    assert not verdict.ok
+
+
+def test_created_may_vary_where_that_is_known_but_must_be_an_integer() -> None:
+    reply = faultless("plain_text", stream=True)
+    reply.chunks[1]["created"] += 1
+    assert fired(judge(reply.exchange(), server="ollama/0.17.5")) == [(35, "warn", "ollama <0.32.6")]
+    reply.chunks[1]["created"] = None
+    assert fired(judge(reply.exchange(), server="ollama/0.17.5")) == [(35, "must", None)]
+
+
+def test_integers_as_float64_are_known_of_ollama() -> None:
+    reply = faultless("one_call", stream=False)
+    reply.request["messages"][0]["content"] = f"Store {2**63 - 1}"
+    reply.give("set_number", '{"n": 9223372036854776000}')
+    (finding,) = judge(reply.exchange(), server="ollama/0.24.0").findings
+    assert (finding.rule, finding.severity) == (27, "warn")
+    assert only(reply).severity == "interop"
+
+
+def test_stop_with_calls_is_a_warning_when_the_call_was_forced() -> None:
+    for choice in ("required", {"type": "function", "function": {"name": "get_current_weather"}}):
+        reply = faultless("one_call", stream=False)
+        reply.ending["finish_reason"] = "stop"
+        assert only(reply).severity == "interop"
+        reply.request["tool_choice"] = choice
+        assert (only(reply).rule, only(reply).severity) == (9, "warn")
+
+
+def test_a_call_cut_by_max_tokens_is_a_warning() -> None:
+    reply = faultless("one_call", stream=False)
+    reply.give("get_current_weather", '{"location": "Par')
+    reply.ending["finish_reason"] = "length"
+    assert (only(reply).rule, only(reply).severity) == (19, "warn")
+    del reply.message["tool_calls"]
+    assert (only(reply).rule, only(reply).severity) == (12, "warn")
+
+
+def test_an_undeclared_argument_that_the_schema_allows_is_a_warning() -> None:
+    reply = faultless("one_call", stream=False)
+    reply.give("get_current_weather", {"location": "Paris", "unit": "celsius"})
+    assert (only(reply).rule, only(reply).severity) == (24, "warn")
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"type": "object", "additionalProperties": {"type": "string"}, "properties": {}},
+        {"type": "object", "patternProperties": {"": {}}, "properties": {}},
+        {"type": "object"},
+        {},
+        True,
+    ],
+)
+def test_a_tool_may_take_any_argument(parameters: Any) -> None:
+    reply = faultless("one_call", stream=False)
+    reply.request["tools"][0]["function"]["parameters"] = parameters
+    assert judge(reply.exchange()).findings == ()
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        7,
+        [],
+        "x",
+        {"type": 7},
+        {"$ref": "http://localhost:1/x"},
+        {"properties": {"location": {"pattern": "("}}},
+    ],
+)
+def test_a_tool_whose_schema_is_broken_is_not_judged_by_it(parameters: Any) -> None:
+    reply = faultless("one_call", stream=False)
+    reply.request["tools"][0]["function"]["parameters"] = parameters
+    verdict = judge(reply.exchange())
+    assert verdict.findings == ()
+    assert {21, 22, 23, 24} <= set(verdict.not_judged)
+
+
+def test_a_failed_any_of_is_told_by_its_best_branch() -> None:
+    reply = faultless("one_call", stream=False)
+    optional = {"anyOf": [{"type": "string", "enum": ["celsius"]}, {"type": "null"}]}
+    reply.request["tools"][0]["function"]["parameters"]["properties"]["format"] = optional
+    reply.give("get_current_weather", {"location": "Paris", "format": 7})
+    assert only(reply).rule == 22
+    reply.give("get_current_weather", {"location": "Paris", "format": "kelvin"})
+    assert only(reply).rule == 23
+
+
+def test_a_finding_says_where() -> None:
+    reply = faultless("two_calls_parallel", stream=False)
+    reply.calls[1]["function"]["arguments"] = '{"location": "Paris", "format": "kelvin"}'
+    assert only(reply).where == "choices[0].message.tool_calls[1].function.arguments.format"
+
+
+def test_a_plain_reply_leaves_the_rules_of_streams_unjudged() -> None:
+    verdict = judge(faultless("one_call", stream=False).exchange())
+    assert set(verdict.not_judged) >= STREAM_RULES
+    assert {49, *range(51, 64)} <= set(verdict.not_judged)
+    assert set(verdict.not_judged).isdisjoint({*range(1, 13), *range(13, 25), 28, 29, 30})
+
+
+def test_a_stream_leaves_the_rules_of_plain_replies_unjudged() -> None:
+    verdict = judge(faultless("one_call", stream=True).exchange())
+    assert {2, 7, 8, 18, 28, 49} <= set(verdict.not_judged)
+    assert set(verdict.not_judged).isdisjoint({*STREAM_RULES, 5, 19} - {48, 50})
+
+
+def test_a_reply_without_calls_leaves_the_rules_of_calls_unjudged() -> None:
+    verdict = judge(faultless("plain_text", stream=False).exchange())
+    assert set(range(13, 30)) <= set(verdict.not_judged)
+
+
+def test_what_is_not_known_is_not_judged() -> None:
+    whole = faultless("one_call", stream=False).exchange()
+    assert 1 in judge(dataclasses.replace(whole, status=None)).not_judged
+    assert 1 in judge(dataclasses.replace(whole, headers=None)).not_judged
+    assert {17, 21, 22, 23, 24} <= set(judge(dataclasses.replace(whole, request={})).not_judged)
+    stream = faultless("one_call", stream=True).exchange()
+    assert 31 in judge(dataclasses.replace(stream, headers=None)).not_judged
+    unknown = judge(dataclasses.replace(stream, request={}))
+    assert unknown.findings == ()
+    assert {17, 46} <= set(unknown.not_judged)
+
+
+def test_an_empty_stream_without_usage_may_have_swallowed_a_call_or_not() -> None:
+    reply = faultless("plain_text", stream=True)
+    for delta in reply.deltas:
+        delta.pop("content", None)
+    assert 12 in {finding.rule for finding in judge(reply.exchange()).findings}
+    assert reply.events is not None
+    reply.events.remove(reply.chunks[-1])
+    del reply.request["stream_options"]
+    assert 12 in judge(reply.exchange()).not_judged
+
+
+def test_a_string_that_arrives_as_the_conversation_has_it_proves_rule_26() -> None:
+    reply = faultless("one_call", stream=False)
+    assert 26 in judge(reply.exchange()).not_judged
+    reply.request["messages"][0]["content"] = 'Run: select "天"\nfrom t where a < 1 & b'
+    reply.give("ask_database", {"query": 'select "天"\nfrom t where a < 1 & b'})
+    verdict = judge(reply.exchange())
+    assert verdict.findings == ()
+    assert 26 not in verdict.not_judged
+
+
+def test_an_integer_that_arrives_exactly_proves_rule_27() -> None:
+    reply = faultless("one_call", stream=False)
+    assert 27 in judge(reply.exchange()).not_judged
+    reply.request["messages"][0]["content"] = f"Store {2**53 + 1}"
+    reply.give("set_number", {"n": 2**53 + 1})
+    verdict = judge(reply.exchange())
+    assert verdict.findings == ()
+    assert 27 not in verdict.not_judged
+
+
+def test_a_body_above_the_limit_is_not_read() -> None:
+    exchange = faultless("one_call", stream=False).exchange()
+    size = len(exchange.body)
+    assert judge(exchange, max_body_bytes=size).ok
+    verdict = judge(exchange, max_body_bytes=size - 1)
+    assert fired(verdict) == [(1, "must", None)]
+    assert verdict.reply is None
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "streamed"])
+def test_the_reply_is_the_message_for_the_history(stream: bool) -> None:
+    reply = judge(faultless("text_before_call", stream=stream).exchange()).reply
+    assert reply is not None
+    (call,) = reply.calls
+    assert (call.name, call.index) == ("get_current_weather", 0)
+    assert call.arguments == {"location": "Paris, France", "format": "celsius"}
+    assert reply.finish_reason == "tool_calls"
+    assert reply.usage is not None
+    assert reply.usage["completion_tokens"] > 0
+    assert reply.message == {
+        "role": "assistant",
+        "content": reply.content,
+        "tool_calls": [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": "get_current_weather", "arguments": call.raw_arguments},
+            }
+        ],
+    }
+
+
+def test_a_reply_without_calls_gives_a_message_without_calls() -> None:
+    reply = judge(faultless("plain_text", stream=False).exchange()).reply
+    assert reply is not None
+    assert reply.message == {"role": "assistant", "content": reply.content}
+
+
+def test_an_error_gives_no_reply() -> None:
+    assert judge(Exchange({}, 200, None, b'{"error": "no"}')).reply is None
+    assert judge(Exchange({}, 500, None, b"")).reply is None
