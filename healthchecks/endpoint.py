@@ -1,0 +1,55 @@
+"""One request to an OpenAI-compatible server, its raw answer kept and judged."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from healthchecks.toolcalls import INTEROP, MUST, Exchange, Finding, Reply, judge
+from healthchecks.wire import send
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where to send: `url` with or without `/v1`, `key` for a bearer token.
+
+    `server`, as in "ollama/0.17.5", lets the judge know that version's known faults; without it every rule
+    is absolute.
+    """
+
+    url: str
+    model: str
+    key: str | None = None
+    server: str | None = None
+
+    @property
+    def chat_url(self) -> str:
+        """The address of chat completions; `/v1` is added unless the path ends in a version already."""
+        root = self.url.rstrip("/")
+        return (root if re.search(r"/v\d+$", root) else root + "/v1") + "/chat/completions"
+
+
+@dataclass(frozen=True)
+class Answered:
+    """`reply` is None where no reply could be read; `error` says why the answer is not whole."""
+
+    exchange: Exchange
+    findings: tuple[Finding, ...]
+    reply: Reply | None
+    error: str | None
+
+
+def ask(endpoint: Endpoint, request: Mapping[str, Any], deadline_seconds: float) -> Answered:
+    """Send `request`, the JSON body, and judge what comes back; an answer that is not whole is a finding."""
+    answer = send("POST", endpoint.chat_url, request, deadline_seconds=deadline_seconds, key=endpoint.key)
+    exchange = Exchange(request, answer.status, answer.headers, answer.body)
+    if answer.status is None:
+        nothing = Finding(1, MUST, "the whole answer", answer.error or "no answer")
+        return Answered(exchange, (nothing,), None, answer.error)
+    verdict = judge(exchange, server=endpoint.server)
+    if answer.error is None:
+        return Answered(exchange, verdict.findings, verdict.reply, None)
+    cut = Finding(47, INTEROP, "the whole answer", answer.error)
+    return Answered(exchange, (*verdict.findings, cut), None, answer.error)

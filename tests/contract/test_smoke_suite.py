@@ -1,0 +1,200 @@
+"""The whole smoke suite: on the simulated server, well and misbehaving, and on a real one where one is given."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from deploy.models import desired_model, parse_models
+from deploy.pins import parse_pins
+from deploy.render import create_request
+from healthchecks.api import load_model, loaded, server_version, wait_ready
+from healthchecks.database import make_database
+from healthchecks.gpu import check_residency
+from healthchecks.runner import CaseResult, Endpoint, load_cases, run_suite
+from healthchecks.toolcalls import WARN
+from healthchecks.wire import send
+from testbed.ollama import start_server
+
+ROOT = Path(__file__).parent.parent.parent
+CHINOOK = ROOT / "tests" / "data" / "chinook" / "Chinook_Sqlite.sqlite"
+MODELFILES = ROOT / "modelfiles"
+CALLING = ("ask_database", "weather_forecast", "weather_one_call", "weather_parallel")
+ALL = (*CALLING, "no_tools")
+BOTH = ("plain", "stream")
+
+Suite = Callable[..., Mapping[tuple[str, str], CaseResult]]
+
+
+@pytest.fixture
+def suite(tmp_path: Path) -> Suite:
+    def run(url: str, *, model: str = "canary", cases: Sequence[str] = ALL, **options: Any) -> Any:
+        database = options.pop("database", tmp_path / "music.sqlite")
+        if database != CHINOOK:
+            make_database(database, seed=options.pop("seed", 1))
+        endpoint = Endpoint(url, model, server="ollama/0.17.5")
+        results = run_suite(endpoint, load_cases(cases), database=database, **options)
+        return {(result.case, result.mode): result for result in results}
+
+    return run
+
+
+def failed(results: Mapping[tuple[str, str], CaseResult]) -> dict[tuple[str, str], list[int]]:
+    """The rules broken by each case that did not pass."""
+    return {
+        key: sorted({finding.rule for finding in result.findings if finding.severity != WARN})
+        for key, result in results.items()
+        if not result.passed
+    }
+
+
+@pytest.mark.parametrize("model", ["canary", "myqwen2"])
+def test_all_ten_pass_on_the_simulated_server(suite: Suite, model: str) -> None:
+    with start_server() as server:
+        results = suite(server.url, model=model)
+    assert len(results) == 10
+    assert failed(results) == {}
+
+
+def test_the_answer_comes_from_the_database_that_is_given(suite: Suite) -> None:
+    with start_server() as server:
+        said = [
+            suite(server.url, cases=["ask_database"], database=CHINOOK),
+            suite(server.url, cases=["ask_database"], seed=1),
+            suite(server.url, cases=["ask_database"], seed=2),
+        ]
+    assert [failed(results) for results in said] == [{}, {}, {}]
+    texts = [results["ask_database", "plain"].conversation[-1]["content"] for results in said]
+    assert "Greatest Hits" in texts[0]
+    assert len(set(texts)) == 3
+
+
+@pytest.mark.parametrize(
+    ("fault", "cases", "modes", "rule"),
+    [
+        ("text-calls", CALLING, BOTH, 30),
+        ("missing-argument", CALLING, BOTH, 21),
+        ("swallow", ALL, BOTH, 12),
+        ("duplicate-id", ["weather_parallel"], BOTH, 14),
+        ("index-zero", ["weather_parallel"], ["plain"], 28),
+        ("index-zero", ["weather_parallel"], ["stream"], 39),
+        ("no-done", ALL, ["stream"], 32),
+        ("503", ALL, BOTH, 1),
+        ("die", ALL, BOTH, 1),
+    ],
+)
+def test_a_misbehaving_server_breaks_the_right_rule_in_the_right_cases(
+    suite: Suite, fault: str, cases: Sequence[str], modes: Sequence[str], rule: int
+) -> None:
+    with start_server(faults=[fault]) as server:
+        broken = failed(suite(server.url, modes=modes))
+    assert sorted(broken) == sorted((case, mode) for case in cases for mode in modes)
+    assert all(rule in rules for rules in broken.values())
+
+
+def test_a_server_that_dies_after_a_streamed_call_leaves_a_cut_stream(suite: Suite) -> None:
+    with start_server(faults=["die-after-call"]) as server:
+        results = suite(server.url, cases=["weather_parallel"], modes=["stream"])
+    (result,) = results.values()
+    assert 47 in failed(results)["weather_parallel", "stream"]
+    assert b"tool_calls" in result.exchanges[0].body
+
+
+def test_a_hanging_server_is_given_up_at_the_deadline(suite: Suite) -> None:
+    with start_server(faults=["hang=/v1"]) as server:
+        results = suite(server.url, cases=["no_tools"], deadline_seconds=0.3)
+    assert failed(results) == {("no_tools", "plain"): [1], ("no_tools", "stream"): [1]}
+    assert {result.error for result in results.values()} == {"no answer within 0.3 s"}
+
+
+def test_a_slow_server_passes(suite: Suite) -> None:
+    with start_server(faults=["slow=0.05"]) as server:
+        assert failed(suite(server.url, cases=["no_tools"])) == {}
+
+
+def test_the_simulated_server_is_ready_loads_and_says_that_it_is_simulated() -> None:
+    with start_server() as server:
+        assert wait_ready(server.url, 10).ok
+        assert server_version(server.url).data == {"version": "0.17.5", "simulated": True}
+        assert not loaded(server.url, "canary").ok
+        assert load_model(server.url, "canary", 10).ok
+        assert loaded(server.url, "canary").ok
+        assert not load_model(server.url, "nope", 10).ok
+
+
+@pytest.mark.parametrize(
+    ("faults", "expected", "passes"),
+    [
+        ([], "none", True),
+        ([], "nvidia", False),
+        (["gpu"], "nvidia", True),
+        (["gpu=40"], "nvidia", False),
+        (["cpu"], "nvidia", False),
+    ],
+)
+def test_weights_outside_of_gpu_memory_are_noticed(faults: list[str], expected: str, passes: bool) -> None:
+    with start_server(faults=faults) as server:
+        load_model(server.url, "canary", 10)
+        assert check_residency(server.url, "canary", expected).ok is passes
+
+
+@pytest.fixture(scope="module")
+def real_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server started from `OLLAMA_BIN`, with the canary created as a deploy does it."""
+    if "OLLAMA_BIN" not in os.environ:
+        pytest.skip("OLLAMA_BIN names no real ollama")
+    state = tmp_path_factory.mktemp("real")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+    settings = {"HOME": str(state), "OLLAMA_MODELS": str(state / "models"), "OLLAMA_HOST": address}
+    settings |= {"PATH": os.environ["PATH"], "OLLAMA_NO_CLOUD": "1", "OLLAMA_GO_TEMPLATE": "1"}
+    with (state / "serve.log").open("wb") as log:
+        serve = [os.environ["OLLAMA_BIN"], "serve"]
+        process = subprocess.Popen(serve, env=settings, stdout=log, stderr=log)
+    try:
+        url = f"http://{address}"
+        assert wait_ready(url, 60).ok, (state / "serve.log").read_text()
+        create_canary(url)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def create_canary(url: str) -> None:
+    model = desired_model(
+        "canary", parse_models(MODELFILES), parse_pins(MODELFILES / "pins.toml"), MODELFILES
+    )
+    blob = (MODELFILES / model.weights.file).read_bytes()
+    requests.post(f"{url}/api/blobs/{model.weights.digest}", data=blob, timeout=60).raise_for_status()
+    answer = send("POST", f"{url}/api/create", create_request(model, "canary:latest"), deadline_seconds=60)
+    assert answer.status == 200, answer.body
+
+
+def test_all_ten_pass_on_a_real_server(suite: Suite, real_server: str) -> None:
+    check = load_model(real_server, "canary", 120)
+    assert check.ok, check.reason
+    assert failed(suite(real_server)) == {}
+
+
+def test_the_real_chinook_is_asked_on_a_real_server(suite: Suite, real_server: str) -> None:
+    results = suite(real_server, cases=["ask_database"], database=CHINOOK)
+    assert failed(results) == {}
+    assert "Greatest Hits" in results["ask_database", "plain"].conversation[-1]["content"]
+
+
+def test_a_copied_name_shares_its_runner_on_a_real_server(real_server: str) -> None:
+    copied = {"source": "canary", "destination": "twin"}
+    assert send("POST", f"{real_server}/api/copy", copied, deadline_seconds=20).status == 200
+    assert load_model(real_server, "canary", 120).ok
+    check = loaded(real_server, "twin")
+    assert check.ok
+    assert check.data["runner"]["name"] == "canary:latest"
+    assert check_residency(real_server, "twin", "none").ok

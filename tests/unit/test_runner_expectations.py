@@ -1,0 +1,118 @@
+"""What a case expects of a reply, and the sentence for each way of not meeting it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+
+from healthchecks.case import Expectation
+from healthchecks.expectations import unmet
+from healthchecks.toolcalls import Call, Reply
+
+FACTS = {"most_tracks_album": ("Silver River", "Green Garden")}
+
+
+def reply(text: str | None = None, *calls: tuple[str, Mapping[str, Any] | None]) -> Reply:
+    made = tuple(
+        Call(f"id{number}", name, json.dumps(arguments), arguments, number)
+        for number, (name, arguments) in enumerate(calls)
+    )
+    return Reply(text, made, "tool_calls" if made else "stop", None, {})
+
+
+def why(
+    expected: Sequence[tuple[str, Mapping[str, Any]]], *calls: tuple[str, Mapping[str, Any] | None]
+) -> str:
+    wanted = tuple({"name": name, "arguments": arguments} for name, arguments in expected)
+    return unmet(Expectation(55, wanted, {}), reply(None, *calls), FACTS) or "met"
+
+
+def why_text(text: Mapping[str, Any], answer: Reply) -> str:
+    return unmet(Expectation(53, None, text), answer, FACTS) or "met"
+
+
+def test_calls_match_in_any_order() -> None:
+    expected = [("f", {"x": {"equals": 1}}), ("f", {"x": {"equals": 2}})]
+    assert why(expected, ("f", {"x": 1}), ("f", {"x": 2})) == "met"
+    assert why(expected, ("f", {"x": 2}), ("f", {"x": 1})) == "met"
+
+
+def test_a_loose_expectation_leaves_the_only_fitting_call_to_a_strict_one() -> None:
+    expected = [("f", {}), ("f", {"x": {"equals": 1}})]
+    assert why(expected, ("f", {"x": 1}), ("f", {"x": 2})) == "met"
+
+
+def test_one_call_does_not_stand_for_two() -> None:
+    expected = [("f", {"x": {"equals": 1}}), ("f", {"x": {"equals": 1}})]
+    assert why(expected, ("f", {"x": 1}), ("f", {"x": 2})) == "`f` came with `x` = 2, expected 1"
+
+
+@pytest.mark.parametrize(
+    ("calls", "reason"),
+    [
+        ([], "1 call expected (`f`), nothing came"),
+        ([("f", {"x": 1}), ("f", {"x": 1})], "1 call expected (`f`), 2 calls"),
+        ([("g", {"x": 1})], "a call of `f` expected, one of `g` came"),
+        ([("f", {})], "`f` came without `x`"),
+        ([("f", None)], "`f` came without `x`"),
+        ([("f", {"x": 2})], "`f` came with `x` = 2, expected 1"),
+    ],
+)
+def test_calls_that_are_not_the_expected_ones_are_told_apart(
+    calls: list[tuple[str, Mapping[str, Any] | None]], reason: str
+) -> None:
+    assert why([("f", {"x": {"equals": 1}})], *calls).startswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("matcher", "value", "fits"),
+    [
+        ({"equals": 5}, 5, True),
+        ({"equals": 5}, "5", False),
+        ({"equals": 1}, True, False),
+        ({"equals": {"a": [1]}}, {"a": [1]}, True),
+        ({"contains": "glasgow"}, "Glasgow, Scotland", True),
+        ({"contains": "glasgow"}, "Paris", False),
+        ({"contains": "5"}, 5, False),
+        ({"any_of": ["celsius", "fahrenheit"]}, "celsius", True),
+        ({"any_of": ["celsius", "fahrenheit"]}, "kelvin", False),
+        ({"any_of": [1, 2]}, True, False),
+    ],
+)
+def test_matchers_compare_value_and_type(matcher: Mapping[str, Any], value: object, fits: bool) -> None:
+    assert (why([("f", {"x": matcher})], ("f", {"x": value})) == "met") is fits
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "reason"),
+    [
+        ({}, reply("Hello"), "met"),
+        ({}, reply("  "), "text expected, nothing came"),
+        ({}, reply(None), "text expected, nothing came"),
+        ({}, reply("Hello", ("f", {})), "text and no call expected, 1 call (`f({})`) came"),
+        ({"contains": "GLASGOW"}, reply("In Glasgow"), "met"),
+        (
+            {"contains": "Paris"},
+            reply("In Glasgow"),
+            'text with "Paris" expected, the text "In Glasgow" came',
+        ),
+        ({"any_of": ["city", "place"]}, reply("Which place?"), "met"),
+        (
+            {"any_of": ["city", "place"]},
+            reply("Why?"),
+            'text with "city" or "place" expected, the text "Why?" came',
+        ),
+        ({"database_says": "most_tracks_album"}, reply("It is Green Garden."), "met"),
+        (
+            {"database_says": "most_tracks_album"},
+            reply("It is Blue."),
+            'text with "Silver River" or "Green Garden" expected, the text "It is Blue." came',
+        ),
+        ({"contains": "a", "any_of": ["b"]}, reply("a"), 'text with "b" expected, the text "a" came'),
+    ],
+)
+def test_text_is_compared_without_regard_to_case(text: Mapping[str, Any], answer: Reply, reason: str) -> None:
+    assert why_text(text, answer) == reason
