@@ -1,0 +1,232 @@
+"""One step after the other onto one host. Each ends completely or leaves what was there."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import assert_never
+
+from deploy import commands, mirror, services
+from deploy.desired import Artefact, Desired, DesiredModel
+from deploy.errors import ChecksumMismatch, CommandFailed, ModelRefused, ServiceError, VerifyFailed
+from deploy.facts import HostFacts
+from deploy.ollama_api import OllamaApi
+from deploy.outcomes import Events, ModelVerdict, Verify, VerifyRequest
+from deploy.plan import model_differences
+from deploy.releases import unpack_release
+from deploy.render import create_request
+from deploy.steps import (
+    CreateModel,
+    FetchArchive,
+    FetchWeights,
+    LoadModel,
+    PromoteModel,
+    RemoveCandidate,
+    RemoveDamagedBlob,
+    RemoveLeftovers,
+    StartServer,
+    Step,
+    StopServer,
+    SwitchRelease,
+    UnpackRelease,
+    VerifyModel,
+)
+from deploy.transport import Transport
+
+# Hashing 5 GiB on a slow disk takes minutes.
+PLACE_SECONDS = 1800.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """One host being changed: what it should be, how it is reached, and who is asked and told."""
+
+    desired: Desired
+    transport: Transport
+    probe: Callable[[], HostFacts]
+    verify: Verify
+    events: Events
+    endpoint: str | None
+    verdicts: dict[str, ModelVerdict]
+
+    @property
+    def host(self) -> str:
+        return self.desired.host
+
+    def emit(self, event: str, **fields: object) -> None:
+        self.events(event, self.host, **fields)
+
+
+def apply_step(step: Step, site: Site) -> None:
+    """Make one change. Raises FleetError; what was served before is then still there (see `converge`)."""
+    match step:
+        case RemoveLeftovers():
+            _run(site, commands.remove(step.paths), "leftovers of a cut run could not be removed")
+        case FetchArchive():
+            _fetch(step.artefact, site)
+        case FetchWeights():
+            _fetch(step.artefact, site)
+        case UnpackRelease():
+            _unpack(step, site)
+        case StopServer():
+            services.stop_server(site.transport, step.server.process)
+        case SwitchRelease():
+            release = site.desired.paths.release(step.version)
+            _run(site, commands.switch_current(site.desired.paths.current, release), "`current` was not switched")
+        case RemoveDamagedBlob():
+            blob = site.desired.paths.models_dir / "blobs" / f"sha256-{step.sha256}"
+            _run(site, commands.remove([blob]), f"`{blob}` could not be removed")
+        case StartServer():
+            start(site, step.version, step.environment)
+        case CreateModel():
+            _create(step.model, site)
+        case VerifyModel():
+            _verify(step, site)
+        case PromoteModel():
+            _promote(step, site)
+        case RemoveCandidate():
+            with site.transport.http_url(site.desired.url) as url:
+                OllamaApi(site.host, url).delete(f"{step.name}:candidate")
+        case LoadModel():
+            with site.transport.http_url(site.desired.url) as url:
+                OllamaApi(site.host, url).load(f"{step.name}:latest")
+        case _:
+            assert_never(step)
+
+
+def start(site: Site, version: str, environment: Mapping[str, str]) -> None:
+    """Start a release's server and wait for the right version; a server that never got ready is stopped."""
+    binary = site.desired.paths.release(version) / "bin/ollama"
+    services.start_server(site.transport, site.desired.paths, binary, environment)
+    try:
+        actual = services.wait_until_ready(site.transport, site.desired, lambda: bool(site.probe().servers))
+        services.check_version(site.host, version, actual)
+    except ServiceError:
+        for server in site.probe().servers:
+            services.stop_server(site.transport, server.process)
+        raise
+
+
+def _run(site: Site, argv: commands.Argv, sentence: str, timeout_seconds: float = 60.0) -> str:
+    done = site.transport.run(argv, timeout_seconds=timeout_seconds)
+    if done.exit_code != 0:
+        raise CommandFailed(sentence=sentence, host=site.host, cause=done.last_words)
+    return done.stdout.decode(errors="replace").strip()
+
+
+def _fetch(artefact: Artefact, site: Site) -> None:
+    cache = site.transport.local_path(site.desired.paths.artefacts)
+    cache.mkdir(parents=True, exist_ok=True)
+    if artefact.local_path is not None:
+        _copy_contained(Path(artefact.local_path), artefact, cache)
+        return
+
+    def tell(progress: mirror.Progress) -> None:
+        site.emit(
+            "progress",
+            file=progress.file,
+            doing=str(progress.phase),
+            bytes=progress.done_bytes,
+            total_bytes=progress.total_bytes,
+            bytes_per_second=progress.bytes_per_second,
+            eta_seconds=progress.eta_seconds,
+        )
+
+    mirror.fetch(artefact, cache, on_progress=tell, endpoint=site.endpoint)
+
+
+def _copy_contained(source: Path, artefact: Artefact, cache: Path) -> None:
+    """What the project itself contains needs no mirror, but the same proof."""
+    final = cache / f"sha256-{artefact.sha256}" / source.name
+    with source.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    if sha256 != artefact.sha256:
+        raise ChecksumMismatch(
+            sentence=f"`{source.name}` of the project is not the pinned file",
+            expected=artefact.digest,
+            actual=f"sha256:{sha256}",
+            unchanged="the host",
+            hint="git status; a checkout with converted line ends or without the file's content is usual",
+        )
+    final.parent.mkdir(parents=True, exist_ok=True)
+    temporary = final.with_name(f".{final.name}")
+    shutil.copyfile(source, temporary)
+    temporary.replace(final)
+
+
+def _artefact_path(artefact: Artefact, site: Site) -> Path:
+    return site.transport.local_path(site.desired.paths.artefacts / f"sha256-{artefact.sha256}") / (
+        Path(artefact.file).name
+    )
+
+
+def _unpack(step: UnpackRelease, site: Site) -> None:
+    release = site.transport.local_path(site.desired.paths.release(step.version))
+    archive = _artefact_path(step.artefact, site)
+
+    def tell(written: int) -> None:
+        site.emit("progress", file=archive.name, doing="unpacking", bytes=written)
+
+    release.parent.mkdir(parents=True, exist_ok=True)
+    unpack_release(archive, release, version=step.version, sha256=step.artefact.sha256, on_progress=tell)
+    # The release directory is the archive now; going back needs no archive either.
+    _run(site, commands.remove([str(archive.parent)]), f"`{archive.name}` could not be removed")
+
+
+def _create(model: DesiredModel, site: Site) -> None:
+    name = f"{model.name}:candidate"
+    source = site.desired.paths.artefacts / f"sha256-{model.weights.sha256}" / Path(model.weights.file).name
+    place = commands.place_blob(source, site.desired.paths.models_dir, model.weights.sha256)
+    how = _run(site, place, f"the weights of `{model.name}` could not be placed", PLACE_SECONDS)
+    site.emit("blob", model=model.name, digest=model.weights.digest, how=how)
+    with site.transport.http_url(site.desired.url) as url:
+        OllamaApi(site.host, url).create(create_request(model, name))
+    # Nothing of what create says is taken on trust: the store is read again.
+    differences = model_differences(site.probe().models.get(name.lower()), model)
+    if differences:
+        raise ModelRefused(
+            sentence=f"the server made something else of `{name}` than it was given",
+            host=site.host,
+            cause="; ".join(map(str, differences)),
+        )
+
+
+def _verify(step: VerifyModel, site: Site) -> None:
+    prove(site, step.model, step.tag, site.verify)
+
+
+def prove(site: Site, model: DesiredModel, tag: str, verify: Verify) -> None:
+    """Have one model name checked. Raises VerifyFailed; the verdict is kept either way."""
+    name = f"{model.name}:{tag}"
+    with site.transport.http_url(site.desired.url) as url:
+        verdict = verify(
+            VerifyRequest(
+                host=site.host,
+                url=url,
+                model=name,
+                uses_tools=model.uses_tools,
+                version=site.desired.server.version,
+                gpu=str(site.desired.gpu),
+            )
+        )
+    site.verdicts[model.name] = verdict
+    if not verdict.passed:
+        raise VerifyFailed(
+            sentence=f"`{name}` did not pass verification",
+            host=site.host,
+            cause="\n".join(verdict.reasons),
+            hint=f"./fleet smoke --limit {site.host}",
+        )
+
+
+def _promote(step: PromoteModel, site: Site) -> None:
+    name = step.model.name
+    with site.transport.http_url(site.desired.url) as url:
+        api = OllamaApi(site.host, url)
+        if step.keeps_previous:
+            api.copy(f"{name}:latest", f"{name}:previous")
+        api.copy(f"{name}:candidate", f"{name}:latest")
+        api.delete(f"{name}:candidate")

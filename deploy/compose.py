@@ -1,0 +1,130 @@
+"""The parse stage: inventory, models and pins become the desired state of each selected host."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from deploy.desired import Artefact, Desired, DesiredModel, DesiredServer, HostPaths
+from deploy.errors import FleetError, InputErrors, PinError, UsageError, render_error
+from deploy.inventory import Inventory, InventoryHost, parse_inventory
+from deploy.models import ModelSpec, desired_model, parse_models
+from deploy.pins import Pins, parse_pins
+from deploy.settings import HostSettings, check_settings
+
+_ARCHITECTURES = ("amd64", "arm64")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sources:
+    """The files that say what is desired."""
+
+    inventory: Path
+    modelfiles: Path
+    pins: Path
+
+
+def compose(sources: Sources, limit: str | None) -> tuple[Desired, ...]:
+    """What each host that `limit` selects should be, in the inventory's order.
+
+    Raises InputErrors with every problem of all files at once.
+    """
+    problems: list[FleetError] = []
+    hosts: tuple[InventoryHost, ...] = ()
+    models: Mapping[str, ModelSpec] = {}
+    pins: Pins | None = None
+    settings: dict[str, HostSettings] = {}
+    with _collected(problems):
+        inventory = parse_inventory(sources.inventory)
+        # A mistake on a host that is not selected today is a mistake all the same.
+        settings = check_settings(inventory, data_home=data_home())
+        hosts = _select(inventory, sources, limit)
+    with _collected(problems):
+        models = parse_models(sources.modelfiles)
+    with _collected(problems):
+        pins = parse_pins(sources.pins)
+    if problems or pins is None:
+        raise _all(problems)
+    rendered: dict[str, DesiredModel] = {}
+    for name in dict.fromkeys(name for host in hosts for name in settings[host.name].models):
+        with _collected(problems):
+            rendered[name] = desired_model(name, models, pins, sources.modelfiles)
+    desired = []
+    for host in hosts:
+        with _collected(problems):
+            desired.append(_desired(host.name, settings[host.name], pins, rendered))
+    if problems:
+        raise _all(problems)
+    return tuple(desired)
+
+
+def data_home() -> PurePosixPath:
+    """`$XDG_DATA_HOME`, or `~/.local/share` (XDG base directories): where an unprivileged host's files lie."""
+    given = os.environ.get("XDG_DATA_HOME", "")
+    return PurePosixPath(given if given.startswith("/") else Path.home() / ".local/share")
+
+
+def _select(inventory: Inventory, sources: Sources, limit: str | None) -> tuple[InventoryHost, ...]:
+    hosts = inventory.select(limit)
+    if not hosts:
+        chosen = f"`--limit {limit}` selects no host" if limit else f"`{sources.inventory}` names no host"
+        raise UsageError(
+            sentence=chosen,
+            unchanged="everything",
+            hint=f"./fleet inventory --list --inventory {sources.inventory}",
+        )
+    return hosts
+
+
+def _desired(
+    host: str, settings: HostSettings, pins: Pins, rendered: Mapping[str, DesiredModel]
+) -> Desired:
+    archives: dict[str, Artefact] = {}
+    version = settings.version
+    missing: PinError | None = None
+    for architecture in _ARCHITECTURES:
+        try:
+            pinned = pins.server(version, architecture)
+        except PinError as error:
+            missing = missing or error
+            continue
+        # Without a wanted version the newest pinned one counts: of one version for all architectures.
+        version = pinned.version
+        archives[architecture] = pinned.archive
+    if not archives and missing is not None:
+        raise missing
+    assert version is not None
+    return Desired(
+        host=host,
+        connection=settings.connection,
+        paths=HostPaths(
+            root=PurePosixPath(settings.root), models_dir=PurePosixPath(settings.environment["OLLAMA_MODELS"])
+        ),
+        server=DesiredServer(
+            version=version,
+            archives=archives,
+            environment=dict(settings.environment),
+            backend=settings.service,
+        ),
+        models=tuple(rendered[name] for name in settings.models if name in rendered),
+        gpu=settings.gpu,
+    )
+
+
+@contextmanager
+def _collected(problems: list[FleetError]) -> Iterator[None]:
+    try:
+        yield
+    except InputErrors as error:
+        problems.extend(error.problems)
+    except FleetError as error:
+        problems.append(error)
+
+
+def _all(problems: Iterable[FleetError]) -> InputErrors:
+    """Two hosts of one group share a mistake: it is told once."""
+    told = {render_error(problem): problem for problem in problems}
+    return InputErrors(sentence="the input cannot be used", problems=tuple(told.values()))

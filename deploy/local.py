@@ -1,0 +1,145 @@
+"""The transport to the machine we run on: no shell, no SSH, the same promises."""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from queue import Empty, SimpleQueue
+
+import psutil
+
+from deploy.commands import render_command
+from deploy.errors import CommandFailed, HostUnreachable
+from deploy.facts import ProcessId
+from deploy.transport import Completed
+
+
+class LocalChannel:
+    """A child process whose standard input we hold: it ends when we do, kill -9 included."""
+
+    def __init__(self, host: str, argv: Sequence[str]) -> None:
+        self._host = host
+        self._process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self._lines: SimpleQueue[str] = SimpleQueue()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self._lines.put(line.decode(errors="replace").rstrip("\n"))
+        self._lines.put("")
+
+    def read_line(self, timeout_seconds: float) -> str:
+        try:
+            return self._lines.get(timeout=timeout_seconds)
+        except Empty:
+            raise HostUnreachable(
+                sentence="the command on the `channel` did not answer",
+                host=self._host,
+                cause=f"no line within {timeout_seconds:g} s",
+            ) from None
+
+    def write_line(self, text: str) -> None:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(text.encode() + b"\n")
+            self._process.stdin.flush()
+        except OSError as error:
+            raise HostUnreachable(
+                sentence="the command on the `channel` is gone", host=self._host, cause=str(error)
+            ) from error
+
+    def close(self) -> None:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        try:
+            self._process.stdin.close()
+        except OSError:
+            pass  # it is gone already, which is what closing is for
+        try:
+            self._process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._reader.join(timeout=5)
+        self._process.stdout.close()
+
+
+class LocalTransport:
+    """`deploy.transport.Transport` for this machine."""
+
+    def __init__(self, host: str) -> None:
+        self._host = host
+
+    @property
+    def host(self) -> str:
+        return self._host
+
+    def run(self, argv: Sequence[str], *, stdin: bytes = b"", timeout_seconds: float = 60.0) -> Completed:
+        try:
+            done = subprocess.run(argv, input=stdin, capture_output=True, timeout=timeout_seconds, check=False)
+        except subprocess.TimeoutExpired as error:
+            raise CommandFailed(
+                sentence=f"`{_shown(argv)}` did not end within {timeout_seconds:g} s", host=self._host
+            ) from error
+        except (OSError, ValueError) as error:
+            raise CommandFailed(
+                sentence=f"`{_shown(argv)}` could not be started", host=self._host, cause=str(error)
+            ) from error
+        return Completed(exit_code=done.returncode, stdout=done.stdout, stderr=done.stderr)
+
+    def open_channel(self, argv: Sequence[str]) -> LocalChannel:
+        return LocalChannel(self._host, argv)
+
+    def local_path(self, path: PurePosixPath) -> Path:
+        return Path(path)
+
+    @contextmanager
+    def http_url(self, url: str) -> Iterator[str]:
+        yield url
+
+    def is_running(self, process: ProcessId) -> bool:
+        return _find(process) is not None
+
+    def stop(self, process: ProcessId, *, timeout_seconds: float) -> None:
+        found = _find(process)
+        if found is None:
+            return
+        try:
+            # A runner outlives a killed server (measured): it must be known before its parent is gone.
+            family = [found, *found.children(recursive=True)]
+            found.terminate()
+            psutil.wait_procs([found], timeout=timeout_seconds)
+        except psutil.NoSuchProcess:
+            return
+        for member in family:
+            try:
+                if member.status() != psutil.STATUS_ZOMBIE:
+                    member.kill()
+            except psutil.NoSuchProcess:
+                continue
+        psutil.wait_procs(family, timeout=5)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def _find(process: ProcessId) -> psutil.Process | None:
+    try:
+        found = psutil.Process(process.pid)
+        if found.status() == psutil.STATUS_ZOMBIE:
+            return None
+        actual = ProcessId(pid=found.pid, create_time=found.create_time())
+    except psutil.NoSuchProcess:
+        return None
+    return found if actual.same_as(process) else None
+
+
+def _shown(argv: Sequence[str]) -> str:
+    """A script is long: its first line with words stands for it."""
+    if len(argv) > 2 and argv[1] == "-c":
+        return f"{argv[0]} -c ... {render_command(argv[3:6])}"
+    return render_command(argv)

@@ -1,0 +1,179 @@
+"""The probe: one script over one connection, and its reply read into facts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from deploy.errors import ProbeFailed
+from deploy.facts import Blob, Disk, HostFacts, Listener, ProcessId, ServerProcess, StoredModel
+
+PROBE_SCRIPT = Path(__file__).with_name("probe.sh")
+FIRST_LINE = b"@fleet-probe\t1"
+LAST_LINE = b"@end"
+
+_MODEL_LAYER = "application/vnd.ollama.image.model"
+_TEMPLATE_LAYER = "application/vnd.ollama.image.template"
+_PARAMETERS_LAYER = "application/vnd.ollama.image.params"
+_SYSTEM_LAYER = "application/vnd.ollama.image.system"
+
+
+class _Reply:
+    """The reply as lines and files; content is kept as bytes until its meaning is known."""
+
+    def __init__(self, reply: bytes) -> None:
+        self.rows: dict[str, list[list[str]]] = {}
+        self.files: dict[str, bytes] = {}
+        position, ended = 0, False
+        if not reply.startswith(FIRST_LINE + b"\n"):
+            raise ProbeFailed(
+                sentence="the `probe` did not answer with its version line",
+                cause=reply[:200].decode(errors="replace") or "the reply is empty",
+                unchanged="everything: a probe changes nothing",
+                hint="a login script that prints text is usual; make it silent for non-interactive shells",
+            )
+        while position < len(reply):
+            end = reply.find(b"\n", position)
+            end = len(reply) if end < 0 else end
+            line, position = reply[position:end], end + 1
+            if line == LAST_LINE:
+                ended = True
+                break
+            name, *fields = line.decode(errors="replace").split("\t")
+            if name == "@file":
+                key, size = fields[0], int(fields[1])
+                self.files[key] = reply[position : position + size]
+                position += size + 1
+            else:
+                self.rows.setdefault(name, []).append(fields)
+        if not ended:
+            raise ProbeFailed(
+                sentence="the `probe`'s reply was cut short",
+                cause=f"{len(reply)} bytes without the last line",
+                unchanged="everything: a probe changes nothing",
+                hint="run the same command again",
+            )
+
+    def first(self, name: str, default: str = "") -> str:
+        fields = self.rows.get(name, [[default]])[0]
+        return fields[0] if fields else default
+
+    def under(self, prefix: str) -> dict[str, bytes]:
+        return {key.removeprefix(prefix): data for key, data in self.files.items() if key.startswith(prefix)}
+
+
+def parse_reply(reply: bytes, root: PurePosixPath) -> HostFacts:
+    """Read the reply of `probe.sh` for the host paths below `root`.
+
+    Raises ProbeFailed when it is not a probe's reply or was cut short.
+    """
+    parsed = _Reply(reply)
+    return HostFacts(
+        architecture=parsed.first("@architecture"),
+        kernel=parsed.first("@kernel"),
+        user_id=int(parsed.first("@user_id", "-1")),
+        boot_id=parsed.first("@boot_id"),
+        tools={fields[0]: fields[1] for fields in parsed.rows.get("@tool", [])},
+        disks={
+            fields[0]: Disk(available_bytes=int(fields[1]) * 1024, mount=fields[2])
+            for fields in parsed.rows.get("@disk", [])
+        },
+        releases=_releases(parsed),
+        current=parsed.first("@current") or None,
+        artefacts={
+            fields[0].removeprefix("sha256-"): int(fields[1]) for fields in parsed.rows.get("@artefact", [])
+        },
+        leftovers=tuple(fields[0] for fields in parsed.rows.get("@leftover", [])),
+        servers=_servers(parsed, root),
+        listener=_listener(parsed),
+        blobs={
+            fields[0].removeprefix("sha256-"): Blob(
+                size_bytes=int(fields[1]), is_gguf=len(fields) > 2 and fields[2] == "GGUF"
+            )
+            for fields in parsed.rows.get("@blob", [])
+        },
+        models=_models(parsed),
+    )
+
+
+def _releases(reply: _Reply) -> dict[str, str]:
+    releases = {}
+    for version, data in reply.under("release/").items():
+        record = _json_object(data)
+        releases[version] = str(record.get("archive_sha256", "")) if record else ""
+    return releases
+
+
+def _listener(reply: _Reply) -> Listener | None:
+    for fields in reply.rows.get("@listener", []):
+        pid, command = fields[0], fields[1] if len(fields) > 1 else ""
+        return Listener(pid=None if pid == "-" else int(pid), command=command.strip())
+    return None
+
+
+def _servers(reply: _Reply, root: PurePosixPath) -> tuple[ServerProcess, ...]:
+    clock = reply.rows.get("@clock", [["0", "100"]])[0]
+    boot_time, ticks = float(clock[0] or 0), float(clock[1])
+    files = reply.under("process/")
+    servers = []
+    for pid in sorted({key.partition("/")[0] for key in files}, key=int):
+        command = tuple(files.get(f"{pid}/cmdline", b"").decode(errors="replace").splitlines())
+        lines = files.get(f"{pid}/environ", b"").decode(errors="replace").splitlines()
+        environment = dict(line.split("=", 1) for line in lines if "=" in line)
+        # The runners inherit the environment; the server is the one that was told to serve.
+        if environment.get("OLLAMA_FLEET_ROOT") != str(root) or command[-1:] != ("serve",):
+            continue
+        # proc(5): field 22 is the start time in clock ticks since boot; the name in field 2 may hold spaces.
+        fields = files.get(f"{pid}/stat", b"").decode(errors="replace").rpartition(")")[2].split()
+        if len(fields) < 20 or fields[0] == "Z":
+            continue
+        started = boot_time + float(fields[19]) / ticks
+        servers.append(
+            ServerProcess(
+                process=ProcessId(pid=int(pid), create_time=started), command=command, environment=environment
+            )
+        )
+    return tuple(servers)
+
+
+def _models(reply: _Reply) -> dict[str, StoredModel]:
+    layers = reply.under("layer/")
+    models = {}
+    for path, data in reply.under("manifest/").items():
+        name, _, tag = path.rpartition("/")
+        manifest = _json_object(data)
+        if manifest is None or not name:
+            continue
+        # Names are case-insensitive on the server (measured), so are ours.
+        models[f"{name}:{tag}".lower()] = _stored_model(manifest, layers)
+    return models
+
+
+def _stored_model(manifest: Mapping[str, Any], layers: Mapping[str, bytes]) -> StoredModel:
+    digests: dict[str, str] = {}
+    for layer in manifest.get("layers") or []:
+        digests[str(layer.get("mediaType"))] = str(layer.get("digest", "")).removeprefix("sha256:")
+
+    def text(kind: str) -> str | None:
+        data = layers.get(digests.pop(kind, ""))
+        return None if data is None else data.decode(errors="replace")
+
+    model = digests.pop(_MODEL_LAYER, None)
+    template, system, parameters = text(_TEMPLATE_LAYER), text(_SYSTEM_LAYER), text(_PARAMETERS_LAYER)
+    return StoredModel(
+        model_sha256=model,
+        template=template,
+        system=system,
+        parameters=_json_object((parameters or "{}").encode()) or {},
+        other_layers=tuple(sorted(digests)),
+    )
+
+
+def _json_object(data: bytes) -> dict[str, Any] | None:
+    try:
+        value = json.loads(data)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None

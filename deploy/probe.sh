@@ -1,0 +1,102 @@
+#!/bin/sh
+# Brings back every fact of a host in one reply.
+#   sh -s -- ROOT MODELS_DIR PORT        (this text on standard input)
+# Reply: lines of tab-separated fields. A line `@file KEY BYTES` is followed by exactly BYTES bytes of content
+# and a newline. Nothing is changed and a missing tool or file is simply not in the reply.
+# Needs a POSIX shell and the usual file tools; works with busybox.
+set -u
+LC_ALL=C
+export LC_ALL
+root=$1 models=$2 port=$3
+tab=$(printf '\t')
+case $root in /) prefix= ;; *) prefix=$root ;; esac
+state=$prefix/var/lib/ollama-fleet
+releases=$prefix/opt/ollama/releases
+
+say() {
+    line=$1
+    shift
+    for word in "$@"; do line=$line$tab$word; done
+    printf '%s\n' "$line"
+}
+
+send_file() { # KEY PATH: the file's bytes, at most 1 MiB
+    [ -f "$2" ] && [ -r "$2" ] || return 0
+    bytes=$(($(wc -c <"$2")))
+    [ "$bytes" -le 1048576 ] || return 0
+    say @file "$1" "$bytes"
+    cat "$2"
+    printf '\n'
+}
+
+send_proc() { # KEY PATH: like send_file for /proc, whose files have no size; NUL becomes newline
+    content=$(tr '\000' '\n' <"$2" 2>/dev/null; printf .) || return 0
+    content=${content%.}
+    say @file "$1" "$(($(printf '%s' "$content" | wc -c)))"
+    printf '%s\n' "$content"
+}
+
+say @fleet-probe 1
+say @architecture "$(uname -m)"
+say @kernel "$(uname -r)"
+say @user_id "$(id -u)"
+say @boot_id "$(cat /proc/sys/kernel/random/boot_id 2>/dev/null)"
+for tool in tar zstd flock python3 curl systemctl sha256sum setsid nvidia-smi; do
+    found=$(command -v "$tool" 2>/dev/null) && say @tool "$tool" "$found"
+done
+
+for directory in "$state" "$releases" "$models"; do
+    existing=$directory
+    while [ ! -d "$existing" ]; do existing=$(dirname "$existing"); done
+    df -Pk "$existing" 2>/dev/null | awk -v d="$directory" -v OFS="$tab" 'NR == 2 { print "@disk", d, $4, $6 }'
+done
+
+for directory in "$releases"/*/; do
+    [ -f "${directory}release.json" ] && send_file "release/$(basename "$directory")" "${directory}release.json"
+done
+[ -L "$prefix/opt/ollama/current" ] && say @current "$(basename "$(readlink "$prefix/opt/ollama/current")")"
+for path in "$releases"/.unpack-* "$prefix/opt/ollama"/.current-* "$state/parts"/* "$state"/.*.part \
+    "$models/blobs"/.place-*; do
+    if [ -e "$path" ] || [ -L "$path" ]; then say @leftover "$path"; fi
+done
+for path in "$state/artefacts"/sha256-*/*; do
+    case $path in *.incomplete | */.*) continue ;; esac
+    [ -f "$path" ] && say @artefact "$(basename "$(dirname "$path")")" "$(($(wc -c <"$path")))"
+done
+
+for path in "$models/blobs"/sha256-*; do
+    [ -f "$path" ] || continue
+    say @blob "$(basename "$path")" "$(($(wc -c <"$path")))" "$(head -c 4 "$path" 2>/dev/null | tr -cd '[:upper:]')"
+done
+find "$models/manifests/registry.ollama.ai/library" -type f 2>/dev/null | while IFS= read -r path; do
+    name=${path#"$models/manifests/registry.ollama.ai/library/"}
+    send_file "manifest/$name" "$path"
+    tr ',' '\n' <"$path" | sed -n 's/.*"digest" *: *"sha256:\([0-9a-f]*\)".*/\1/p' | while IFS= read -r digest; do
+        blob=$models/blobs/sha256-$digest
+        [ -f "$blob" ] && [ "$(($(wc -c <"$blob")))" -le 262144 ] && send_file "layer/$digest" "$blob"
+    done
+done
+
+say @clock "$(sed -n 's/^btime //p' /proc/stat)" "$(getconf CLK_TCK 2>/dev/null || echo 100)"
+# Our servers are known by a mark in their environment: a record on disk could be older than the process.
+grep -lF "OLLAMA_FLEET_ROOT=$root" /proc/[0-9]*/environ 2>/dev/null | while IFS= read -r path; do
+    process=${path%/environ}
+    send_proc "process/${process#/proc/}/cmdline" "$process/cmdline"
+    send_proc "process/${process#/proc/}/environ" "$process/environ"
+    send_proc "process/${process#/proc/}/stat" "$process/stat"
+done
+
+# Who listens on the port: the socket's inode, then the process that holds it.
+hexport=$(printf '%04X' "$port")
+inode=$(cat /proc/net/tcp /proc/net/tcp6 2>/dev/null |
+    awk -v p="$hexport" '{ n = split($2, a, ":") } a[n] == p && $4 == "0A" { print $10; exit }')
+if [ -n "$inode" ]; then
+    # shellcheck disable=SC2012 # the names are those of /proc: digits only
+    pid=$(ls -l /proc/[0-9]*/fd 2>/dev/null | awk -v s="socket:[$inode]" '
+        /^\/proc\// { split($1, a, "/"); pid = a[3] }
+        index($0, s) { print pid; exit }')
+    command=
+    [ -n "$pid" ] && command=$(tr '\000\t\n' '   ' <"/proc/$pid/cmdline" 2>/dev/null)
+    say @listener "${pid:--}" "$command"
+fi
+say @end

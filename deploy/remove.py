@@ -1,0 +1,87 @@
+"""Taking away what we made: the server, its releases, our state; the models only when asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+from pathlib import PurePosixPath
+
+from deploy import commands, services
+from deploy.desired import Desired, HostPaths
+from deploy.errors import CommandFailed
+from deploy.facts import HostFacts
+from deploy.host_lock import host_lock
+from deploy.outcomes import Events
+from deploy.transport import Transport
+
+
+class Models(Enum):
+    """What becomes of the model store."""
+
+    KEEP = "keep"
+    REMOVE = "remove"
+
+
+def doomed_things(desired: Desired, transport: Transport, facts: HostFacts, models: Models) -> tuple[str, ...]:
+    """What `remove_host` would take away, in words for people."""
+    servers = [f"the running server (pid {server.process.pid})" for server in facts.servers]
+    return (*servers, *(str(path) for path in _doomed(desired.paths, models) if _is_there(transport, path)))
+
+
+def remove_host(
+    desired: Desired, transport: Transport, probe: Callable[[], HostFacts], events: Events, models: Models
+) -> int:
+    """Stop our servers and remove our files; returns how many things were taken away.
+
+    The model store goes only with `Models.REMOVE`, and only where it lies below our own root: a store
+    elsewhere may be somebody else's. Raises CommandFailed with what is left.
+    """
+    paths = desired.paths
+    if not doomed_things(desired, transport, probe(), models):
+        return 0
+    taken = 0
+    with host_lock(transport, paths.lock, "remove"):
+        for server in probe().servers:
+            services.stop_server(transport, server.process)
+            events("note", desired.host, text=f"stopped the server (pid {server.process.pid})")
+            taken += 1
+        for path in _doomed(paths, models):
+            if _is_there(transport, path):
+                _remove(desired, transport, path)
+                events("note", desired.host, text=f"removed {path}")
+                taken += 1
+    transport.run(commands.remove([paths.lock]))
+    transport.run(commands.remove_empty(_parents(paths)))
+    return taken
+
+
+def _is_there(transport: Transport, path: PurePosixPath) -> bool:
+    local = transport.local_path(path)
+    return local.exists() or local.is_symlink()
+
+
+def _remove(desired: Desired, transport: Transport, path: PurePosixPath) -> None:
+    done = transport.run(commands.remove([path]), timeout_seconds=600)
+    if done.exit_code != 0:
+        raise CommandFailed(
+            sentence=f"`{path}` could not be removed",
+            host=desired.host,
+            cause=done.last_words,
+            unchanged="what comes after it; run the same command again to go on",
+        )
+
+
+def _doomed(paths: HostPaths, models: Models) -> tuple[PurePosixPath, ...]:
+    ours = (paths.current, paths.releases, paths.artefacts, paths.parts, paths.server_home, paths.log.parent)
+    if models is Models.REMOVE and paths.models_dir.is_relative_to(paths.root):
+        return (*ours, paths.models_dir)
+    return ours
+
+
+def _parents(paths: HostPaths) -> list[PurePosixPath]:
+    """The directories that only we had a reason to make, deepest first; those with other content stay."""
+    root = paths.root
+    chain = [paths.state, paths.models_dir, paths.models_dir.parent, root / "opt/ollama"]
+    if root != PurePosixPath("/"):
+        chain += [root / "opt", root / "var/lib", root / "var/log", root / "var", root]
+    return [path for path in chain if path != root.parent]

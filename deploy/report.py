@@ -1,0 +1,221 @@
+"""What a run tells: one JSON event a line, plain lines, or a terminal with progress. One place renders each event."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TextIO
+
+from deploy.errors import FleetError, error_fields, render_error
+from deploy.outcomes import HostOutcome
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
+
+PROGRESS_SECONDS = 1.0
+_MIB = 1024 * 1024
+
+
+class Report:
+    """Receives every event of a run (`deploy.outcomes.Events`); safe to call from many threads.
+
+    With `as_json` each event is one line on standard output and nothing else is; otherwise standard output
+    gets words for people, with a progress bar where it is a terminal.
+    """
+
+    def __init__(self, *, as_json: bool, stdout: TextIO | None = None, stderr: TextIO | None = None) -> None:
+        self._stdout = stdout or sys.stdout
+        self._stderr = stderr or sys.stderr
+        self._json = as_json
+        self._lock = threading.RLock()
+        self._last_progress: dict[str, float] = {}
+        self._bars = None if as_json or not self._stdout.isatty() else _Bars(self._stdout)
+        self.started = time.monotonic()
+
+    def __call__(self, event: str, host: str | None, **fields: Any) -> None:
+        with self._lock:
+            if event == "progress" and not self._is_due(host, fields):
+                return
+            if self._json:
+                self._write_json({"event": event, **({"host": host} if host else {}), **fields})
+            elif event == "progress" and self._bars is not None:
+                self._bars.show(host or "", fields)
+            else:
+                render = _LINES.get(event)
+                line = render(fields) if render is not None else None
+                if line is not None:
+                    if self._bars is not None:
+                        self._bars.clear()
+                    prefix = f"{host}: " if host else ""
+                    self._print("\n".join(prefix + part for part in line.splitlines()))
+
+    def say(self, text: str) -> None:
+        """Words for people only; never on standard output with `--json`."""
+        with self._lock:
+            print(text, file=self._stderr if self._json else self._stdout, flush=True)
+
+    def text(self, event: str, text: str, **fields: Any) -> None:
+        """A whole text as it is, without a prefix; with `--json` the field `text` of one event."""
+        if self._json:
+            self(event, None, **fields, text=text)
+        else:
+            self._stdout.write(text)
+            self._stdout.flush()
+
+    def error(self, error: FleetError) -> None:
+        """A designed error: to standard error, and as an event with `--json`."""
+        with self._lock:
+            if self._json:
+                self._write_json({"event": "error", **error_fields(error)})
+            print(render_error(error), file=self._stderr, flush=True)
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """A table for people; with `--json` the rows were events already."""
+        if self._json or not rows:
+            return
+        if self._stdout.isatty():
+            from rich.console import Console
+            from rich.table import Table
+
+            table = Table(title=title, title_justify="left")
+            for column in columns:
+                table.add_column(column)
+            for row in rows:
+                table.add_row(*row)
+            Console(file=self._stdout).print(table)
+            return
+        widths = [max(len(row[i]) for row in [columns, *rows]) for i in range(len(columns))]
+        lines = [title]
+        lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+                  for row in [columns, *rows]]
+        self._print("\n".join(lines))
+
+    def summary(self, outcomes: Sequence[HostOutcome], **more: Any) -> None:
+        """The last event of every run."""
+        counts = {
+            "hosts": len(outcomes),
+            "changed": sum(1 for outcome in outcomes if outcome.outcome == "changed"),
+            "failed": sum(1 for outcome in outcomes if outcome.outcome == "failed"),
+            "unreachable": sum(1 for outcome in outcomes if outcome.outcome == "unreachable"),
+        }
+        self.close()
+        self("summary", None, **counts, **more, seconds=round(time.monotonic() - self.started, 2))
+
+    def close(self) -> None:
+        """Take progress bars off the terminal."""
+        if self._bars is not None:
+            self._bars.clear()
+
+    def _print(self, text: str) -> None:
+        print(text, file=self._stdout, flush=True)
+
+    def _write_json(self, event: Mapping[str, Any]) -> None:
+        print(json.dumps(event, ensure_ascii=False), file=self._stdout, flush=True)
+
+    def _is_due(self, host: str | None, fields: Mapping[str, Any]) -> bool:
+        """A terminal is redrawn at every event; lines and JSON come once a second, and at the end."""
+        if self._bars is not None:
+            return True
+        key, now = f"{host} {fields.get('file')}", time.monotonic()
+        ended = fields.get("bytes") == fields.get("total_bytes")
+        if not ended and now - self._last_progress.get(key, now - 2 * PROGRESS_SECONDS) < PROGRESS_SECONDS:
+            return False
+        self._last_progress[key] = now
+        return True
+
+
+class _Bars:
+    """rich's progress bars, one a file, made only when the first byte moves."""
+
+    def __init__(self, stdout: TextIO) -> None:
+        self._stdout = stdout
+        self._progress: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
+
+    def show(self, host: str, fields: Mapping[str, Any]) -> None:
+        progress = self._progress or self._make()
+        key = f"{host} {fields['file']}"
+        words = f"{host}: {fields.get('doing', '')} {fields['file']}"
+        if key not in self._tasks:
+            self._tasks[key] = progress.add_task(words, total=None)
+        progress.update(
+            self._tasks[key], description=words, completed=fields["bytes"], total=fields.get("total_bytes")
+        )
+
+    def clear(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress, self._tasks = None, {}
+
+    def _make(self) -> Progress:
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+        from rich.progress import TimeRemainingColumn, TransferSpeedColumn
+
+        console = self._console()
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(binary_units=True),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+        )
+        self._progress.start()
+        return self._progress
+
+    def _console(self) -> Console:
+        from rich.console import Console
+
+        return Console(file=self._stdout)
+
+
+def _plan(fields: Mapping[str, Any]) -> str:
+    if not fields["steps"]:
+        return "nothing to change"
+    lines = [f"{len(fields['steps'])} steps:"]
+    lines += [f"  {s['phase']:<8} {s['step']:<16} {s['subject']} ({s['reason']})" for s in fields["steps"]]
+    return "\n".join(lines)
+
+
+def _progress_line(fields: Mapping[str, Any]) -> str:
+    total = fields.get("total_bytes")
+    text = f"  {fields.get('doing', '')} {fields['file']}: {fields['bytes'] / _MIB:.1f} MiB"
+    if total:
+        text += f" of {total / _MIB:.1f} MiB"
+    if fields.get("bytes_per_second"):
+        text += f", {fields['bytes_per_second'] / _MIB:.1f} MiB/s"
+    if fields.get("eta_seconds"):
+        text += f", {fields['eta_seconds']:.0f} s left"
+    return text
+
+
+def _case(fields: Mapping[str, Any]) -> str:
+    verdict = "passed" if fields["passed"] else "FAILED"
+    lines = [f"  {fields['case']:<18} {fields['mode']:<7} {verdict}  {fields['seconds']:.2f} s"]
+    lines += [f"    rule {f['rule']} ({f['severity']}) {f['where']}: {f['reason']}"
+              for f in fields.get("findings", ()) if f["severity"] != "warn"]
+    if fields.get("error"):
+        lines.append(f"    {fields['error']}")
+    return "\n".join(lines)
+
+
+def _summary(fields: Mapping[str, Any]) -> str:
+    words = [f"{name.replace('_', ' ')} {value}" for name, value in fields.items() if name != "seconds"]
+    return f"{', '.join(words)}, in {fields['seconds']:.1f} s"
+
+
+_LINES: Mapping[str, Callable[[Mapping[str, Any]], str | None]] = {
+    "plan": _plan,
+    "step_started": lambda f: f"{f['phase']}: {f['step']} {f['subject']}",
+    "progress": _progress_line,
+    "blob": lambda f: f"  weights of {f['model']} {f['how']} in the store, sha256 verified",
+    "case": _case,
+    "note": lambda f: str(f["text"]),
+    "host_done": lambda f: f"{f['outcome']}, {f['steps_done']} steps, {f['seconds']:.1f} s",
+    "summary": _summary,
+}

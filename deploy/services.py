@@ -1,0 +1,107 @@
+"""The `process` backend: start and stop `ollama serve` as operations. It does not supervise, and says so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import PurePosixPath
+
+import requests
+import tenacity
+
+from deploy import commands
+from deploy.desired import Desired, HostPaths
+from deploy.errors import FleetError, ServiceError
+from deploy.facts import ProcessId, ServerProcess
+from deploy.ollama_api import OllamaApi
+from deploy.transport import Transport
+
+START_SECONDS = 60.0
+STOP_SECONDS = 15.0
+POLL_SECONDS = 0.05
+LOG_LINES = 15
+
+
+def start_server(
+    transport: Transport, paths: HostPaths, binary: PurePosixPath, environment: Mapping[str, str]
+) -> None:
+    """Start `ollama serve` and return at once.
+
+    The release's own path is executed, not `current`: the command line then tells which release runs.
+    """
+    made = transport.run(
+        ("mkdir", "-p", str(paths.server_home), str(paths.models_dir), str(paths.log.parent))
+    )
+    if made.exit_code == 0:
+        made = transport.run(commands.start_process(paths.log, environment, (str(binary), "serve")))
+    if made.exit_code != 0:
+        raise ServiceError(
+            sentence=f"`{binary} serve` could not be started", host=transport.host, cause=made.last_words
+        )
+
+
+def wait_until_ready(transport: Transport, desired: Desired, is_alive: Callable[[], bool]) -> str:
+    """Wait for an answer of `/api/version` and return the version.
+
+    A connect proves nothing: the port listens before the server is ready (measured on 0.17.5), so this is a
+    real request. Raises ServiceError with the end of the server's log when it dies or stays silent.
+    """
+    with transport.http_url(desired.url) as url:
+        api = OllamaApi(transport.host, url)
+
+        def ask() -> str:
+            try:
+                return api.version(timeout_seconds=5.0)
+            except (requests.RequestException, ValueError, KeyError) as error:
+                if not is_alive():
+                    raise _not_ready(transport, desired, "it exited") from error
+                raise
+
+        try:
+            return tenacity.Retrying(
+                retry=tenacity.retry_if_exception_type((requests.RequestException, ValueError, KeyError)),
+                stop=tenacity.stop_after_delay(START_SECONDS),
+                wait=tenacity.wait_fixed(POLL_SECONDS),
+                reraise=True,
+            )(ask)
+        except (requests.RequestException, ValueError, KeyError) as error:
+            raise _not_ready(transport, desired, f"no answer within {START_SECONDS:g} s: {error}") from error
+
+
+def _not_ready(transport: Transport, desired: Desired, cause: str) -> FleetError:
+    log = transport.run(commands.tail(desired.paths.log, LOG_LINES)).stdout.decode(errors="replace").strip()
+    return ServiceError(
+        sentence=f"the server of release `{desired.server.version}` did not become ready",
+        host=transport.host,
+        cause=f"{cause}; the end of its log:\n{log}",
+        hint=f"the whole log is {desired.paths.log}",
+    )
+
+
+def check_version(host: str, expected: str, actual: str) -> None:
+    """A tag is not a version: what runs must say what was pinned."""
+    if actual.removeprefix("v") != expected.removeprefix("v"):
+        raise ServiceError(
+            sentence=f"the server of release `{expected}` says that it is another version",
+            host=host,
+            expected=expected,
+            actual=actual,
+            cause="the archive under this tag holds another build (seen in the mirror: v0.5.8 held 0.5.8-rc10)",
+            hint="pin another tag: ./fleet pin",
+        )
+
+
+def stop_server(transport: Transport, process: ProcessId) -> None:
+    """SIGTERM, SIGKILL after 15 s; raises ServiceError if it survives that."""
+    transport.stop(process, timeout_seconds=STOP_SECONDS)
+    if transport.is_running(process):
+        raise ServiceError(
+            sentence=f"the server with pid `{process.pid}` does not end",
+            host=transport.host,
+            cause="it survived SIGTERM and SIGKILL; a driver call that hangs is usual",
+            hint=f"cat /proc/{process.pid}/stack",
+        )
+
+
+def binary_of(server: ServerProcess) -> PurePosixPath | None:
+    """The `bin/ollama` that a running server was started from."""
+    return next((PurePosixPath(word) for word in server.command if word.endswith("/bin/ollama")), None)
