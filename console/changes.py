@@ -1,0 +1,204 @@
+"""The tasks that change hosts: each shows its plan, asks, acts and tells every host's outcome."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from console.proof import check_served, smoke_database, verify_model
+from console.run import Run, may_change, transport_for
+from deploy import services
+from deploy.converge import Options, converge, probe_host
+from deploy.desired import Desired
+from deploy.errors import ExitCode, FleetError, UsageError
+from deploy.fleet import each, interrupts
+from deploy.host_lock import host_lock
+from deploy.outcomes import HostOutcome, ModelVerdict, Outcome, VerifyRequest
+from deploy.plan import Plan, Selection, everything, only_service, plan, render_plan
+from deploy.remove import Models, doomed_things, remove_host
+
+
+def make_plans(run: Run, hosts: Sequence[Desired], selection: Selection = everything) -> tuple[Plan, ...]:
+    """Every host's plan; changes nothing."""
+
+    def one(desired: Desired) -> Plan:
+        return plan(desired, probe_host(desired, transport_for(desired)), selection)
+
+    return each(hosts, one, run.forks)
+
+
+def show_plans(run: Run) -> bool:
+    """`plan`: tell every host's plan; whether there is anything to change."""
+    plans = make_plans(run, run.hosts())
+    _tell_plans(run, plans)
+    different = [item for item in plans if not item.is_empty]
+    run.report.summary(
+        [HostOutcome(host=item.host, outcome=Outcome.OK) for item in plans],
+        to_change=len(different),
+        steps=sum(len(item.steps) for item in plans),
+    )
+    return bool(different)
+
+
+def deploy_asking(run: Run, task: str, selection: Selection, *, yes: bool, verify: bool) -> ExitCode:
+    """`deploy` and its single phases."""
+    hosts = run.hosts()
+    if not yes:
+        plans = make_plans(run, hosts, selection)
+        if not all(item.is_empty for item in plans):
+            _tell_plans(run, plans)
+            if not may_change(run.report, yes=yes):
+                run.report.summary([HostOutcome(host=item.host, outcome=Outcome.SKIPPED) for item in plans])
+                return ExitCode.USAGE
+    outcomes = deploy_hosts(run, hosts, task, selection, verify=verify)
+    run.report.summary(outcomes, **count_cases(outcomes), **ollama_word(outcomes))
+    return exit_code(outcomes)
+
+
+def deploy_hosts(
+    run: Run, hosts: Sequence[Desired], task: str, selection: Selection = everything, *, verify: bool = False
+) -> tuple[HostOutcome, ...]:
+    """Converge every host; with `verify` a host that needed no change runs the suite too."""
+    with smoke_database(run.database) as database, interrupts(run.stop_requested, run.report.say):
+
+        def prove(request: VerifyRequest) -> ModelVerdict:
+            return verify_model(request, database, run.report)
+
+        options = Options(
+            task=task,
+            verify=prove,
+            check=prove if verify else lambda request: check_served(request.url, request.model),
+            events=run.report,
+            stop_requested=run.stop_requested,
+            selection=selection,
+            endpoint=run.endpoint,
+        )
+        return each(
+            hosts, lambda host: tell_outcome(run, converge(host, transport_for(host), options)), run.forks
+        )
+
+
+def service_asking(run: Run, action: str, *, yes: bool) -> ExitCode:
+    """`service`: `converge`, or the operations `start`, `stop` and `restart`."""
+    if action in ("converge", "start"):
+        return deploy_asking(run, "service", only_service, yes=yes, verify=False)
+    if action not in ("stop", "restart"):
+        raise UsageError(
+            sentence=f"`service {action}` is no action",
+            unchanged="everything",
+            hint="./fleet service converge|start|stop|restart",
+        )
+    hosts = run.hosts()
+    running = sum(len(probe_host(desired, transport_for(desired)).servers) for desired in hosts)
+    run.report.say(f"{action}: {running} running server{'' if running == 1 else 's'}")
+    if running and not may_change(run.report, yes=yes):
+        run.report.summary([HostOutcome(host=desired.host, outcome=Outcome.SKIPPED) for desired in hosts])
+        return ExitCode.USAGE
+    outcomes = each(hosts, lambda desired: tell_outcome(run, _stop(desired, run)), run.forks)
+    if action == "restart" and not exit_code(outcomes):
+        outcomes = deploy_hosts(run, hosts, "service", only_service)
+    run.report.summary(outcomes)
+    return exit_code(outcomes)
+
+
+def _stop(desired: Desired, run: Run) -> HostOutcome:
+    transport = transport_for(desired)
+
+    def stop() -> int:
+        with host_lock(transport, desired.paths.lock, "service stop"):
+            servers = probe_host(desired, transport).servers
+            for server in servers:
+                services.stop_server(transport, server.process)
+                run.report("note", desired.host, text=f"stopped pid {server.process.pid}")
+        return len(servers)
+
+    return _outcome_of(desired, stop)
+
+
+def remove_asking(run: Run, *, yes: bool, models: bool) -> ExitCode:
+    """`remove`: everything of ours, the model store only when asked."""
+    hosts = run.hosts()
+    store = Models.REMOVE if models else Models.KEEP
+    doomed = 0
+    for desired in hosts:
+        transport = transport_for(desired)
+        for thing in doomed_things(desired, transport, probe_host(desired, transport), store):
+            run.report("note", desired.host, text=f"would remove {thing}")
+            doomed += 1
+    if doomed and not may_change(run.report, yes=yes):
+        run.report.summary([HostOutcome(host=desired.host, outcome=Outcome.SKIPPED) for desired in hosts])
+        return ExitCode.USAGE
+    outcomes = remove_hosts(run, hosts, store)
+    run.report.summary(outcomes)
+    return exit_code(outcomes)
+
+
+def remove_hosts(run: Run, hosts: Sequence[Desired], models: Models) -> tuple[HostOutcome, ...]:
+    """Remove without asking."""
+
+    def one(desired: Desired) -> HostOutcome:
+        transport = transport_for(desired)
+        probe = lambda: probe_host(desired, transport)  # noqa: E731
+        return tell_outcome(
+            run, _outcome_of(desired, lambda: remove_host(desired, transport, probe, run.report, models))
+        )
+
+    return each(hosts, one, run.forks)
+
+
+def _outcome_of(desired: Desired, work: Callable[[], int]) -> HostOutcome:
+    """An operation that is no converge, as an outcome; `work` returns how many things it changed."""
+    try:
+        changed = work()
+    except FleetError as error:
+        error.host = error.host or desired.host
+        return HostOutcome(host=desired.host, outcome=Outcome.FAILED, error=error)
+    return HostOutcome(
+        host=desired.host, outcome=Outcome.CHANGED if changed else Outcome.OK, steps_done=changed
+    )
+
+
+def tell_outcome(run: Run, outcome: HostOutcome) -> HostOutcome:
+    """One host's end as an event, its error as a designed one."""
+    if outcome.error is not None:
+        run.report.error(outcome.error)
+    run.report(
+        "host_done",
+        outcome.host,
+        outcome=str(outcome.outcome),
+        steps_done=outcome.steps_done,
+        seconds=outcome.seconds,
+        **ollama_word([outcome]),
+    )
+    return outcome
+
+
+def ollama_word(outcomes: Sequence[HostOutcome]) -> dict[str, str]:
+    """`simulated` or `real`: every report says which kind of server it was made with, once it has met one."""
+    verdicts = [verdict for outcome in outcomes for verdict in outcome.verdicts.values()]
+    if not verdicts:
+        return {}
+    return {"ollama": "simulated" if any(verdict.simulated for verdict in verdicts) else "real"}
+
+
+def count_cases(outcomes: Sequence[HostOutcome]) -> dict[str, int]:
+    """How many cases passed and failed, over all hosts and models."""
+    cases = [case for outcome in outcomes for verdict in outcome.verdicts.values() for case in verdict.cases]
+    passed = sum(1 for case in cases if case["passed"])
+    return {"cases_passed": passed, "cases_failed": len(cases) - passed}
+
+
+def exit_code(outcomes: Sequence[HostOutcome]) -> ExitCode:
+    """The largest of the hosts' codes; a failed verdict is a failed host."""
+    codes = [
+        max(outcome.exit_code, ExitCode.FAILED if outcome.outcome is Outcome.FAILED else ExitCode.DONE)
+        for outcome in outcomes
+    ]
+    return max(codes, default=ExitCode.DONE)
+
+
+def _tell_plans(run: Run, plans: Sequence[Plan]) -> None:
+    for item in plans:
+        fields = render_plan(item)
+        run.report("plan", fields.pop("host"), **fields)
+
+

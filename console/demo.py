@@ -1,0 +1,153 @@
+"""`demo`: the whole job on this machine; and the parts of the testbed one by one."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from console.changes import count_cases, deploy_hosts, exit_code, ollama_word, remove_hosts
+from console.run import MODELFILES, Run
+from console.views import show_cases, smoke_hosts
+from deploy.compose import Sources
+from deploy.errors import ExitCode, HostLocked, NotConverged, PortTaken, UsageError
+from deploy.outcomes import HostOutcome, Outcome
+from deploy.remove import Models
+from deploy.report import Report
+from testbed.mirror import MirrorRepo
+from testbed.demo import DemoRunning, DemoSite, demo_directory, demo_site, embedded_repos, free_port, write_inventory
+
+CANARY = MODELFILES / "canary/canary.gguf"
+PORT_ATTEMPTS = 3
+
+
+def run_demo(report: Report, *, keep: bool, database: Path | None) -> ExitCode:
+    """Deploy onto this machine from the testbed, twice, play the suite, and take everything away again."""
+    directory = demo_directory()
+    try:
+        with demo_site(directory, CANARY, lambda line: None) as site:
+            for note in site.notes:
+                report("note", None, text=note)
+            outcomes = _play(report, site, database, keep=keep)
+    except DemoRunning as running:
+        raise HostLocked(
+            sentence=f"another demo runs in `{directory}`",
+            cause=f"it holds {running}",
+            unchanged="everything",
+            hint="wait for it, or set XDG_STATE_HOME to another directory",
+        ) from None
+    if keep:
+        _tell_what_stays(report, site)
+    else:
+        _forget(directory)
+    report.summary(outcomes, **count_cases(outcomes), **ollama_word(outcomes))
+    return exit_code(outcomes)
+
+
+def _play(report: Report, site: DemoSite, database: Path | None, *, keep: bool) -> tuple[HostOutcome, ...]:
+    run = Run(
+        report=report,
+        sources=Sources(inventory=site.inventory, modelfiles=MODELFILES, pins=site.pins),
+        limit=None,
+        forks=1,
+        stop_requested=threading.Event(),
+        endpoint=site.endpoint,
+        database=database,
+    )
+    first = _deploy_on_free_port(run, site)
+    outcomes = first
+    try:
+        if not exit_code(first):
+            report("note", None, text="deploying a second time: nothing may change")
+            second = deploy_hosts(run, run.hosts(), "deploy")
+            _check_unchanged(second)
+            smoked = smoke_hosts(run, run.hosts(), None)
+            show_cases(report, smoked)
+            # What changed is told by the first deploy, what works by the suite over the served name.
+            outcomes = tuple(_joined(one, other) for one, other in zip(first, smoked, strict=True))
+    finally:
+        if not keep:
+            remove_hosts(run, run.hosts(), Models.REMOVE)
+    return outcomes
+
+
+def _deploy_on_free_port(run: Run, site: DemoSite) -> tuple[HostOutcome, ...]:
+    """A free port can be taken between choosing and using it; another one is chosen then."""
+    outcomes = deploy_hosts(run, run.hosts(), "deploy")
+    for _ in range(PORT_ATTEMPTS):
+        if not any(isinstance(outcome.error, PortTaken) for outcome in outcomes):
+            break
+        write_inventory(site.inventory, free_port())
+        outcomes = deploy_hosts(run, run.hosts(), "deploy")
+    return outcomes
+
+
+def _check_unchanged(outcomes: Sequence[HostOutcome]) -> None:
+    changed = [outcome for outcome in outcomes if outcome.outcome is not Outcome.OK]
+    if changed:
+        raise NotConverged(
+            sentence="the second `deploy` of the demo was not empty",
+            host=changed[0].host,
+            actual=f"{changed[0].steps_done} changes",
+            expected="0 changes",
+        )
+
+
+def _joined(deployed: HostOutcome, smoked: HostOutcome) -> HostOutcome:
+    return HostOutcome(
+        host=deployed.host,
+        outcome=smoked.outcome if smoked.outcome is Outcome.FAILED else deployed.outcome,
+        steps_done=deployed.steps_done,
+        seconds=deployed.seconds,
+        verdicts=smoked.verdicts,
+        version=deployed.version,
+    )
+
+
+def _tell_what_stays(report: Report, site: DemoSite) -> None:
+    inventory = site.inventory
+    report("note", None, text=f"kept: {site.directory}")
+    for task in ("status", "plan", "smoke", "remove --models"):
+        report("note", None, text=f"  ./fleet {task} --inventory {inventory}")
+
+
+def _forget(directory: Path) -> None:
+    """The demo's own directory, and the parents that only it had a reason to make."""
+    shutil.rmtree(directory, ignore_errors=True)
+    for parent in (directory.parent,):
+        try:
+            parent.rmdir()
+        except OSError:
+            return
+
+
+def run_testbed(
+    action: str, port: int, directory: str | None, script: str | None, faults: list[str], models: str | None
+) -> int:
+    """`testbed mirror` and `testbed ollama`; both serve until Ctrl-C."""
+    if action == "mirror":
+        from testbed.mirror import serve_mirror
+
+        work = demo_directory().with_name("testbed")
+
+        def embedded() -> Sequence[MirrorRepo]:
+            work.mkdir(parents=True, exist_ok=True)
+            return embedded_repos(work, CANARY)
+
+        serve_mirror(port=port, directory=Path(directory) if directory else None, default_repos=embedded)
+        return 0
+    if action == "ollama":
+        from testbed import ollama
+
+        argv = ["serve", "--port", str(port)]
+        argv += ["--script", script] if script else []
+        argv += ["--models", models] if models else []
+        for fault in faults:
+            argv += ["--fault", fault]
+        return ollama.main(argv)
+    raise UsageError(
+        sentence=f"`testbed {action}` is no part of the testbed",
+        unchanged="everything",
+        hint="./fleet testbed mirror|ollama",
+    )

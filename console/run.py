@@ -1,0 +1,80 @@
+"""One invocation: its sources, its hosts, its report."""
+
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+from deploy.compose import Sources, compose
+from deploy.desired import Desired
+from deploy.errors import UsageError
+from deploy.local import LocalTransport
+from deploy.report import Report
+
+PROJECT = Path(__file__).resolve().parent.parent
+MODELFILES = PROJECT / "modelfiles"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """Where an invocation reads from and whom it tells."""
+
+    report: Report
+    sources: Sources
+    limit: str | None
+    forks: int
+    stop_requested: threading.Event
+    endpoint: str | None = None
+    database: Path | None = None
+
+    def hosts(self) -> tuple[Desired, ...]:
+        """The desired state of every selected host. Raises InputErrors with all problems at once."""
+        return compose(self.sources, self.limit)
+
+
+def make_sources(inventory: str | None, pins: str | None) -> Sources:
+    """The inventory given, else `inventory.ini` here, else the project's; pins beside it win over the project's."""
+    chosen = inventory_path(inventory)
+    beside = chosen.parent / "pins.toml"
+    if pins is not None:
+        found = Path(pins)
+    else:
+        found = beside if beside.exists() else MODELFILES / "pins.toml"
+    return Sources(inventory=chosen, modelfiles=MODELFILES, pins=found)
+
+
+def inventory_path(given: str | None) -> Path:
+    """The inventory that a task reads."""
+    if given is not None:
+        return Path(given)
+    here = Path("inventory.ini")
+    return here if here.exists() else PROJECT / "inventory.ini"
+
+
+def transport_for(desired: Desired) -> LocalTransport:
+    """How a host is reached. Raises UsageError for a connection that this release does not have."""
+    if desired.connection != "local":
+        raise UsageError(
+            sentence=f"`{desired.host}` would be reached over `{desired.connection}`, which this release cannot",
+            host=desired.host,
+            unchanged="everything",
+            hint=f"run fleet on that host, with `{desired.host} ansible_connection=local` in its inventory",
+        )
+    return LocalTransport(desired.host)
+
+
+def is_terminal() -> bool:
+    """Whether a person can be asked."""
+    return os.isatty(0) and os.isatty(1)
+
+
+def may_change(report: Report, *, yes: bool) -> bool:
+    """Whether a task may make the changes it has just shown: told so by `--yes`, or asked on a terminal."""
+    if yes:
+        return True
+    if not is_terminal():
+        report.say("nothing was changed: there is no terminal to ask on; give --yes to make these changes")
+        return False
+    return input("make these changes? [y/N] ").strip().lower() in ("y", "yes")

@@ -1,0 +1,144 @@
+"""The tasks that only look: status, smoke, render, inventory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from console.changes import count_cases, exit_code, ollama_word, tell_outcome
+from console.proof import smoke_database, verify_model
+from console.run import MODELFILES, Run, inventory_path, transport_for
+from deploy.converge import probe_host
+from deploy.desired import Desired, DesiredModel
+from deploy.errors import ExitCode
+from deploy.facts import HostFacts
+from deploy.fleet import each
+from deploy.outcomes import HostOutcome, Outcome, VerifyRequest
+from deploy.plan import Plan, plan, render_plan
+from deploy.report import Report
+from healthchecks.api import server_version
+
+
+def show_smoke(run: Run, cases: Sequence[str] | None) -> ExitCode:
+    """`smoke`: the suite against what every host serves, and its table."""
+    outcomes = smoke_hosts(run, run.hosts(), cases)
+    show_cases(run.report, outcomes)
+    run.report.summary(outcomes, **count_cases(outcomes), **ollama_word(outcomes))
+    return exit_code(outcomes)
+
+
+def smoke_hosts(run: Run, hosts: Sequence[Desired], cases: Sequence[str] | None) -> tuple[HostOutcome, ...]:
+    """The suite against `NAME:latest` of every model of every host."""
+    with smoke_database(run.database) as database:
+
+        def one(desired: Desired) -> HostOutcome:
+            transport = transport_for(desired)
+            verdicts = {}
+            with transport.http_url(desired.url) as url:
+                for model in desired.models:
+                    request = _request(desired, url, model)
+                    verdicts[model.name] = verify_model(request, database, run.report, cases)
+            for verdict in verdicts.values():
+                if not verdict.cases:
+                    run.report("note", desired.host, text="; ".join(verdict.reasons))
+            passed = all(verdict.passed for verdict in verdicts.values())
+            outcome = Outcome.OK if passed else Outcome.FAILED
+            return tell_outcome(run, HostOutcome(host=desired.host, outcome=outcome, verdicts=verdicts))
+
+        return each(hosts, one, run.forks)
+
+
+def _request(desired: Desired, url: str, model: DesiredModel) -> VerifyRequest:
+    return VerifyRequest(
+        host=desired.host,
+        url=url,
+        model=f"{model.name}:latest",
+        uses_tools=model.uses_tools,
+        version=desired.server.version,
+        gpu=str(desired.gpu),
+    )
+
+
+def show_cases(report: Report, outcomes: Sequence[HostOutcome]) -> None:
+    """The suite's table."""
+    rows = [
+        [outcome.host, name, case["case"], case["mode"], "passed" if case["passed"] else "FAILED"]
+        + [f"{case['seconds']:.2f}"]
+        for outcome in outcomes
+        for name, verdict in outcome.verdicts.items()
+        for case in verdict.cases
+    ]
+    report.table("tool calls over /v1", ["host", "model", "case", "mode", "verdict", "seconds"], rows)
+
+
+def show_status(run: Run) -> bool:
+    """`status`: what every host serves, and whether any differs from what is desired."""
+    hosts = run.hosts()
+
+    def one(desired: Desired) -> tuple[Desired, HostFacts, Plan]:
+        facts = probe_host(desired, transport_for(desired))
+        return desired, facts, plan(desired, facts)
+
+    found = each(hosts, one, run.forks)
+    rows = []
+    for desired, facts, todo in found:
+        fields = _status_fields(desired, facts, todo)
+        run.report("status", desired.host, **fields)
+        rows.append(
+            [
+                desired.host,
+                str(fields["release"] or "-"),
+                f"pid {fields['pids'][0]}" if fields["pids"] else "stopped",
+                fields["ollama"] or "-",
+                ", ".join(fields["models"]) or "-",
+                f"{len(todo.steps)} steps to do" if todo.steps else "as desired",
+            ]
+        )
+    columns = ["host", "release", "server", "ollama", "models", "state"]
+    run.report.table("status (backend `process`: started by us, not supervised)", columns, rows)
+    different = [todo for _, _, todo in found if not todo.is_empty]
+    run.report.summary(
+        [HostOutcome(host=desired.host, outcome=Outcome.OK) for desired, _, _ in found], drifted=len(different)
+    )
+    return bool(different)
+
+
+def _status_fields(desired: Desired, facts: HostFacts, todo: Plan) -> dict[str, Any]:
+    answer = server_version(desired.url) if facts.servers else None
+    ollama = None
+    if answer is not None:
+        ollama = "no answer"
+        if answer.ok:
+            kind = "simulated" if answer.data.get("simulated") else "real"
+            ollama = f"{answer.data['version']} ({kind})"
+    return {
+        "release": facts.current,
+        "releases": sorted(facts.releases),
+        "backend": str(desired.server.backend),
+        "supervised": False,
+        "pids": [server.process.pid for server in facts.servers],
+        "address": desired.server.environment["OLLAMA_HOST"],
+        "ollama": ollama,
+        "models": sorted(facts.models),
+        "log": str(desired.paths.log),
+        "drift": render_plan(todo)["steps"],
+    }
+
+
+def show_modelfile(report: Report, name: str, *, as_published: bool) -> None:
+    """`render`: one model's Modelfile, linted; or the article's own, which is not."""
+    from deploy.models import find_model, parse_models, render_as_published, rendered_modelfile
+
+    models = parse_models(MODELFILES)
+    spec = find_model(name, models)
+    text = render_as_published(spec, MODELFILES) if as_published else rendered_modelfile(spec, MODELFILES).text
+    report.text("modelfile", text, model=spec.name)
+
+
+def show_inventory(given: str | None, limit: str | None) -> None:
+    """`inventory --list`: what `ansible-inventory --list` prints."""
+    from deploy.inventory import parse_inventory, render_list
+
+    listed = render_list(parse_inventory(inventory_path(given)), limit)
+    print(json.dumps(listed, indent=4, sort_keys=True, ensure_ascii=False))

@@ -1,0 +1,315 @@
+"""The whole pipeline on one host: what converges, and what leaves the old state serving."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+from pathlib import Path
+
+import pytest
+
+from deploy.errors import (
+    ArchiveRefused,
+    ChecksumMismatch,
+    DiskTooSmall,
+    ExitCode,
+    FleetError,
+    HostLocked,
+    InputErrors,
+    MirrorError,
+    NotAnArtefact,
+    PortTaken,
+    ServiceError,
+    VerifyFailed,
+)
+from deploy.facts import Disk
+from deploy.host_lock import host_lock
+from deploy.local import LocalTransport
+from deploy.outcomes import Outcome
+from deploy.plan import only_create, only_download, only_install, only_service
+from testbed.demo import WEIGHTS_FILE, WEIGHTS_REPO
+from testbed.mirror import Fault, FaultKind, MirrorRepo
+from testbed.mirror_http import Route
+from tests.local.conftest import CANARY, SIMULATED, Site
+
+
+def error_of(site: Site) -> FleetError:
+    outcome = site.deploy()
+    assert outcome.outcome is Outcome.FAILED
+    assert outcome.error is not None
+    return outcome.error
+
+
+def test_a_deploy_serves_the_model_and_the_second_one_changes_nothing(site: Site) -> None:
+    first = site.deploy()
+    assert first.error is None
+    assert first.outcome is Outcome.CHANGED
+    assert set(site.served()) == {"myqwen2:latest"}
+    before, pids = site.files(), [process.pid for process in site.processes()]
+
+    second = site.deploy()
+    assert second.outcome is Outcome.OK
+    assert second.steps_done == 0
+    assert site.files() == before
+    assert [process.pid for process in site.processes()] == pids
+
+
+def test_the_weights_are_in_the_store_by_hard_link(site: Site) -> None:
+    site.deploy()
+    blobs = list((site.root / "var/lib/ollama/models/blobs").glob("sha256-971af595*"))
+    sources = list((site.root / "var/lib/ollama-fleet/artefacts").glob(f"*/{WEIGHTS_FILE}"))
+    assert blobs[0].stat().st_ino == sources[0].stat().st_ino
+
+
+def test_nothing_is_writable_for_others(site: Site) -> None:
+    site.deploy()
+    loose = [
+        path for path in site.root.rglob("*") if not path.is_symlink() and path.stat().st_mode & 0o022
+    ]
+    assert loose == []
+
+
+def test_the_single_tasks_in_the_articles_order_do_what_deploy_does(site: Site) -> None:
+    for selection in (only_install, only_download, only_service, only_create):
+        outcome = site.deploy(selection)
+        assert outcome.error is None, str(outcome.error)
+        assert outcome.outcome is Outcome.CHANGED
+    assert site.plan().is_empty
+
+
+def test_a_parameter_edited_in_the_project_is_drift_with_a_name_and_is_promoted(site: Site, tmp_path: Path) -> None:
+    site.deploy()
+    old = site.served()["myqwen2:latest"]
+    site.modelfiles = shutil.copytree(site.modelfiles, tmp_path / "modelfiles")
+    template = site.modelfiles / "myqwen2.Modelfile.j2"
+    template.write_text(template.read_text().replace("PARAMETER temperature 0.7", "PARAMETER temperature 0.5"))
+
+    assert "PARAMETER temperature is `0.7`, desired `0.5`" in site.plan().steps[0].reason
+    assert site.deploy().error is None
+    served = site.served()
+    assert served["myqwen2:previous"] == old
+    assert served["myqwen2:latest"] != old
+    assert site.plan().is_empty
+
+
+def test_a_parameter_changed_on_the_server_is_drift_too(site: Site) -> None:
+    site.deploy()
+    reply = site.post(
+        "/api/create", {"model": "myqwen2", "from": "myqwen2", "parameters": {"temperature": 0.1}, "stream": False}
+    )
+    assert reply.status_code == 200, reply.text
+    assert "PARAMETER temperature is `0.1`, desired `0.7`" in site.plan().steps[0].reason
+    assert site.deploy().error is None
+    assert site.plan().is_empty
+
+
+def test_an_upgrade_switches_the_release_and_keeps_the_model(site: Site) -> None:
+    site.deploy()
+    model = site.served()
+    site.add_release("0.17.6")
+    site.pins.unlink()
+    site.version = "0.17.6"
+    outcome = site.deploy()
+    assert outcome.error is None, str(outcome.error)
+    assert site.get("/api/version") == {"version": "0.17.6"}
+    assert site.served() == model
+    assert (site.root / "opt/ollama/current").readlink().name == "0.17.6"
+    assert sorted(path.name for path in (site.root / "opt/ollama/releases").iterdir()) == ["0.17.5", "0.17.6"]
+
+
+def broken_binary(tmp_path: Path, line: str) -> Path:
+    """The simulated Ollama with one statement before its own."""
+    path = tmp_path / "broken-ollama"
+    text = SIMULATED.read_text()
+    path.write_text(text.replace("python=\n", f"{line}\npython=\n", 1))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("line", "cause"),
+    [
+        ("echo 'panic: no such table'; exit 2", "panic: no such table"),
+        ("OLLAMA_SIMULATED_VERSION=0.1.2; export OLLAMA_SIMULATED_VERSION", "another version"),
+        ("OLLAMA_SIMULATED_FAULT=text-calls; export OLLAMA_SIMULATED_FAULT", "rule"),
+        ("OLLAMA_SIMULATED_FAULT=missing-argument; export OLLAMA_SIMULATED_FAULT", "rule 21"),
+        ("OLLAMA_SIMULATED_FAULT=swallow; export OLLAMA_SIMULATED_FAULT", "rule 12"),
+    ],
+)
+def test_a_broken_release_is_taken_back_and_the_old_one_serves(
+    site: Site, tmp_path: Path, line: str, cause: str
+) -> None:
+    site.deploy()
+    before = site.served()
+    site.add_release("0.17.6", binary=broken_binary(tmp_path, line))
+    site.pins.unlink()
+    site.version = "0.17.6"
+
+    error = error_of(site)
+    assert isinstance(error, ServiceError | VerifyFailed)
+    assert cause in str(error)
+    assert "release 0.17.5 serves again, as before" in str(error.unchanged)
+    assert site.get("/api/version") == {"version": "0.17.5"}
+    assert site.served() == before
+    assert (site.root / "opt/ollama/current").readlink().name == "0.17.5"
+    assert len(site.processes()) == 1
+
+
+def test_a_candidate_that_fails_is_removed_and_the_old_model_keeps_its_name(site: Site, tmp_path: Path) -> None:
+    site.deploy()
+    before = site.served()
+    # A TEMPLATE that the lint finds nothing in and that is wrong all the same: the suite has the last word.
+    site.modelfiles = shutil.copytree(site.modelfiles, tmp_path / "modelfiles")
+    template = site.modelfiles / "qwen2-tools.template"
+    template.write_text(template.read_text().replace("<|im_start|>assistant\n{{ else }}", "<|im_start|>robot\n{{ else }}"))
+    error = error_of(site)
+    assert isinstance(error, VerifyFailed)
+    assert "`myqwen2:latest` is the one that was there before" in str(error.unchanged)
+    assert site.served() == before
+
+
+def test_a_candidate_that_fails_on_an_empty_host_promotes_nothing(site: Site, tmp_path: Path) -> None:
+    line = "OLLAMA_SIMULATED_FAULT=index-zero; export OLLAMA_SIMULATED_FAULT"
+    site.add_release("0.17.5", binary=broken_binary(tmp_path, line))
+    error = error_of(site)
+    assert isinstance(error, VerifyFailed)
+    assert site.processes() == []
+
+
+def test_silent_cpu_inference_is_a_failure_where_a_gpu_is_expected(site: Site, tmp_path: Path) -> None:
+    site.settings["ollama_gpu"] = "nvidia"
+    line = "OLLAMA_SIMULATED_FAULT=cpu; export OLLAMA_SIMULATED_FAULT"
+    site.add_release("0.17.5", binary=broken_binary(tmp_path, line))
+    error = error_of(site)
+    assert isinstance(error, VerifyFailed)
+    assert "runs on the CPU" in str(error.cause)
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind"),
+    [
+        (Fault(kind=FaultKind.LOGIN_PAGE), NotAnArtefact),
+        (Fault(kind=FaultKind.LOGIN_PAGE, route=Route.LISTING), NotAnArtefact),
+        (Fault(kind=FaultKind.CORRUPT), ChecksumMismatch),
+        (Fault(kind=FaultKind.WRONG_SHA256, route=Route.LISTING), ChecksumMismatch),
+        (Fault(kind=FaultKind.STATUS, route=Route.LISTING, status=404), MirrorError),
+    ],
+)
+def test_a_bad_download_of_an_upgrade_leaves_the_old_release_serving(
+    site: Site, fault: Fault, kind: type[FleetError]
+) -> None:
+    site.deploy()
+    pids = [process.pid for process in site.processes()]
+    site.add_release("0.17.6")
+    site.pins.unlink()
+    site.version = "0.17.6"
+    site.mirror.faults.append(fault)
+    error = error_of(site)
+    assert isinstance(error, kind), repr(error)
+    assert [process.pid for process in site.processes()] == pids
+    assert not (site.root / "opt/ollama/releases/0.17.6").exists()
+
+    site.mirror.faults.clear()
+    assert site.deploy().error is None
+    assert site.get("/api/version") == {"version": "0.17.6"}
+
+
+def test_a_wrong_pinned_sha256_is_refused_before_anything_is_installed(site: Site) -> None:
+    site.write()
+    site.pins.write_text(re.sub(r'sha256 = "[0-9a-f]{8}', 'sha256 = "00000000', site.pins.read_text()))
+    error = error_of(site)
+    assert isinstance(error, ChecksumMismatch)
+    assert site.processes() == []
+
+
+def test_weights_that_are_no_gguf_are_refused(site: Site, tmp_path: Path) -> None:
+    page = tmp_path / "page"
+    page.write_text("<html>please log in</html>")
+    site.mirror.repos[WEIGHTS_REPO] = MirrorRepo(repo=WEIGHTS_REPO, revisions={"master": {WEIGHTS_FILE: page}})
+    error = error_of(site)
+    assert isinstance(error, NotAnArtefact)
+    assert "served" not in site.output.getvalue()
+
+
+def test_a_hostile_archive_is_refused(site: Site, tmp_path: Path) -> None:
+    import gzip
+    import io
+    import tarfile
+
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        info = tarfile.TarInfo("../../../escaped")
+        tar.addfile(info, io.BytesIO())
+    archive = tmp_path / "ollama-linux-amd64.tgz"
+    archive.write_bytes(gzip.compress(buffer.getvalue()))
+    site.add_release("0.17.5", archive=archive)
+    error = error_of(site)
+    assert isinstance(error, ArchiveRefused)
+    assert not list(tmp_path.rglob("escaped"))
+
+
+def test_a_taken_port_names_the_pid_and_touches_nothing(site: Site) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        site.port = other.getsockname()[1]
+        error = error_of(site)
+    assert isinstance(error, PortTaken)
+    assert f"pid {os.getpid()}" in error.sentence
+    assert not (site.root / "opt").exists()
+
+
+def test_a_disk_too_small_is_refused_before_the_first_byte(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deploy.probe.Disk", lambda **fields: Disk(**{**fields, "available_bytes": 1024}))
+    error = error_of(site)
+    assert isinstance(error, DiskTooSmall)
+    assert "are missing" in str(error.cause)
+    assert not site.mirror.requests
+
+
+def test_a_locked_host_is_refused_with_its_owner_and_exit_code_5(site: Site) -> None:
+    lock = site.run.hosts()[0].paths.lock
+    with host_lock(LocalTransport("box"), lock, "another deploy"):
+        outcome = site.deploy()
+    assert isinstance(outcome.error, HostLocked)
+    assert outcome.error.exit_code is ExitCode.LOCKED
+    assert "another deploy" in outcome.error.sentence
+    assert site.deploy().error is None
+
+
+def test_a_server_killed_between_deploys_is_started_again(site: Site) -> None:
+    site.deploy()
+    for process in site.processes():
+        process.kill()
+        process.wait(10)
+    outcome = site.deploy()
+    assert outcome.error is None, str(outcome.error)
+    assert set(site.served()) == {"myqwen2:latest"}
+
+
+@pytest.mark.parametrize("damage", [b"", b"<html>", CANARY.read_bytes()[:-100]])
+def test_damaged_weights_in_the_store_are_healed(site: Site, damage: bytes) -> None:
+    site.deploy()
+    blob = next((site.root / "var/lib/ollama/models/blobs").glob("sha256-971af595*"))
+    blob.unlink()
+    blob.write_bytes(damage)
+    outcome = site.deploy()
+    assert outcome.error is None, str(outcome.error)
+    assert blob.read_bytes() == CANARY.read_bytes()
+
+
+def test_a_changed_setting_restarts_the_server_with_exactly_that_environment(site: Site) -> None:
+    site.deploy()
+    site.settings["ollama_num_parallel"] = "2"
+    assert site.deploy().error is None
+    assert site.processes()[0].environ()["OLLAMA_NUM_PARALLEL"] == "2"
+    assert site.plan().is_empty
+
+
+def test_a_template_without_tools_is_refused_before_a_host_is_reached(site: Site, tmp_path: Path) -> None:
+    site.modelfiles = shutil.copytree(site.modelfiles, tmp_path / "modelfiles")
+    (site.modelfiles / "qwen2-tools.template").write_text("{{ .Prompt }}")
+    with pytest.raises(InputErrors):
+        site.deploy()
+    assert not site.root.exists()
