@@ -79,8 +79,8 @@ def plan(
     from console.changes import show_plans
 
     with _reporting(json) as report:
-        different = show_plans(_run(report, inventory, limit, forks, pins))
-    _end(3 if exit_code and different else 0)
+        code = show_plans(_run(report, inventory, limit, forks, pins), drift_code=exit_code)
+    _end(code)
 
 
 def _deploy(name: str, selection: Callable[[], Selection], **given: Any) -> None:
@@ -248,8 +248,8 @@ def status(
     from console.views import show_status
 
     with _reporting(json) as report:
-        different = show_status(_run(report, inventory, limit, forks, pins))
-    _end(3 if exit_code and different else 0)
+        code = show_status(_run(report, inventory, limit, forks, pins), drift_code=exit_code)
+    _end(code)
 
 
 @task(help=_help("yes", models="the model store too, where it lies below our own root"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from console.proof import check_served, smoke_database, verify_model
 from console.run import Run, may_change, transport_for
@@ -17,38 +18,63 @@ from deploy.plan import Plan, Selection, everything, only_service, plan, render_
 from deploy.remove import Models, doomed_things, remove_host
 
 
-def make_plans(run: Run, hosts: Sequence[Desired], selection: Selection = everything) -> tuple[Plan, ...]:
-    """Every host's plan; changes nothing."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """A host's plan, or the error that keeps it from having one."""
 
-    def one(desired: Desired) -> Plan:
-        return plan(desired, probe_host(desired, transport_for(desired)), selection)
+    host: str
+    plan: Plan | None = None
+    error: FleetError | None = None
+
+    @property
+    def changes(self) -> bool:
+        return self.plan is not None and not self.plan.is_empty
+
+    def outcome(self, otherwise: Outcome) -> HostOutcome:
+        """Failed with the error; `otherwise` where there is a plan."""
+        return HostOutcome(
+            host=self.host, outcome=Outcome.FAILED if self.error is not None else otherwise, error=self.error
+        )
+
+
+def make_plans(run: Run, hosts: Sequence[Desired], selection: Selection = everything) -> tuple[Planned, ...]:
+    """Every host's plan, told as it comes; changes nothing. One host's error does not hide the other plans."""
+
+    def one(desired: Desired) -> Planned:
+        try:
+            found = plan(desired, probe_host(desired, transport_for(desired)), selection)
+        except FleetError as error:
+            error.host = error.host or desired.host
+            run.report.error(error)
+            return Planned(host=desired.host, error=error)
+        fields = render_plan(found)
+        run.report("plan", fields.pop("host"), **fields)
+        return Planned(host=desired.host, plan=found)
 
     return each(hosts, one, run.forks)
 
 
-def show_plans(run: Run) -> bool:
-    """`plan`: tell every host's plan; whether there is anything to change."""
-    plans = make_plans(run, run.hosts())
-    _tell_plans(run, plans)
-    different = [item for item in plans if not item.is_empty]
-    run.report.summary(
-        [HostOutcome(host=item.host, outcome=Outcome.OK) for item in plans],
-        to_change=len(different),
-        steps=sum(len(item.steps) for item in plans),
-    )
-    return bool(different)
+def show_plans(run: Run, *, drift_code: bool) -> ExitCode:
+    """`plan`: tell every host's plan; with `drift_code` end with 3 when there is something to change."""
+    planned = make_plans(run, run.hosts())
+    different = sum(1 for item in planned if item.changes)
+    outcomes = [item.outcome(Outcome.OK) for item in planned]
+    steps = sum(len(item.plan.steps) for item in planned if item.plan is not None)
+    run.report.summary(outcomes, to_change=different, steps=steps)
+    drift = ExitCode.DRIFT if drift_code and different else ExitCode.DONE
+    return max(exit_code(outcomes), drift)
 
 
 def deploy_asking(run: Run, task: str, selection: Selection, *, yes: bool, verify: bool) -> ExitCode:
     """`deploy` and its single phases."""
     hosts = run.hosts()
     if not yes:
-        plans = make_plans(run, hosts, selection)
-        if not all(item.is_empty for item in plans):
-            _tell_plans(run, plans)
-            if not may_change(run.report, yes=yes):
-                run.report.summary([HostOutcome(host=item.host, outcome=Outcome.SKIPPED) for item in plans])
-                return ExitCode.USAGE
+        planned = make_plans(run, hosts, selection)
+        outcomes = tuple(item.outcome(Outcome.SKIPPED) for item in planned)
+        refused = any(item.changes for item in planned) and not may_change(run.report, yes=yes)
+        if refused or exit_code(outcomes):
+            run.report.summary(outcomes)
+            return max(exit_code(outcomes), ExitCode.USAGE)
     outcomes = deploy_hosts(run, hosts, task, selection, verify=verify)
     run.report.summary(outcomes, **count_cases(outcomes), **ollama_word(outcomes))
     return exit_code(outcomes)
@@ -194,11 +220,3 @@ def exit_code(outcomes: Sequence[HostOutcome]) -> ExitCode:
         for outcome in outcomes
     ]
     return max(codes, default=ExitCode.DONE)
-
-
-def _tell_plans(run: Run, plans: Sequence[Plan]) -> None:
-    for item in plans:
-        fields = render_plan(item)
-        run.report("plan", fields.pop("host"), **fields)
-
-

@@ -11,11 +11,11 @@ from console.proof import smoke_database, verify_model
 from console.run import MODELFILES, Run, inventory_path, transport_for
 from deploy.converge import probe_host
 from deploy.desired import Desired, DesiredModel
-from deploy.errors import ExitCode
+from deploy.errors import ExitCode, FleetError
 from deploy.facts import HostFacts
 from deploy.fleet import each
 from deploy.outcomes import HostOutcome, Outcome, VerifyRequest
-from deploy.plan import Plan, plan, render_plan
+from deploy.plan import plan, render_plan
 from deploy.report import Report
 from healthchecks.api import server_version
 
@@ -72,46 +72,52 @@ def show_cases(report: Report, outcomes: Sequence[HostOutcome]) -> None:
     report.table("tool calls over /v1", ["host", "model", "case", "mode", "verdict", "seconds"], rows)
 
 
-def show_status(run: Run) -> bool:
-    """`status`: what every host serves, and whether any differs from what is desired."""
-    hosts = run.hosts()
-
-    def one(desired: Desired) -> tuple[Desired, HostFacts, Plan]:
-        facts = probe_host(desired, transport_for(desired))
-        return desired, facts, plan(desired, facts)
-
-    found = each(hosts, one, run.forks)
-    rows = []
-    for desired, facts, todo in found:
-        fields = _status_fields(desired, facts, todo)
-        run.report("status", desired.host, **fields)
-        rows.append(
-            [
-                desired.host,
-                str(fields["release"] or "-"),
-                f"pid {fields['pids'][0]}" if fields["pids"] else "stopped",
-                fields["ollama"] or "-",
-                ", ".join(fields["models"]) or "-",
-                f"{len(todo.steps)} steps to do" if todo.steps else "as desired",
-            ]
-        )
+def show_status(run: Run, *, drift_code: bool) -> ExitCode:
+    """`status`: what every host serves and how it differs; with `drift_code` end with 3 when one does."""
+    found = each(run.hosts(), lambda desired: _status_of(run, desired), run.forks)
     columns = ["host", "release", "server", "ollama", "models", "state"]
+    rows = [row for _, row, _ in found]
     run.report.table("status (backend `process`: started by us, not supervised)", columns, rows)
-    different = [todo for _, _, todo in found if not todo.is_empty]
-    run.report.summary(
-        [HostOutcome(host=desired.host, outcome=Outcome.OK) for desired, _, _ in found], drifted=len(different)
-    )
-    return bool(different)
+    outcomes = [outcome for outcome, _, _ in found]
+    drifted = sum(1 for _, _, differs in found if differs)
+    run.report.summary(outcomes, drifted=drifted)
+    drift = ExitCode.DRIFT if drift_code and drifted else ExitCode.DONE
+    return max(exit_code(outcomes), drift)
 
 
-def _status_fields(desired: Desired, facts: HostFacts, todo: Plan) -> dict[str, Any]:
-    answer = server_version(desired.url) if facts.servers else None
+def _status_of(run: Run, desired: Desired) -> tuple[HostOutcome, list[str], bool]:
+    """One host's outcome, its row of the table, and whether it differs from what is desired."""
+    try:
+        facts = probe_host(desired, transport_for(desired))
+    except FleetError as error:
+        run.report.error(error)
+        failed = HostOutcome(host=desired.host, outcome=Outcome.FAILED, error=error)
+        return failed, [desired.host, *"-----"], False
+    try:
+        drift = render_plan(plan(desired, facts))["steps"]
+        state = f"{len(drift)} step{'' if len(drift) == 1 else 's'} to do" if drift else "as desired"
+    except FleetError as error:
+        # What keeps a deploy from being planned (a taken port, a full disk) is part of the state.
+        drift, state = [{"reason": error.sentence}], error.sentence
+    fields = {**_status_fields(desired, facts), "drift": drift}
+    run.report("status", desired.host, **fields)
+    row = [
+        desired.host,
+        str(fields["release"] or "-"),
+        f"pid {fields['pids'][0]}" if fields["pids"] else "stopped",
+        str(fields["ollama"] or "-"),
+        ", ".join(fields["models"]) or "-",
+        state,
+    ]
+    return HostOutcome(host=desired.host, outcome=Outcome.OK), row, bool(drift)
+
+
+def _status_fields(desired: Desired, facts: HostFacts) -> dict[str, Any]:
     ollama = None
-    if answer is not None:
-        ollama = "no answer"
-        if answer.ok:
-            kind = "simulated" if answer.data.get("simulated") else "real"
-            ollama = f"{answer.data['version']} ({kind})"
+    if facts.servers:
+        answer = server_version(desired.url)
+        kind = "simulated" if answer.data.get("simulated") else "real"
+        ollama = f"{answer.data['version']} ({kind})" if answer.ok else "no answer"
     return {
         "release": facts.current,
         "releases": sorted(facts.releases),
@@ -122,7 +128,6 @@ def _status_fields(desired: Desired, facts: HostFacts, todo: Plan) -> dict[str, 
         "ollama": ollama,
         "models": sorted(facts.models),
         "log": str(desired.paths.log),
-        "drift": render_plan(todo)["steps"],
     }
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from deploy import commands, services
 from deploy.apply import Site, apply_step, prove, start
 from deploy.desired import Desired
-from deploy.errors import ExitCode, FleetError, NotConverged, ProbeFailed
+from deploy.errors import ExitCode, FleetError, Interrupted, NotConverged, ProbeFailed
 from deploy.facts import HostFacts
 from deploy.host_lock import host_lock
 from deploy.ollama_api import OllamaApi
@@ -18,12 +18,6 @@ from deploy.plan import Plan, Selection, everything, plan, render_plan
 from deploy.probe import PROBE_SCRIPT, parse_reply
 from deploy.steps import CreateModel, StartServer, Step, StopServer, SwitchRelease, phase_of, subject_of
 from deploy.transport import Transport
-
-
-class Interrupted(FleetError):
-    """Ctrl-C: the running step was finished and the host brought back to what it served."""
-
-    exit_code = ExitCode.INTERRUPTED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

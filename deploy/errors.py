@@ -23,7 +23,7 @@ class ExitCode(IntEnum):
     INTERRUPTED = 130
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class FleetError(Exception):
     """The root of all designed errors.
 
@@ -75,7 +75,7 @@ class PinError(FleetError):
     exit_code = ExitCode.USAGE
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class InputErrors(FleetError):
     """Every problem of the input at once: one run shows all of them."""
 
@@ -142,6 +142,12 @@ class HostLocked(FleetError):
     """Somebody else is deploying to this host."""
 
     exit_code = ExitCode.LOCKED
+
+
+class Interrupted(FleetError):
+    """Ctrl-C: the running step was finished and the host brought back to what it served."""
+
+    exit_code = ExitCode.INTERRUPTED
 
 
 def render_error(error: FleetError) -> str:

@@ -54,6 +54,7 @@ _ARCHITECTURES = {"x86_64": "amd64", "amd64": "amd64", "aarch64": "arm64", "arm6
 _HASH_CHUNK_BYTES = 2**20
 _EMIT_SECONDS = 0.1
 _RATE_WINDOW_SECONDS = 10.0
+_RATE_NEEDS_SECONDS = 0.3
 _import_lock = threading.Lock()
 
 
@@ -381,7 +382,8 @@ def _meter_class(artefact: Artefact, resumed_bytes: int, on_progress: OnProgress
 
         def emit(self) -> None:
             (then, bytes_then), (now, bytes_now) = self.samples[0], self.samples[-1]
-            rate = (bytes_now - bytes_then) / (now - then) if now > then else 0.0
+            span_seconds = now - then
+            rate = (bytes_now - bytes_then) / span_seconds if span_seconds >= _RATE_NEEDS_SECONDS else 0.0
             on_progress(
                 Progress(
                     file=PurePosixPath(artefact.file).name,

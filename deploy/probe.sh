@@ -79,7 +79,7 @@ done
 
 say @clock "$(sed -n 's/^btime //p' /proc/stat)" "$(getconf CLK_TCK 2>/dev/null || echo 100)"
 # Our servers are known by a mark in their environment: a record on disk could be older than the process.
-grep -lF "OLLAMA_FLEET_ROOT=$root" /proc/[0-9]*/environ 2>/dev/null | while IFS= read -r path; do
+grep -lzxF "OLLAMA_FLEET_ROOT=$root" /proc/[0-9]*/environ 2>/dev/null | while IFS= read -r path; do
     process=${path%/environ}
     send_proc "process/${process#/proc/}/cmdline" "$process/cmdline"
     send_proc "process/${process#/proc/}/environ" "$process/environ"

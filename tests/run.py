@@ -18,14 +18,15 @@ from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parent.parent
 
-# Tiers in the order they run; the quick ones first. The value: how many processes at most.
-TIERS = {"unit": 1, "contract": 4, "local": 4}
+# In the order they run; the quick ones first.
+TIERS = ("unit", "contract", "local")
 LATER = {
     "hosts": "comes with hosts that are reached over SSH",
     "browser": "comes with the first page",
 }
 # `FLEET_INVENTORY_EXAMPLES`: how many generated inventories are compared with Ansible's reading.
 INVENTORIES, INVENTORIES_IN_CI = "100", "500"
+PROCESSES_AT_MOST = 4
 NO_TEST_SELECTED = 5  # pytest's exit code
 
 
@@ -43,13 +44,13 @@ def run_tests(extra: Sequence[str] = ()) -> int:
     targets = [word for word in extra if Path(word.partition("::")[0]).exists()]
     options = [word for word in extra if word not in targets]
     results = []
-    for tier, processes in TIERS.items():
+    for tier in TIERS:
         directory = PROJECT / "tests" / tier
         # pytest runs in the project, whatever directory the caller is in.
         chosen = [path for path in map(Path.absolute, map(Path, targets)) if path.is_relative_to(directory)]
         if chosen or not targets:
             print(f"== {tier}", flush=True)
-            results.append(_run_tier(tier, processes, chosen or [directory], options))
+            results.append(_run_tier(tier, chosen or [directory], options))
     print("\n== summary")
     for result in results:
         print(f"{result.name:<10} {'ok' if result.passed else 'FAILED':<8} {result.told}")
@@ -58,14 +59,12 @@ def run_tests(extra: Sequence[str] = ()) -> int:
     return 0 if results and all(result.passed for result in results) else 1
 
 
-def _run_tier(tier: str, processes: int, chosen: Sequence[Path], options: Sequence[str]) -> TierResult:
+def _run_tier(tier: str, chosen: Sequence[Path], options: Sequence[str]) -> TierResult:
     examples = INVENTORIES_IN_CI if os.environ.get("CI") else INVENTORIES
     environment = {"FLEET_INVENTORY_EXAMPLES": examples, **os.environ}
-    workers = min(processes, os.cpu_count() or 1)
-    parallel = ["-n", str(workers), "--dist", "loadfile"] if workers > 1 else []
     with tempfile.TemporaryDirectory() as directory:
         report = Path(directory) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-q", *parallel, f"--junit-xml={report}"]
+        command = [sys.executable, "-m", "pytest", "-q", *_in_parallel(), f"--junit-xml={report}"]
         command += [*map(str, chosen), *options]
         began = time.monotonic()
         code = subprocess.run(command, cwd=PROJECT, env=environment, check=False).returncode
@@ -73,6 +72,12 @@ def _run_tier(tier: str, processes: int, chosen: Sequence[Path], options: Sequen
         counts = _count(report) if report.exists() else f"pytest ended with {code}"
     passed = code == 0 or (code == NO_TEST_SELECTED and bool(options))
     return TierResult(name=tier, passed=passed, told=f"{counts} in {seconds:.1f} s")
+
+
+def _in_parallel() -> list[str]:
+    """Files are kept together, so that what a file starts once is started once."""
+    workers = min(PROCESSES_AT_MOST, os.cpu_count() or 1)
+    return ["-n", str(workers), "--dist", "loadfile"] if workers > 1 else []
 
 
 def _count(report: Path) -> str:
@@ -97,7 +102,7 @@ def run_checks() -> int:
         "types": [*python, "mypy"],
         "layers": [sys.executable, "-c", "from importlinter.cli import lint_imports_command as lint; lint()"],
         "shell": [_shellcheck(), *map(str, scripts)],
-        "unit tests": [*python, "pytest", "-q", "tests/unit"],
+        "unit tests": [*python, "pytest", "-q", *_in_parallel(), "tests/unit"],
     }
     passed = [_passes(name, command) for name, command in commands.items()]
     return 0 if all(passed) else 1

@@ -196,6 +196,13 @@ def test_an_answer_without_an_end_is_cut_at_the_size_limit() -> None:
     assert answer.error == f"the answer is larger than {LARGEST_BODY_BYTES} bytes"
 
 
+def test_a_key_that_no_header_can_carry_is_an_error() -> None:
+    with serving(fail) as url:
+        answer = send("GET", url, key="schl\u00fcssel\u4e2d", deadline_seconds=10)
+    assert answer.status is None
+    assert "codec can't encode" in str(answer.error)
+
+
 def test_a_proxy_of_the_environment_is_not_used_for_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
     monkeypatch.delenv("no_proxy", raising=False)

@@ -1,4 +1,4 @@
-"""The whole smoke suite: on the simulated server, well and misbehaving, and on a real one where one is given."""
+"""The whole smoke suite: on the simulated server, well and misbehaving, and on a real one if there is one."""
 
 from __future__ import annotations
 

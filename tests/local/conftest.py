@@ -105,7 +105,9 @@ class Site:
 
     def plan(self) -> Plan:
         run = self.run
-        return make_plans(run, run.hosts())[0]
+        found = make_plans(run, run.hosts())[0].plan
+        assert found is not None
+        return found
 
     def facts(self) -> HostFacts:
         return probe_host(self.run.hosts()[0], LocalTransport("box"))

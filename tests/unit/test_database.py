@@ -107,7 +107,7 @@ def test_the_schema_is_described_as_in_the_article(made: Path) -> None:
         ("SELECT 1; DELETE FROM Album", "one statement at a time"),
         ("SELECT zeroblob(900000000)", "not authorized"),
         ("SELECT replace(printf('%30000s', 'x'), ' ', printf('%100s', 'y'))", "too big"),
-        ("SELECT printf('%30000s', 'x')", "the result is longer than 20000 characters"),
+        ("SELECT printf('%30000s', 'x')", "the result has more than 20000 characters"),
         ("SELECT '\ud800'", "surrogates not allowed"),
         ("SELECT 1\0", "null character"),
         (ENDLESS, "it took longer than 0.05 s"),
@@ -122,8 +122,9 @@ def test_what_goes_wrong_is_text_for_the_model_and_changes_nothing(made: Path, s
 
 
 def test_the_file_is_opened_for_reading_only(made: Path) -> None:
-    with database._reading(made) as connection, pytest.raises(sqlite3.OperationalError, match="readonly"):
-        connection.execute("DELETE FROM Genre")
+    with closing(database._connect(made)) as connection:
+        with pytest.raises(sqlite3.OperationalError, match="readonly"):
+            connection.execute("DELETE FROM Genre")
 
 
 def test_more_rows_than_the_limit_are_cut_and_the_text_says_so(made: Path) -> None:
@@ -147,6 +148,16 @@ def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnusableDatabaseError, match="is not a file"):
         check_database(tmp_path / "missing.sqlite")
     assert not (tmp_path / "missing.sqlite").exists()
+
+
+def test_a_damaged_database_is_refused(made: Path) -> None:
+    content = bytearray(made.read_bytes())
+    content[4096:] = b"\xff" * (len(content) - 4096)
+    made.write_bytes(content)
+    with pytest.raises(
+        UnusableDatabaseError, match="cannot be read as SQLite: database disk image is malformed"
+    ):
+        most_tracks_album(made)
 
 
 def test_a_database_without_tracks_has_no_answer_to_expect(tmp_path: Path) -> None:

@@ -14,9 +14,9 @@ from tests.unit.toolcalls_good_replies import CASES, faultless
 
 KEYS = st.sampled_from(
     (
-        "id object created model choices usage error index message delta finish_reason role content tool_calls "
-        "type function name arguments function_call prompt_tokens completion_tokens total_tokens tools "
-        "messages parameters properties required enum strict text stream stream_options tool_choice n"
+        "id object created model choices usage error index message delta finish_reason role content "
+        "tool_calls type function name arguments function_call prompt_tokens completion_tokens total_tokens "
+        "tools messages parameters properties required enum strict text stream stream_options tool_choice n"
     ).split()
 )
 WORDS = "chat.completion chat.completion.chunk assistant stop length tool_calls function get_time [DONE]"

@@ -1,0 +1,150 @@
+"""The probe script on a real tree, read back into facts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+import psutil
+import pytest
+
+from deploy import commands
+from deploy.errors import ProbeFailed
+from deploy.facts import Blob, HostFacts
+from deploy.probe import PROBE_SCRIPT, parse_reply
+
+SHELLS = [shell for shell in (("sh",), ("bash", "--posix"), ("busybox", "sh")) if shutil.which(shell[0])]
+
+
+def probe(root: Path, models: Path, port: int = 1, shell: tuple[str, ...] = ("sh",)) -> HostFacts:
+    argv = commands.probe(PurePosixPath(root), PurePosixPath(models), port)
+    done = subprocess.run([*shell, *argv[1:]], input=PROBE_SCRIPT.read_bytes(), capture_output=True, check=True)
+    assert done.stderr == b""
+    return parse_reply(done.stdout, PurePosixPath(root))
+
+
+@pytest.fixture(params=SHELLS, ids=lambda shell: shell[0])
+def shell(request: pytest.FixtureRequest) -> tuple[str, ...]:
+    return tuple(request.param)
+
+
+def store(models: Path, name: str, template: str, parameters: dict[str, object]) -> str:
+    """A model in the layout that a real server writes (recorded on 0.17.5)."""
+    blobs = models / "blobs"
+    blobs.mkdir(parents=True, exist_ok=True)
+
+    def layer(kind: str, content: bytes) -> dict[str, object]:
+        digest = hashlib.sha256(content).hexdigest()
+        (blobs / f"sha256-{digest}").write_bytes(content)
+        return {"mediaType": f"application/vnd.ollama.image.{kind}", "digest": f"sha256:{digest}", "size": len(content)}
+
+    weights = layer("model", b"GGUF weights")
+    layers = [weights, layer("template", template.encode()), layer("params", json.dumps(parameters).encode())]
+    manifest = models / "manifests/registry.ollama.ai/library" / name
+    manifest.parent.mkdir(parents=True, exist_ok=True)
+    config = {"mediaType": "application/vnd.docker.container.image.v1+json", "digest": "sha256:00", "size": 2}
+    manifest.write_text(json.dumps({"schemaVersion": 2, "config": config, "layers": layers}))
+    return str(weights["digest"]).removeprefix("sha256:")
+
+
+def test_an_untouched_host_has_facts_too(tmp_path: Path, shell: tuple[str, ...]) -> None:
+    facts = probe(tmp_path / "none", tmp_path / "none/models", shell=shell)
+    assert facts.architecture == os.uname().machine
+    assert facts.user_id == os.getuid()
+    assert facts.tools["sha256sum"]
+    assert (facts.current, facts.releases, facts.models, facts.servers, facts.leftovers) == (None, {}, {}, (), ())
+    disk = facts.disks[str(tmp_path / "none/models")]
+    usage = shutil.disk_usage(tmp_path)
+    assert abs(disk.available_bytes - usage.free) < 2**30
+    assert os.path.ismount(disk.mount)
+
+
+def test_releases_artefacts_blobs_and_leftovers_are_found(tmp_path: Path, shell: tuple[str, ...]) -> None:
+    root, models = tmp_path / "a root", tmp_path / "the models"
+    release = root / "opt/ollama/releases/0.17.5"
+    release.mkdir(parents=True)
+    (release / "release.json").write_text('{"version": "0.17.5", "archive_sha256": "abc"}')
+    (root / "opt/ollama/releases/.unpack-0.17.6-1").mkdir()
+    (root / "opt/ollama/current").symlink_to("releases/0.17.5")
+    artefact = root / "var/lib/ollama-fleet/artefacts/sha256-beef"
+    artefact.mkdir(parents=True)
+    (artefact / "w.gguf").write_bytes(b"12345")
+    (models / "blobs").mkdir(parents=True)
+    (models / "blobs/sha256-0001").write_bytes(b"GGUF and more")
+    (models / "blobs/sha256-0002").write_bytes(b"<htm")
+    (models / "blobs/sha256-0003").write_bytes(b"")
+    facts = probe(root, models, shell=shell)
+    assert facts.releases == {"0.17.5": "abc"}
+    assert facts.current == "0.17.5"
+    assert facts.artefacts == {"beef": 5}
+    assert facts.leftovers == (str(root / "opt/ollama/releases/.unpack-0.17.6-1"),)
+    assert facts.blobs == {
+        "0001": Blob(size_bytes=13, is_gguf=True),
+        "0002": Blob(size_bytes=4, is_gguf=False),
+        "0003": Blob(size_bytes=0, is_gguf=False),
+    }
+
+
+@pytest.mark.parametrize("template", ["{{ .Prompt }}", "ends in a line break\n", "@end\n@file x 3\nabc", "漢字 \t'\"$(id)"])
+def test_a_stored_model_comes_back_byte_for_byte(tmp_path: Path, shell: tuple[str, ...], template: str) -> None:
+    weights = store(tmp_path, "MyModel/Latest", template, {"temperature": 0.7, "stop": ["<|im_end|>"]})
+    model = probe(tmp_path, tmp_path, shell=shell).models["mymodel:latest"]
+    assert model.model_sha256 == weights
+    assert model.template == template
+    assert model.parameters == {"temperature": 0.7, "stop": ["<|im_end|>"]}
+    assert (model.system, model.other_layers) == (None, ())
+
+
+def test_a_listener_is_known_by_its_pid(tmp_path: Path, shell: tuple[str, ...]) -> None:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        listener = probe(tmp_path, tmp_path, server.getsockname()[1], shell).listener
+    assert listener is not None
+    assert listener.pid == os.getpid()
+
+
+@pytest.fixture
+def sleeper(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that looks like a server of ours: our mark in its environment, `serve` as its last word."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", "print(flush=True); input()", "serve"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "OLLAMA_FLEET_ROOT": str(tmp_path), "MULTI": "a=b c"},
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_a_running_server_is_known_by_its_mark_with_pid_and_create_time(
+    tmp_path: Path, shell: tuple[str, ...], sleeper: subprocess.Popen[bytes]
+) -> None:
+    (server,) = probe(tmp_path, tmp_path, shell=shell).servers
+    assert server.process.pid == sleeper.pid
+    assert abs(server.process.create_time - psutil.Process(sleeper.pid).create_time()) < 2
+    assert server.command[-1] == "serve"
+    assert server.environment["MULTI"] == "a=b c"
+
+
+def test_a_server_of_another_root_is_not_ours(tmp_path: Path, sleeper: subprocess.Popen[bytes]) -> None:
+    assert probe(tmp_path.parent, tmp_path).servers == ()
+    assert probe(tmp_path / "x", tmp_path).servers == ()
+    assert str(tmp_path)[:-1] != str(tmp_path)
+    assert probe(Path(str(tmp_path)[:-1]), tmp_path).servers == ()
+
+
+@pytest.mark.parametrize("reply", [b"", b"Welcome to host!\n@fleet-probe\t1\n@end\n", b"@fleet-probe\t1\n@user_id\t0\n"])
+def test_what_is_no_whole_reply_is_refused(reply: bytes) -> None:
+    with pytest.raises(ProbeFailed):
+        parse_reply(reply, PurePosixPath("/"))

@@ -1,0 +1,68 @@
+"""What the simulated server makes of a given model output, held to the recorded exchanges of a real 0.17.5."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from testbed.ollama import RunningServer, start_server
+from tests.contract.test_simulated_ollama_replay import case_names, differences, load_case, send_recorded
+
+# Texts that the recorded runs put into the runner's final message; the captures do not hold them.
+FINAL_TEXTS = {
+    "text_in_done_message": "bye",
+    "call_in_done_message": load_case("scripted", "one_call")["model_output"]["text"],
+}
+
+
+def script_entry(case: dict[str, Any]) -> dict[str, Any]:
+    """The case's model output as a script's entry; pieces recorded as "how: char" are single characters."""
+    output: dict[str, Any] = dict(case["model_output"])
+    if isinstance(output["chunks"], str):
+        assert output["chunks"].endswith("how: char")
+        output["chunks"] = list(output["text"])
+    if case["case"] in FINAL_TEXTS:
+        output["done_content"] = FINAL_TEXTS[case["case"]]
+    return output
+
+
+def _script() -> dict[str, Any]:
+    script = {}
+    for name in case_names("scripted"):
+        case = load_case("scripted", name)
+        for exchange in case["exchanges"]:
+            script[exchange["request"]["body"]["messages"][-1]["content"]] = script_entry(case)
+    return script
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RunningServer]:
+    with start_server(script=_script()) as running:
+        yield running
+
+
+@pytest.mark.parametrize("name", case_names("scripted"))
+def test_a_given_model_output_gives_the_recorded_replies(server: RunningServer, name: str) -> None:
+    for exchange in load_case("scripted", name)["exchanges"]:
+        reply = send_recorded(server.port, exchange["request"])
+        assert differences(exchange["response"], reply) == [], exchange["variant"]
+        assert reply.headers["X-Ollama-Simulated"] == "1"
+
+
+def test_every_streamed_event_is_a_chunk_of_its_own(server: RunningServer) -> None:
+    import socket
+
+    exchange = load_case("scripted", "text_before_call")["exchanges"][1]
+    body = json.dumps({**exchange["request"]["body"], "tools": []}).encode()
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        connection.sendall(head % len(body) + body)
+        raw = b"".join(iter(lambda: connection.recv(65536), b""))
+    chunks = raw.partition(b"\r\n\r\n")[2].split(b"\r\n")
+    texts = [chunk for chunk in chunks[1::2] if chunk]
+    assert all(text.startswith(b"data: {") for text in texts)
+    assert texts[-1].endswith(b"}\n\ndata: [DONE]\n\n")
+    assert len(texts) == len(load_case("scripted", "text_before_call")["model_output"]["chunks"]) + 1
