@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from invoke import Context, Exit, task
 
 if TYPE_CHECKING:
+    from console.run import Run
     from deploy.plan import Selection
     from deploy.report import Report
-    from console.run import Run
 
 _HELP = {
     "inventory": "Ansible INI file (default: inventory.ini here, else the project's)",
@@ -51,13 +51,17 @@ def _reporting(as_json: bool) -> Iterator[Report]:
         report.close()
 
 
-def _run(report: Report, inventory: str | None, limit: str | None, forks: int, pins: str | None, **more: Any) -> Run:
+def _run(
+    report: Report, inventory: str | None, limit: str | None, forks: int, pins: str | None, **more: Any
+) -> Run:
     import threading
 
     from console.run import Run, make_sources
 
     sources = make_sources(inventory, pins)
-    return Run(report=report, sources=sources, limit=limit, forks=forks, stop_requested=threading.Event(), **more)
+    return Run(
+        report=report, sources=sources, limit=limit, forks=forks, stop_requested=threading.Event(), **more
+    )
 
 
 def _end(code: int) -> None:
@@ -271,7 +275,13 @@ def remove(
     _end(code)
 
 
-@task(help={"inventory": _HELP["inventory"], "limit": _HELP["limit"], "list": "print the whole inventory as JSON"})
+@task(
+    help={
+        "inventory": _HELP["inventory"],
+        "limit": _HELP["limit"],
+        "list": "print the whole inventory as JSON",
+    }
+)
 def inventory(c: Context, inventory: str | None = None, limit: str | None = None, list: bool = False) -> None:
     """Print what `ansible-inventory --list` prints."""
     from console.views import show_inventory
@@ -320,7 +330,7 @@ def testbed(
     models: str | None = None,
 ) -> None:
     """A fleet to practise on: an embedded ModelScope mirror, a simulated Ollama."""
-    from console.demo import run_testbed
+    from console.testbed import run_testbed
 
     with _reporting(as_json=False):
         _end(run_testbed(action, port, directory, script, fault or [], models))

@@ -38,7 +38,7 @@ class Planned:
 
 
 def make_plans(run: Run, hosts: Sequence[Desired], selection: Selection = everything) -> tuple[Planned, ...]:
-    """Every host's plan, told as it comes; changes nothing. One host's error does not hide the other plans."""
+    """Every host's plan, told as it comes; one host's error does not hide the others. Changes nothing."""
 
     def one(desired: Desired) -> Planned:
         try:

@@ -8,17 +8,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from console.changes import count_cases, deploy_hosts, exit_code, ollama_word, remove_hosts
-from console.run import MODELFILES, Run
+from console.paths import CANARY, MODELFILES
+from console.run import Run
 from console.views import show_cases, smoke_hosts
 from deploy.compose import Sources
-from deploy.errors import ExitCode, HostLocked, NotConverged, PortTaken, UsageError
+from deploy.errors import ExitCode, HostLocked, NotConverged, PortTaken
 from deploy.outcomes import HostOutcome, Outcome
 from deploy.remove import Models
 from deploy.report import Report
-from testbed.mirror import MirrorRepo
-from testbed.demo import DemoRunning, DemoSite, demo_directory, demo_site, embedded_repos, free_port, write_inventory
+from testbed.demo import DemoRunning, DemoSite, demo_directory, demo_site, free_port, write_inventory
 
-CANARY = MODELFILES / "canary/canary.gguf"
 PORT_ATTEMPTS = 3
 
 
@@ -26,7 +25,7 @@ def run_demo(report: Report, *, keep: bool, database: Path | None) -> ExitCode:
     """Deploy onto this machine from the testbed, twice, play the suite, and take everything away again."""
     directory = demo_directory()
     try:
-        with demo_site(directory, CANARY, lambda line: None) as site:
+        with demo_site(directory, CANARY) as site:
             for note in site.notes:
                 report("note", None, text=note)
             outcomes = _play(report, site, database, keep=keep)
@@ -120,34 +119,3 @@ def _forget(directory: Path) -> None:
             parent.rmdir()
         except OSError:
             return
-
-
-def run_testbed(
-    action: str, port: int, directory: str | None, script: str | None, faults: list[str], models: str | None
-) -> int:
-    """`testbed mirror` and `testbed ollama`; both serve until Ctrl-C."""
-    if action == "mirror":
-        from testbed.mirror import serve_mirror
-
-        work = demo_directory().with_name("testbed")
-
-        def embedded() -> Sequence[MirrorRepo]:
-            work.mkdir(parents=True, exist_ok=True)
-            return embedded_repos(work, CANARY)
-
-        serve_mirror(port=port, directory=Path(directory) if directory else None, default_repos=embedded)
-        return 0
-    if action == "ollama":
-        from testbed import ollama
-
-        argv = ["serve", "--port", str(port)]
-        argv += ["--script", script] if script else []
-        argv += ["--models", models] if models else []
-        for fault in faults:
-            argv += ["--fault", fault]
-        return ollama.main(argv)
-    raise UsageError(
-        sentence=f"`testbed {action}` is no part of the testbed",
-        unchanged="everything",
-        hint="./fleet testbed mirror|ollama",
-    )

@@ -26,7 +26,7 @@ TOOLLESS_CASES = ("no_tools",)
 def verify_model(
     request: VerifyRequest, database: Path, report: Report, cases: Sequence[str] | None = None
 ) -> ModelVerdict:
-    """Server, load, GPU truth, then the smoke suite; stops at the first thing that makes the rest meaningless."""
+    """Server, load, GPU truth, then the smoke suite; stops where the rest would mean nothing."""
     version = server_version(request.url)
     checks = [version]
     if version.ok:

@@ -7,14 +7,12 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
+from console.paths import MODELFILES, PROJECT
 from deploy.compose import Sources, compose
 from deploy.desired import Desired
 from deploy.errors import UsageError
 from deploy.local import LocalTransport
 from deploy.report import Report
-
-PROJECT = Path(__file__).resolve().parent.parent
-MODELFILES = PROJECT / "modelfiles"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,14 +33,11 @@ class Run:
 
 
 def make_sources(inventory: str | None, pins: str | None) -> Sources:
-    """The inventory given, else `inventory.ini` here, else the project's; pins beside it win over the project's."""
+    """The inventory given, else `inventory.ini` here, else the project's; pins beside it come first."""
     chosen = inventory_path(inventory)
     beside = chosen.parent / "pins.toml"
-    if pins is not None:
-        found = Path(pins)
-    else:
-        found = beside if beside.exists() else MODELFILES / "pins.toml"
-    return Sources(inventory=chosen, modelfiles=MODELFILES, pins=found)
+    default = beside if beside.exists() else MODELFILES / "pins.toml"
+    return Sources(inventory=chosen, modelfiles=MODELFILES, pins=Path(pins) if pins else default)
 
 
 def inventory_path(given: str | None) -> Path:
@@ -57,7 +52,7 @@ def transport_for(desired: Desired) -> LocalTransport:
     """How a host is reached. Raises UsageError for a connection that this release does not have."""
     if desired.connection != "local":
         raise UsageError(
-            sentence=f"`{desired.host}` would be reached over `{desired.connection}`, which this release cannot",
+            sentence=f"`{desired.host}` needs connection `{desired.connection}`, which this release has not",
             host=desired.host,
             unchanged="everything",
             hint=f"run fleet on that host, with `{desired.host} ansible_connection=local` in its inventory",
@@ -71,7 +66,7 @@ def is_terminal() -> bool:
 
 
 def may_change(report: Report, *, yes: bool) -> bool:
-    """Whether a task may make the changes it has just shown: told so by `--yes`, or asked on a terminal."""
+    """Whether the changes just shown may be made: `--yes` says so, or a person on a terminal."""
     if yes:
         return True
     if not is_terminal():

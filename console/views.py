@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from console.changes import count_cases, exit_code, ollama_word, tell_outcome
+from console.paths import MODELFILES
 from console.proof import smoke_database, verify_model
-from console.run import MODELFILES, Run, inventory_path, transport_for
+from console.run import Run, inventory_path, transport_for
 from deploy.converge import probe_host
 from deploy.desired import Desired, DesiredModel
 from deploy.errors import ExitCode, FleetError
@@ -63,8 +64,14 @@ def _request(desired: Desired, url: str, model: DesiredModel) -> VerifyRequest:
 def show_cases(report: Report, outcomes: Sequence[HostOutcome]) -> None:
     """The suite's table."""
     rows = [
-        [outcome.host, name, case["case"], case["mode"], "passed" if case["passed"] else "FAILED"]
-        + [f"{case['seconds']:.2f}"]
+        [
+            outcome.host,
+            name,
+            case["case"],
+            case["mode"],
+            "passed" if case["passed"] else "FAILED",
+            f"{case['seconds']:.2f}",
+        ]
         for outcome in outcomes
         for name, verdict in outcome.verdicts.items()
         for case in verdict.cases
@@ -137,7 +144,9 @@ def show_modelfile(report: Report, name: str, *, as_published: bool) -> None:
 
     models = parse_models(MODELFILES)
     spec = find_model(name, models)
-    text = render_as_published(spec, MODELFILES) if as_published else rendered_modelfile(spec, MODELFILES).text
+    text = (
+        render_as_published(spec, MODELFILES) if as_published else rendered_modelfile(spec, MODELFILES).text
+    )
     report.text("modelfile", text, model=spec.name)
 
 

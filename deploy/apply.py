@@ -75,7 +75,11 @@ def apply_step(step: Step, site: Site) -> None:
             services.stop_server(site.transport, step.server.process)
         case SwitchRelease():
             release = site.desired.paths.release(step.version)
-            _run(site, commands.switch_current(site.desired.paths.current, release), "`current` was not switched")
+            _run(
+                site,
+                commands.switch_current(site.desired.paths.current, release),
+                "`current` was not switched",
+            )
         case RemoveDamagedBlob():
             blob = site.desired.paths.models_dir / "blobs" / f"sha256-{step.sha256}"
             _run(site, commands.remove([blob]), f"`{blob}` could not be removed")

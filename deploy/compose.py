@@ -45,7 +45,10 @@ def compose(sources: Sources, limit: str | None) -> tuple[Desired, ...]:
     with _collected(problems):
         models = parse_models(sources.modelfiles)
     with _collected(problems):
-        pins = parse_pins(sources.pins)
+        shipped = sources.modelfiles / "pins.toml"
+        pins = parse_pins(sources.pins, sources.modelfiles)
+        if sources.pins != shipped:
+            pins = pins.over(parse_pins(shipped))
     if problems or pins is None:
         raise _all(problems)
     rendered: dict[str, DesiredModel] = {}
@@ -62,7 +65,7 @@ def compose(sources: Sources, limit: str | None) -> tuple[Desired, ...]:
 
 
 def data_home() -> PurePosixPath:
-    """`$XDG_DATA_HOME`, or `~/.local/share` (XDG base directories): where an unprivileged host's files lie."""
+    """`$XDG_DATA_HOME`, or `~/.local/share` (XDG base directories): where unprivileged hosts keep files."""
     given = os.environ.get("XDG_DATA_HOME", "")
     return PurePosixPath(given if given.startswith("/") else Path.home() / ".local/share")
 
@@ -70,18 +73,16 @@ def data_home() -> PurePosixPath:
 def _select(inventory: Inventory, sources: Sources, limit: str | None) -> tuple[InventoryHost, ...]:
     hosts = inventory.select(limit)
     if not hosts:
-        chosen = f"`--limit {limit}` selects no host" if limit else f"`{sources.inventory}` names no host"
+        chosen = f"`--limit {limit}` selects" if limit else f"`{sources.inventory}` names"
         raise UsageError(
-            sentence=chosen,
+            sentence=f"{chosen} no host",
             unchanged="everything",
             hint=f"./fleet inventory --list --inventory {sources.inventory}",
         )
     return hosts
 
 
-def _desired(
-    host: str, settings: HostSettings, pins: Pins, rendered: Mapping[str, DesiredModel]
-) -> Desired:
+def _desired(host: str, settings: HostSettings, pins: Pins, rendered: Mapping[str, DesiredModel]) -> Desired:
     archives: dict[str, Artefact] = {}
     version = settings.version
     missing: PinError | None = None

@@ -32,7 +32,7 @@ def exit_code_of(outcomes: Sequence[HostOutcome]) -> ExitCode:
 def interrupts(stop_requested: threading.Event, tell: Callable[[str], None]) -> Iterator[None]:
     """The first Ctrl-C asks for a stop after the running step, the second one ends at once."""
 
-    def handle(number: int, frame: FrameType | None) -> None:
+    def handle(_number: int, _frame: FrameType | None) -> None:
         if stop_requested.is_set():
             raise KeyboardInterrupt
         stop_requested.set()

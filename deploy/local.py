@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import threading
 from collections.abc import Iterator, Sequence
@@ -54,11 +55,11 @@ class LocalChannel:
             ) from error
 
     def close(self) -> None:
-        assert self._process.stdin is not None and self._process.stdout is not None
-        try:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        # It may be gone already, which is what closing is for.
+        with contextlib.suppress(OSError):
             self._process.stdin.close()
-        except OSError:
-            pass  # it is gone already, which is what closing is for
         try:
             self._process.wait(timeout=5)
         except subprocess.TimeoutExpired:
@@ -80,7 +81,9 @@ class LocalTransport:
 
     def run(self, argv: Sequence[str], *, stdin: bytes = b"", timeout_seconds: float = 60.0) -> Completed:
         try:
-            done = subprocess.run(argv, input=stdin, capture_output=True, timeout=timeout_seconds, check=False)
+            done = subprocess.run(
+                argv, input=stdin, capture_output=True, timeout=timeout_seconds, check=False
+            )
         except subprocess.TimeoutExpired as error:
             raise CommandFailed(
                 sentence=f"`{_shown(argv)}` did not end within {timeout_seconds:g} s", host=self._host

@@ -41,7 +41,9 @@ class OllamaApi:
         lines = [json.loads(line) for line in text.splitlines() if line.strip()]
         error = next((line["error"] for line in lines if "error" in line), None)
         if error is not None or not lines or lines[-1].get("status") != "success":
-            raise self._refused(f"`{name}` was not created", str(error or "the reply ended without `success`"))
+            raise self._refused(
+                f"`{name}` was not created", str(error or "the reply ended without `success`")
+            )
 
     def copy(self, source: str, destination: str) -> None:
         """`/api/copy`: the destination is replaced."""
@@ -50,15 +52,27 @@ class OllamaApi:
 
     def delete(self, name: str) -> None:
         """`/api/delete`; an absent model is no error."""
-        self._request("DELETE", "/api/delete", {"model": name}, f"`{name}` was not deleted", SHORT_SECONDS, (404,))
+        self._request(
+            "DELETE", "/api/delete", {"model": name}, f"`{name}` was not deleted", SHORT_SECONDS, (404,)
+        )
 
     def load(self, name: str) -> None:
         """Load a model for good: a `generate` without a prompt (ollama docs/api.md)."""
-        self._post("/api/generate", {"model": name, "keep_alive": -1, "stream": False}, f"`{name}` was not loaded", LONG_SECONDS)
+        self._post(
+            "/api/generate",
+            {"model": name, "keep_alive": -1, "stream": False},
+            f"`{name}` was not loaded",
+            LONG_SECONDS,
+        )
 
     def unload(self, name: str) -> None:
         """Unload a model."""
-        self._post("/api/generate", {"model": name, "keep_alive": 0, "stream": False}, f"`{name}` was not unloaded", SHORT_SECONDS)
+        self._post(
+            "/api/generate",
+            {"model": name, "keep_alive": 0, "stream": False},
+            f"`{name}` was not unloaded",
+            SHORT_SECONDS,
+        )
 
     def _post(self, path: str, body: Mapping[str, Any], sentence: str, timeout_seconds: float) -> str:
         return self._request("POST", path, body, sentence, timeout_seconds, ())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
 
@@ -94,6 +94,12 @@ class Pins:
     servers: tuple[PinnedServer, ...]
     artefacts: tuple[Artefact, ...]
 
+    def over(self, other: Pins) -> Pins:
+        """These pins, and what the other ones have beside them; all server pins come from one file."""
+        return replace(
+            self, servers=self.servers or other.servers, artefacts=(*self.artefacts, *other.artefacts)
+        )
+
     def server(self, version: str | None, architecture: str) -> PinnedServer:
         """The release to install; None is the newest pinned one, candidates of a release below it.
 
@@ -183,8 +189,13 @@ def version_warning(version: str) -> str | None:
     )
 
 
-def parse_pins(path: Path) -> Pins:
-    """`pins.toml` -> pins. Raises PinError with the line, or InputErrors with all of them."""
+def parse_pins(path: Path, contained: Path | None = None) -> Pins:
+    """`pins.toml` -> pins. Raises PinError with the line, or InputErrors with all of them.
+
+    `contained` is the directory of models.toml where that is another one: files of the repository "." lie
+    there.
+    """
+    directory = contained or path.parent
     text, value = read_toml(path, PinError)
     problems: list[FleetError] = []
     for name in value:
@@ -201,9 +212,9 @@ def parse_pins(path: Path) -> Pins:
                 )
             )
     servers = _parse_servers(value, path, text, problems)
-    artefacts = _parse_weights(value, path, text, problems)
+    artefacts = _parse_weights(value, path, directory, text, problems)
     raise_problems(problems, f"file `{path.name}`")
-    return Pins(path=str(path), directory=path.parent, servers=tuple(servers), artefacts=tuple(artefacts))
+    return Pins(path=str(path), directory=directory, servers=tuple(servers), artefacts=tuple(artefacts))
 
 
 def _tables(
@@ -235,7 +246,9 @@ def _parse_servers(
         except (PinError, InputErrors) as error:
             _collect(error, problems, path, find_line(text, ("server", index, "version")))
             continue
-        server = PinnedServer(version=version, architecture=pin.architecture, archive=_artefact(pin, path))
+        server = PinnedServer(
+            version=version, architecture=pin.architecture, archive=_artefact(pin, path.parent)
+        )
         if any((known.version, known.architecture) == (version, pin.architecture) for known in servers):
             problems.append(
                 _pinned_twice(f"ollama {version} ({pin.architecture})", path, text, ("server", index))
@@ -245,7 +258,7 @@ def _parse_servers(
 
 
 def _parse_weights(
-    value: dict[str, Any], path: Path, text: str, problems: list[FleetError]
+    value: dict[str, Any], path: Path, directory: Path, text: str, problems: list[FleetError]
 ) -> list[Artefact]:
     artefacts: list[Artefact] = []
     for index, table in _tables(value, "weights", path, text, problems):
@@ -256,18 +269,18 @@ def _parse_weights(
             continue
         if any((known.repo, known.file) == (pin.repo, pin.file) for known in artefacts):
             problems.append(_pinned_twice(f"{pin.repo}/{pin.file}", path, text, ("weights", index)))
-        artefacts.append(_artefact(pin, path))
+        artefacts.append(_artefact(pin, directory))
     return artefacts
 
 
-def _artefact(pin: _ServerPin | _WeightsPin, path: Path) -> Artefact:
+def _artefact(pin: _ServerPin | _WeightsPin, directory: Path) -> Artefact:
     return Artefact(
         repo=pin.repo,
         revision=pin.revision,
         file=pin.file,
         size_bytes=pin.size_bytes,
         sha256=pin.sha256,
-        local_path=str(path.parent.resolve() / pin.file) if pin.repo == CONTAINED_REPO else None,
+        local_path=str(directory.resolve() / pin.file) if pin.repo == CONTAINED_REPO else None,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -55,7 +55,7 @@ class Plan:
         return not self.steps
 
 
-def everything(step: Step) -> bool:
+def everything(_step: Step) -> bool:
     """`deploy`."""
     return True
 
@@ -96,7 +96,7 @@ def plan(desired: Desired, facts: HostFacts, selection: Selection = everything) 
     archive = _archive(desired, facts)
     steps = tuple(_steps(desired, facts, archive))
     selected = tuple(step for step in steps if selection(step))
-    _check_preconditions(desired, facts, steps, selected)
+    _check_preconditions(desired, steps, selected)
     _check_port(desired, facts, selected)
     _check_disks(desired, facts, selected)
     return Plan(host=desired.host, steps=selected)
@@ -131,7 +131,9 @@ def model_differences(stored: StoredModel | None, model: DesiredModel) -> tuple[
             found.append(Difference(what=f"PARAMETER {name}", actual=actual, desired=value))
     if (stored.system or None) != (model.modelfile.system or None):
         found.append(Difference(what="SYSTEM", actual=stored.system, desired=model.modelfile.system))
-    found += [Difference(what=f"layer {kind}", actual="present", desired=None) for kind in stored.other_layers]
+    found += [
+        Difference(what=f"layer {kind}", actual="present", desired=None) for kind in stored.other_layers
+    ]
     return tuple(found)
 
 
@@ -149,7 +151,11 @@ def render_plan(plan: Plan) -> dict[str, Any]:
                     {"what": item.what, "actual": item.actual, "desired": item.desired}
                     for item in step.differences
                 ],
-                **({"bytes": step.artefact.size_bytes} if isinstance(step, FetchArchive | FetchWeights) else {}),
+                **(
+                    {"bytes": step.artefact.size_bytes}
+                    if isinstance(step, FetchArchive | FetchWeights)
+                    else {}
+                ),
             }
             for step in plan.steps
         ],
@@ -172,13 +178,14 @@ def _archive(desired: Desired, facts: HostFacts) -> Artefact:
 
 
 def _steps(desired: Desired, facts: HostFacts, archive: Artefact) -> Iterator[Step]:
+    version = desired.server.version
+    models = [_ModelPlan(model, facts) for model in desired.models]
+    unpacks = facts.releases.get(version) != archive.sha256
+
     if facts.leftovers:
         yield RemoveLeftovers(reason="an earlier run was cut short", paths=facts.leftovers)
-    version = desired.server.version
-    unpacks = facts.releases.get(version) != archive.sha256
     if unpacks and archive.sha256 not in facts.artefacts:
         yield FetchArchive(reason=f"release {version} is not on the host", artefact=archive)
-    models = [_ModelPlan(model, facts) for model in desired.models]
     for item in models:
         if item.needs_weights:
             yield FetchWeights(
@@ -187,10 +194,13 @@ def _steps(desired: Desired, facts: HostFacts, archive: Artefact) -> Iterator[St
     if unpacks:
         reason = "not on the host" if version not in facts.releases else "unpacked from another archive"
         yield UnpackRelease(reason=reason, version=version, artefact=archive)
-
     service = tuple(_service_steps(desired, facts, archive))
     yield from service
-    starts = any(isinstance(step, StartServer) for step in service)
+    yield from _model_steps(models, facts, starts=any(isinstance(step, StartServer) for step in service))
+
+
+def _model_steps(models: Sequence[_ModelPlan], facts: HostFacts, *, starts: bool) -> Iterator[Step]:
+    """Phase by phase over all models: nothing is promoted before every candidate has passed."""
     for item in models:
         if item.differences:
             yield CreateModel(
@@ -228,9 +238,7 @@ class _ModelPlan:
             wanted = f"{model.weights.size_bytes} bytes"
             differences.append(Difference(what="weights in the store", actual=actual, desired=wanted))
         self.differences = tuple(differences)
-        self.needs_weights = (
-            bool(differences) and not healthy and model.weights.sha256 not in facts.artefacts
-        )
+        self.needs_weights = bool(differences) and not healthy and model.weights.sha256 not in facts.artefacts
 
 
 def _service_steps(desired: Desired, facts: HostFacts, archive: Artefact) -> Iterator[Step]:
@@ -256,9 +264,7 @@ def _service_steps(desired: Desired, facts: HostFacts, archive: Artefact) -> Ite
     for sha256 in sorted(damaged):
         yield RemoveDamagedBlob(reason="these bytes are no GGUF", sha256=sha256)
     reason = "; ".join(map(str, differences)) if facts.servers else "not running"
-    yield StartServer(
-        reason=reason, differences=tuple(differences), version=version, environment=environment
-    )
+    yield StartServer(reason=reason, differences=tuple(differences), version=version, environment=environment)
 
 
 def _kept_server(
@@ -310,14 +316,15 @@ def _digest(sha256: str | None) -> str | None:
     return None if sha256 is None else f"sha256:{sha256}"
 
 
-def _check_preconditions(
-    desired: Desired, facts: HostFacts, steps: tuple[Step, ...], selected: tuple[Step, ...]
-) -> None:
+def _check_preconditions(desired: Desired, steps: tuple[Step, ...], selected: tuple[Step, ...]) -> None:
     """A single phase must not start on what another phase has yet to make."""
 
     def refuse(sentence: str, task: str) -> FleetError:
         return ServiceError(
-            sentence=sentence, host=desired.host, unchanged="everything", hint=f"./fleet {task} --limit {desired.host}"
+            sentence=sentence,
+            host=desired.host,
+            unchanged="everything",
+            hint=f"./fleet {task} --limit {desired.host}",
         )
 
     missing = [step for step in steps if step not in selected]
@@ -384,7 +391,7 @@ def _check_disks(desired: Desired, facts: HostFacts, selected: tuple[Step, ...])
                 actual=_size(disk.available_bytes),
                 cause=f"{_size(wanted + RESERVE_BYTES - disk.available_bytes)} are missing",
                 unchanged="everything; nothing was copied",
-                hint=f"free that much on `{disk.mount}`, or set `ollama_root` or `ollama_models_dir` elsewhere",
+                hint=f"free it on `{disk.mount}`, or set `ollama_root` or `ollama_models_dir` elsewhere",
             )
 
 

@@ -99,7 +99,9 @@ def _check_member(archive: Path, target: Path, member: tarfile.TarInfo) -> None:
     if member.issym() or member.islnk():
         base = name.parent if member.issym() else PurePosixPath()
         if _leaves(base / member.linkname):
-            raise _refused(archive, f"member `{member.name}` links to `{member.linkname}`, outside the release")
+            raise _refused(
+                archive, f"member `{member.name}` links to `{member.linkname}`, outside the release"
+            )
     # A directory that an earlier member made a link would lead the write elsewhere.
     for parent in name.parents:
         if (target / parent).is_symlink():
@@ -152,12 +154,13 @@ def _write_file(path: Path, content: bytes) -> None:
 
 def _sync_tree(root: Path) -> None:
     for directory, _, _ in os.walk(root):
-        os.chmod(directory, 0o755)
-        sync_directory(Path(directory))
+        path = Path(directory)
+        path.chmod(0o755)
+        sync_directory(path)
 
 
 def sync_directory(directory: Path) -> None:
-    """fsync a directory: a rename in it is durable only then (rename(2), fsync(2))."""
+    """Sync a directory: a rename in it is durable only then (rename(2), fsync(2))."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

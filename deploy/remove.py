@@ -22,7 +22,9 @@ class Models(Enum):
     REMOVE = "remove"
 
 
-def doomed_things(desired: Desired, transport: Transport, facts: HostFacts, models: Models) -> tuple[str, ...]:
+def doomed_things(
+    desired: Desired, transport: Transport, facts: HostFacts, models: Models
+) -> tuple[str, ...]:
     """What `remove_host` would take away, in words for people."""
     servers = [f"the running server (pid {server.process.pid})" for server in facts.servers]
     return (*servers, *(str(path) for path in _doomed(desired.paths, models) if _is_there(transport, path)))

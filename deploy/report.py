@@ -1,4 +1,4 @@
-"""What a run tells: one JSON event a line, plain lines, or a terminal with progress. One place renders each event."""
+"""What a run tells: one JSON event a line, plain lines, or progress on a terminal."""
 
 from __future__ import annotations
 
@@ -90,8 +90,10 @@ class Report:
             return
         widths = [max(len(row[i]) for row in [columns, *rows]) for i in range(len(columns))]
         lines = [title]
-        lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-                  for row in [columns, *rows]]
+        lines += [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in [columns, *rows]
+        ]
         self._print("\n".join(lines))
 
     def summary(self, outcomes: Sequence[HostOutcome], **more: Any) -> None:
@@ -152,8 +154,14 @@ class _Bars:
             self._progress, self._tasks = None, {}
 
     def _make(self) -> Progress:
-        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
-        from rich.progress import TimeRemainingColumn, TransferSpeedColumn
+        from rich.progress import (
+            BarColumn,
+            DownloadColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+            TransferSpeedColumn,
+        )
 
         console = self._console()
         self._progress = Progress(
@@ -197,8 +205,11 @@ def _progress_line(fields: Mapping[str, Any]) -> str:
 def _case(fields: Mapping[str, Any]) -> str:
     verdict = "passed" if fields["passed"] else "FAILED"
     lines = [f"  {fields['case']:<18} {fields['mode']:<7} {verdict}  {fields['seconds']:.2f} s"]
-    lines += [f"    rule {f['rule']} ({f['severity']}) {f['where']}: {f['reason']}"
-              for f in fields.get("findings", ()) if f["severity"] != "warn"]
+    lines += [
+        f"    rule {f['rule']} ({f['severity']}) {f['where']}: {f['reason']}"
+        for f in fields.get("findings", ())
+        if f["severity"] != "warn"
+    ]
     if fields.get("error"):
         lines.append(f"    {fields['error']}")
     return "\n".join(lines)

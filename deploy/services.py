@@ -85,7 +85,7 @@ def check_version(host: str, expected: str, actual: str) -> None:
             host=host,
             expected=expected,
             actual=actual,
-            cause="the archive under this tag holds another build (seen in the mirror: v0.5.8 held 0.5.8-rc10)",
+            cause="the archive under this tag holds another build (seen: v0.5.8 held 0.5.8-rc10)",
             hint="pin another tag: ./fleet pin",
         )
 

@@ -1,4 +1,4 @@
-"""The changes that a plan is made of. Each is one change with its reason; mypy names every place that must know it."""
+"""The changes that a plan is made of, each with its reason; mypy names every place that must know one."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def phase_of(step: Step) -> Phase:
     return PHASES[type(step)]
 
 
-def subject_of(step: Step) -> str:
+def subject_of(step: Step) -> str:  # noqa: PLR0911 - one short arm for each kind of step
     """What the step changes, in a few words."""
     match step:
         case RemoveLeftovers():

@@ -49,7 +49,7 @@ class Transport(Protocol):
     def host(self) -> str: ...
 
     def run(self, argv: Sequence[str], *, stdin: bytes = b"", timeout_seconds: float = 60.0) -> Completed:
-        """Run a command to its end. Raises HostUnreachable when it cannot be run, CommandFailed on timeout."""
+        """Run a command to its end. Raises HostUnreachable or, on timeout, CommandFailed."""
         ...
 
     def open_channel(self, argv: Sequence[str]) -> Channel:

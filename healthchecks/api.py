@@ -117,11 +117,12 @@ def running_models(url: str) -> Sequence[Mapping[str, Any]]:
 def _version_check(name: str, url: str, answer: Answer) -> Check:
     data = {"simulated": is_simulated(answer.headers)}
     try:
-        version = answer.json()["version"]
-    except (KeyError, TypeError):
-        return Check(name, False, f"`{url}/api/version` states no version", data)
+        reply = answer.json()
     except ValueError as problem:
         return Check(name, False, f"no Ollama answers at `{url}`: {problem}", data)
+    version = reply.get("version") if isinstance(reply, dict) else None
+    if not isinstance(version, str):
+        return Check(name, False, f"`{url}/api/version` states no version", data)
     kind = "simulated Ollama" if data["simulated"] else "Ollama"
     return Check(name, True, f"{kind} {version}", {"version": version, **data})
 

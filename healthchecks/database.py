@@ -55,6 +55,7 @@ def make_database(path: Path, seed: int) -> None:
     unfinished = path.with_name(path.name + ".part")
     unfinished.unlink(missing_ok=True)
     with contextlib.closing(sqlite3.connect(unfinished)) as connection:
+        connection.execute("PRAGMA synchronous = OFF")  # whoever is interrupted makes it again
         connection.executescript(schema_sql())
         numbers = random.Random(seed)  # noqa: S311 - rows for a demonstration, not keys
         for table, rows in sample_rows(numbers).items():
@@ -131,7 +132,7 @@ class DatabaseTool:
         """
         stop_at = time.monotonic() + self.query_seconds
         try:
-            with _reading(self.path) as connection:
+            with contextlib.closing(_connect(self.path)) as connection:
                 _restrict(connection, stop_at)
                 rows = connection.execute(sql).fetchmany(self.most_rows + 1)
         # sqlite3.Warning is what Python 3.9 and 3.10 raise for a second statement; ValueError: a NUL or a
@@ -142,12 +143,10 @@ class DatabaseTool:
             return f"query failed with error: {reason}"
         text = str(rows[: self.most_rows])
         if len(text) > LARGEST_RESULT_CHARACTERS:
-            return (
-                f"query failed with error: the result is longer than {LARGEST_RESULT_CHARACTERS} characters"
-            )
-        return (
-            text if len(rows) <= self.most_rows else f"{text} and more: only the first {self.most_rows} rows"
-        )
+            return f"query failed with error: the result has more than {LARGEST_RESULT_CHARACTERS} characters"
+        if len(rows) > self.most_rows:
+            return f"{text} and more: only the first {self.most_rows} rows"
+        return text
 
 
 FACTS = {"most_tracks_album": most_tracks_album}
@@ -161,17 +160,17 @@ def schema_sql() -> str:
 
 @contextlib.contextmanager
 def _reading(path: Path) -> Iterator[sqlite3.Connection]:
+    """For questions of our own: whatever SQLite finds wrong is the file's fault."""
     try:
-        connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
+        with contextlib.closing(_connect(path)) as connection:
+            yield connection
     except sqlite3.Error as problem:
-        reason = f"cannot be opened: {problem}" if path.is_file() else "is not a file"
+        reason = f"cannot be read as SQLite: {problem}" if path.is_file() else "is not a file"
         raise UnusableDatabaseError(path, reason) from problem
-    with contextlib.closing(connection):
-        try:
-            connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
-        except sqlite3.Error as problem:
-            raise UnusableDatabaseError(path, f"cannot be read as SQLite: {problem}") from problem
-        yield connection
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
 
 
 def _restrict(connection: sqlite3.Connection, stop_at: float) -> None:

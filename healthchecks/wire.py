@@ -30,9 +30,6 @@ class Answer:
     body: bytes
     error: str | None = None
 
-    def _start_of_body(self) -> str:
-        return self.body[:300].decode("utf-8", "replace").strip()
-
     def json(self) -> Any:
         """The decoded body.
 
@@ -42,7 +39,8 @@ class Answer:
         if self.error is not None:
             raise ValueError(self.error)
         if self.status != 200:
-            raise ValueError(f"HTTP {self.status}: {self._start_of_body()}")
+            said = self.body[:300].decode("utf-8", "replace").strip()
+            raise ValueError(f"HTTP {self.status}: {said}")
         try:
             return json.loads(self.body)
         except ValueError:
@@ -101,7 +99,8 @@ def _receive(
         with requests.Session() as session:
             # A proxy of the environment must not stand between us and a server on this machine.
             session.trust_env = urlsplit(url).hostname not in ("127.0.0.1", "localhost", "::1")
-            timeouts = (min(CONNECT_SECONDS, deadline_seconds), deadline_seconds)
+            # Later than the deadline, which `send` keeps; this one only ends the thread.
+            timeouts = (CONNECT_SECONDS, deadline_seconds + 1)
             with session.request(
                 method,
                 url,
@@ -114,7 +113,8 @@ def _receive(
                 arriving.head["headers"] = dict(response.headers)
                 arriving.head["status"] = response.status_code
                 _read_body(response, arriving)
-    except (requests.RequestException, HTTPError, OSError) as problem:
+    except (requests.RequestException, HTTPError, OSError, ValueError) as problem:
+        # ValueError: a key that no header can carry.
         arriving.head["error"] = _plain(problem)
     finally:
         arriving.done.set()

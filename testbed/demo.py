@@ -13,7 +13,7 @@ import re
 import shlex
 import socket
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +53,7 @@ def demo_directory() -> Path:
 
 
 def embedded_repos(directory: Path, canary: Path) -> Sequence[MirrorRepo]:
-    """The server's archive (the simulated Ollama, packed below `directory`) and the weights (the canary's bytes)."""
+    """The server's archive (the simulated Ollama, packed into `directory`) and the weights (the canary)."""
     archive = make_release_archive(
         directory / archive_name(),
         version=VERSION,
@@ -68,12 +68,12 @@ def embedded_repos(directory: Path, canary: Path) -> Sequence[MirrorRepo]:
 
 
 @contextmanager
-def demo_site(directory: Path, canary: Path, log: Callable[[str], None]) -> Iterator[DemoSite]:
+def demo_site(directory: Path, canary: Path) -> Iterator[DemoSite]:
     """Make the site and serve its mirror. Raises DemoRunning when another demo holds the directory."""
     directory.mkdir(parents=True, exist_ok=True)
     with _held(directory.with_name("demo.lock")):
         repos = embedded_repos(directory / "mirror", canary)
-        with start_mirror(repos, 0, log) as mirror:
+        with start_mirror(repos) as mirror:
             pins = directory / "pins.toml"
             _write(pins, render_pins(repos))
             inventory = directory / "inventory.ini"

@@ -1,5 +1,5 @@
 #!/bin/sh
-''':'
+""":"
 # This file is a shell script and a Python module at once, so that it can be installed as `bin/ollama`.
 python=
 for candidate in "$python" python3 python3.13 python3.12 python3.11 python3.10 python3.9; do
@@ -49,9 +49,16 @@ Faults (--fault NAME[=VALUE], or OLLAMA_SIMULATED_FAULT="name[=value],...")
   start-fails       exits 2 at start, as a server does that finds a damaged store
   version=VERSION   reports another version (also OLLAMA_SIMULATED_VERSION)
 Without `gpu` and `cpu` it is a machine without a GPU: size_vram is 0.
-'''
+"""
+
 from __future__ import annotations
 
+# One file without other packages, quick to start, that speaks of paths as the real server does:
+# ruff: noqa: PTH101, PTH103, PTH104, PTH106, PTH108, PTH110, PTH112, PTH116, PTH118, PTH120, PTH123, PTH206, PTH208
+# Texts are built with printf's formats, as in the Go sources they are held to:
+# ruff: noqa: UP031
+# Flags of Go's functions, handlers of one form, a loopback or any address, numbers that are no secrets, SQL a model writes:
+# ruff: noqa: FBT001, FBT002, ARG002, S104, S311, S608, PLR0911, EXE003
 import codecs
 import contextlib
 import email.utils
@@ -70,21 +77,21 @@ import shutil
 import signal
 import socket
 import socketserver
-import stat
 import struct
 import sys
 import tempfile
 import threading
 import time
 import urllib.parse
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
-from typing import Any, BinaryIO, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
+from typing import Any, BinaryIO, Callable, NamedTuple
 
 VERSION = "0.17.5"  # a packer may replace this line
 
 Json = Any
-Params = Dict[str, Any]
+Params = dict[str, Any]
 
 MAX_INT64 = (1 << 63) - 1
 FOREVER_SECONDS = MAX_INT64 / 1e9
@@ -92,7 +99,7 @@ DEFAULT_CONTEXT_LENGTH = 4096  # a server without a GPU; measured on 0.17.5
 GO_SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
 
 
-# --------------------------------------------------------------------------------------------- errors
+# ------------------------------------------------------------ errors
 class ApiError(Exception):
     """An error answered as `{"error": message}` with an HTTP status."""
 
@@ -118,7 +125,7 @@ class StartError(Exception):
         self.code = code
 
 
-# --------------------------------------------------------------------------------------------- JSON as Go reads and writes it
+# ------------------------------------------------------------ JSON as Go reads and writes it
 class Number(float):
     """A JSON number: Go's float64 with its source text (for error messages)."""
 
@@ -127,7 +134,7 @@ class Number(float):
     def __new__(cls, text: str) -> Number:
         value = super().__new__(cls, text)
         if math.isinf(value):
-            raise GoJsonError("json: cannot unmarshal number %s into Go value of type float64" % text)
+            raise GoJsonError(f"json: cannot unmarshal number {text} into Go value of type float64")
         value.text = text
         return value
 
@@ -136,7 +143,7 @@ class GoJsonError(ValueError):
     """A text that encoding/json refuses; the message is Go's."""
 
 
-def _replace_one_byte(error: UnicodeError) -> Tuple[str, int]:
+def _replace_one_byte(error: UnicodeError) -> tuple[str, int]:
     assert isinstance(error, UnicodeDecodeError)
     return "\ufffd", error.start + 1
 
@@ -155,7 +162,7 @@ def clean_text(text: str) -> str:
 
 
 def _refuse_constant(name: str) -> Json:
-    raise GoJsonError("invalid character %r looking for beginning of value" % name[0])
+    raise GoJsonError(f"invalid character {name[0]!r} looking for beginning of value")
 
 
 def _clean(value: Json) -> Json:
@@ -178,8 +185,8 @@ def _quote_char(char: str) -> str:
         return "'\"'"
     escaped = {"\n": "\\n", "\r": "\\r", "\t": "\\t", "\\": "\\\\"}.get(char)
     if escaped is None:
-        escaped = char if char.isprintable() else "\\x%02x" % ord(char)
-    return "'%s'" % escaped
+        escaped = char if char.isprintable() else f"\\x{ord(char):02x}"
+    return f"'{escaped}'"
 
 
 def _syntax_error(text: str, error: json.JSONDecodeError) -> GoJsonError:
@@ -192,24 +199,26 @@ def _syntax_error(text: str, error: json.JSONDecodeError) -> GoJsonError:
         return GoJsonError("unexpected EOF")
     char = _quote_char(text[position])
     if error.msg.startswith("Invalid control character"):
-        return GoJsonError("invalid character %s in string literal" % _quote_char(text[error.pos]))
+        return GoJsonError(f"invalid character {_quote_char(text[error.pos])} in string literal")
     if error.msg.startswith("Invalid \\escape"):
         at = position + 1 if text[position] == "\\" else position
-        return GoJsonError("invalid character %s in string escape code" % _quote_char(text[at : at + 1] or " "))
+        return GoJsonError(
+            "invalid character {} in string escape code".format(_quote_char(text[at : at + 1] or " "))
+        )
     if error.msg.startswith(("Expecting property name", "Illegal trailing comma before end of object")):
-        return GoJsonError("invalid character %s looking for beginning of object key string" % char)
+        return GoJsonError(f"invalid character {char} looking for beginning of object key string")
     if error.msg.startswith("Expecting ':'"):
-        return GoJsonError("invalid character %s after object key" % char)
+        return GoJsonError(f"invalid character {char} after object key")
     number = re.match(r"(-|\.[0-9]*|(?:\.[0-9]+)?[eE][+-]?)(.?)", text[position:], re.DOTALL)
     after_value = error.msg.startswith("Expecting ','")
     if number and (not after_value if number.group(1) == "-" else text[position - 1].isdigit()):
         place = {"-": "in", ".": "after decimal point in"}.get(number.group(1), "in exponent of")
         if not number.group(2):
             return GoJsonError("unexpected EOF")
-        return GoJsonError("invalid character %s %s numeric literal" % (_quote_char(number.group(2)), place))
+        return GoJsonError(f"invalid character {_quote_char(number.group(2))} {place} numeric literal")
     if after_value:
         inside = "object key:value pair" if _open_bracket(text[:position]) == "{" else "array element"
-        return GoJsonError("invalid character %s after %s" % (char, inside))
+        return GoJsonError(f"invalid character {char} after {inside}")
     for literal in ("true", "false", "null"):
         if text[position] == literal[0]:
             for at in range(1, len(literal)):
@@ -218,13 +227,13 @@ def _syntax_error(text: str, error: json.JSONDecodeError) -> GoJsonError:
                     return GoJsonError("unexpected EOF")
                 if got != literal[at]:
                     return GoJsonError(
-                        "invalid character %s in literal %s (expecting %s)" % (_quote_char(got), literal, _quote_char(literal[at]))
+                        f"invalid character {_quote_char(got)} in literal {literal} (expecting {_quote_char(literal[at])})"
                     )
-    return GoJsonError("invalid character %s looking for beginning of value" % char)
+    return GoJsonError(f"invalid character {char} looking for beginning of value")
 
 
 def _open_bracket(text: str) -> str:
-    stack: List[str] = []
+    stack: list[str] = []
     in_string = escaped = False
     for char in text:
         if in_string:
@@ -256,7 +265,7 @@ def parse_json(data: bytes, whole: bool = True) -> Json:
         raise GoJsonError("exceeded max depth") from None
     rest = text[end:].lstrip(" \t\r\n")
     if whole and rest:
-        raise GoJsonError("invalid character %s after top-level value" % _quote_char(rest[0]))
+        raise GoJsonError(f"invalid character {_quote_char(rest[0])} after top-level value")
     return value if text.isascii() and "\\u" not in text else _clean(value)
 
 
@@ -275,7 +284,10 @@ def render_number(value: float) -> str:
     sign = "-" if math.copysign(1, value) < 0 else ""
     mantissa, _, exponent = repr(abs(float(value))).partition("e")
     whole, _, fraction = mantissa.removesuffix(".0").partition(".")
-    digits, point = whole + fraction, len(whole) + int(exponent or 0)  # 0.digits * 10**point, were whole empty
+    digits, point = (
+        whole + fraction,
+        len(whole) + int(exponent or 0),
+    )  # 0.digits * 10**point, were whole empty
     stripped = digits.lstrip("0")
     point -= len(digits) - len(stripped)
     if not stripped:
@@ -287,7 +299,7 @@ def render_number(value: float) -> str:
         return sign + "0." + "0" * -point + stripped
     if len(stripped) <= point:
         return sign + stripped + "0" * (point - len(stripped))
-    return "%s%s.%s" % (sign, stripped[:point], stripped[point:])
+    return f"{sign}{stripped[:point]}.{stripped[point:]}"
 
 
 _GO_ESCAPES = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
@@ -313,13 +325,13 @@ def render_json(value: Json) -> str:
         return render_number(value)
     if isinstance(value, dict):
         keys = sorted(value) if isinstance(value, GoMap) else value
-        return "{%s}" % ",".join("%s:%s" % (render_string(k), render_json(value[k])) for k in keys)
+        return "{{{}}}".format(",".join(f"{render_string(k)}:{render_json(value[k])}" for k in keys))
     if isinstance(value, (list, tuple)):
-        return "[%s]" % ",".join(render_json(item) for item in value)
-    raise TypeError("cannot render %r" % type(value))
+        return "[{}]".format(",".join(render_json(item) for item in value))
+    raise TypeError(f"cannot render {type(value)!r}")
 
 
-class GoMap(Dict[str, Any]):
+class GoMap(dict[str, Any]):
     """A Go map[string]any: written with sorted keys."""
 
 
@@ -341,20 +353,20 @@ def format_value(value: Json) -> str:
     if isinstance(value, float):
         return _format_g(float(value))
     if isinstance(value, (list, tuple)):
-        return "[%s]" % " ".join(format_value(item) for item in value)
+        return "[{}]".format(" ".join(format_value(item) for item in value))
     if isinstance(value, dict):
-        return "map[%s]" % " ".join("%s:%s" % (k, format_value(value[k])) for k in sorted(value))
+        return "map[{}]".format(" ".join(f"{k}:{format_value(value[k])}" for k in sorted(value)))
     return str(value)
 
 
 def _format_g(value: float) -> str:
     """strconv.FormatFloat(value, 'g', -1, 64): an exponent below -4 or from 21 on prints as %e, as fmt's %v does."""
     digits = repr(value)
-    if value and not 1e-4 <= abs(value) < 1e6 or "e" in digits:
-        mantissa, _, exponent = ("%r" % value).partition("e")
+    if (value and not 1e-4 <= abs(value) < 1e6) or "e" in digits:
+        mantissa, _, exponent = (f"{value!r}").partition("e")
         if not exponent:
-            text = "%.17e" % value
-            for precision in range(0, 18):
+            text = f"{value:.17e}"
+            for precision in range(18):
                 text = "%.*e" % (precision, value)
                 if float(text) == value:
                     break
@@ -370,17 +382,21 @@ def quote_go(text: str) -> str:
         if char in '"\\':
             out.append("\\" + char)
         elif char in "\n\r\t\a\b\f\v":
-            out.append({"\n": "\\n", "\r": "\\r", "\t": "\\t", "\a": "\\a", "\b": "\\b", "\f": "\\f", "\v": "\\v"}[char])
+            out.append(
+                {"\n": "\\n", "\r": "\\r", "\t": "\\t", "\a": "\\a", "\b": "\\b", "\f": "\\f", "\v": "\\v"}[
+                    char
+                ]
+            )
         elif char == " " or (char.isprintable() and not char.isspace()):
             out.append(char)
         elif ord(char) < 0x80:
-            out.append("\\x%02x" % ord(char))
+            out.append(f"\\x{ord(char):02x}")
         else:
-            out.append("\\u%04x" % ord(char) if ord(char) < 0x10000 else "\\U%08x" % ord(char))
+            out.append(f"\\u{ord(char):04x}" if ord(char) < 0x10000 else f"\\U{ord(char):08x}")
     return "".join(out) + '"'
 
 
-# --------------------------------------------------------------------------------------------- Go templates: the tree, not the values
+# ------------------------------------------------------------ Go templates: the tree, not the values
 class TemplateError(ValueError):
     """The text is not a template; the message is text/template's."""
 
@@ -390,15 +406,15 @@ class Operand:
     """One argument of a command. `idents` holds the names of a field (`.A.B`) or variable (`$a.B`)."""
 
     kind: str
-    idents: Tuple[str, ...] = ()
-    pipe: Optional[Pipe] = None
+    idents: tuple[str, ...] = ()
+    pipe: Pipe | None = None
 
 
 @dataclass(frozen=True)
 class Pipe:
     """A pipeline: its commands, each a list of arguments."""
 
-    commands: Tuple[Tuple[Operand, ...], ...]
+    commands: tuple[tuple[Operand, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -407,9 +423,9 @@ class Node:
 
     kind: str
     text: str = ""
-    pipe: Optional[Pipe] = None
-    body: Tuple[Node, ...] = ()
-    otherwise: Optional[Tuple[Node, ...]] = None
+    pipe: Pipe | None = None
+    body: tuple[Node, ...] = ()
+    otherwise: tuple[Node, ...] | None = None
 
 
 class Token(NamedTuple):
@@ -439,12 +455,12 @@ class _TemplateParser:
     def __init__(self, text: str) -> None:
         self.text = text
         self.items = self._lex(text)
-        self.templates: Dict[str, Tuple[Node, ...]] = {}
-        self.variables: List[str] = ["$"]
+        self.templates: dict[str, tuple[Node, ...]] = {}
+        self.variables: list[str] = ["$"]
         self.loops = 0
 
     # ---- text and actions
-    def _lex(self, text: str) -> Iterator[Tuple[str, Any, int]]:
+    def _lex(self, text: str) -> Iterator[tuple[str, Any, int]]:
         position = 0
         trim_next = False
         while True:
@@ -478,8 +494,8 @@ class _TemplateParser:
             tokens, position, trim_next = self._lex_action(text, inside, line)
             yield "action", tokens, line
 
-    def _lex_action(self, text: str, position: int, line: int) -> Tuple[List[Token], int, bool]:
-        tokens: List[Token] = []
+    def _lex_action(self, text: str, position: int, line: int) -> tuple[list[Token], int, bool]:
+        tokens: list[Token] = []
         depth = 0
         while True:
             closing = re.compile(r"([ \t\r\n]-)?\}\}").match(text, position)
@@ -492,7 +508,9 @@ class _TemplateParser:
             match = _TOKEN.match(text, position)
             char = text[position]
             if match is None:
-                raise self._error("unrecognized character in action: U+%04X %s" % (ord(char), _quote_char(char)), line)
+                raise self._error(
+                    f"unrecognized character in action: U+{ord(char):04X} {_quote_char(char)}", line
+                )
             if match.lastgroup == "mark" and char in "\"`'":
                 name = {'"': "unterminated quoted string", "`": "unterminated raw quoted string"}
                 raise self._error(name.get(char, "unterminated character constant"), line)
@@ -508,33 +526,37 @@ class _TemplateParser:
             tokens.append(Token(kind, match.group(), text.count("\n", 0, position) + 1))
             position = match.end()
             after = text[position : position + 1]
-            if kind in ("ident", "field", "variable") and after and not re.match(r"[\s.,|:)(=]|}}", text[position : position + 2]):
-                raise self._error("bad character U+%04X %s" % (ord(after), _quote_char(after)), tokens[-1].line)
+            if (
+                kind in ("ident", "field", "variable")
+                and after
+                and not re.match(r"[\s.,|:)(=]|}}", text[position : position + 2])
+            ):
+                raise self._error(f"bad character U+{ord(after):04X} {_quote_char(after)}", tokens[-1].line)
 
     def _error(self, message: str, line: int) -> TemplateError:
         return TemplateError("template: :%d: %s" % (line, message))
 
     # ---- the tree
-    def parse(self) -> Tuple[Node, ...]:
+    def parse(self) -> tuple[Node, ...]:
         nodes, ending = self._parse_list(top=True)
         if ending is not None:
-            raise self._error("unexpected {{%s}}" % ending[0], ending[1])
+            raise self._error(f"unexpected {{{{{ending[0]}}}}}", ending[1])
         return nodes
 
-    def _parse_list(self, top: bool = False) -> Tuple[Tuple[Node, ...], Optional[Tuple[str, int, List[Token]]]]:
-        nodes: List[Node] = []
+    def _parse_list(self, top: bool = False) -> tuple[tuple[Node, ...], tuple[str, int, list[Token]] | None]:
+        nodes: list[Node] = []
         for kind, value, line in self.items:
             if kind == "text":
                 nodes.append(Node("text", text=value))
                 continue
-            tokens = [token for token in value]
+            tokens = list(value)
             words = [token for token in tokens if token.kind != "space"]
             first = words[0] if words else Token("", "", line)
             if not words:
                 raise self._error("missing value for command", line)
             if first.kind == "ident" and first.text in ("end", "else"):
                 if first.text == "end" and len(words) > 1:
-                    raise self._error("unexpected %s in end" % _item(words[1]), line)
+                    raise self._error(f"unexpected {_item(words[1])} in end", line)
                 return tuple(nodes), (first.text, line, tokens[tokens.index(first) + 1 :])
             if first.kind == "ident" and first.text == "define" and top:
                 self._parse_define(words, line)
@@ -544,9 +566,9 @@ class _TemplateParser:
             raise self._error("unexpected EOF", self.text.count("\n") + 1)
         return tuple(nodes), None
 
-    def _parse_define(self, words: List[Token], line: int) -> None:
+    def _parse_define(self, words: list[Token], line: int) -> None:
         if len(words) != 2 or words[1].kind != "string":
-            raise self._error("unexpected %s in define clause" % quote_go(words[-1].text), line)
+            raise self._error(f"unexpected {quote_go(words[-1].text)} in define clause", line)
         saved, self.variables = self.variables, ["$"]
         body, ending = self._parse_list()
         self.variables = saved
@@ -554,19 +576,22 @@ class _TemplateParser:
             raise self._error("unexpected {{else}} in define clause", line)
         self.templates[words[1].text[1:-1]] = body
 
-    def _parse_action(self, first: Token, tokens: List[Token], line: int) -> Node:
+    def _parse_action(self, first: Token, tokens: list[Token], line: int) -> Node:
         word = first.text if first.kind == "ident" else ""
         rest = tokens[tokens.index(first) + 1 :]
         if word in ("if", "range", "with"):
             return self._parse_branch(word, rest, line)
         if word in ("break", "continue"):
             if not self.loops:
-                raise self._error("{{%s}} outside {{range}}" % word, line)
+                raise self._error(f"{{{{{word}}}}} outside {{{{range}}}}", line)
             return Node(word)
         if word in ("template", "block"):
             words = [token for token in rest if token.kind != "space"]
             if not words or words[0].kind != "string":
-                raise self._error("unexpected %s in %s clause" % (quote_go(words[0].text) if words else "}}", word), line)
+                raise self._error(
+                    "unexpected {} in {} clause".format(quote_go(words[0].text) if words else "}}", word),
+                    line,
+                )
             arguments = rest[rest.index(words[0]) + 1 :]
             pipe = self._parse_pipe(arguments, line, "template clause") if len(words) > 1 else None
             if word == "block":
@@ -578,13 +603,13 @@ class _TemplateParser:
             return Node("template", text=words[0].text[1:-1], pipe=pipe)
         return Node("action", pipe=self._parse_pipe(tokens, line, "command"))
 
-    def _parse_branch(self, word: str, tokens: List[Token], line: int) -> Node:
+    def _parse_branch(self, word: str, tokens: list[Token], line: int) -> Node:
         scope = len(self.variables)
         pipe = self._parse_pipe(tokens, line, word)
         self.loops += word == "range"
         body, ending = self._parse_list()
         self.loops -= word == "range"
-        otherwise: Optional[Tuple[Node, ...]] = None
+        otherwise: tuple[Node, ...] | None = None
         if ending is not None and ending[0] == "else":
             words = [token for token in ending[2] if token.kind != "space"]
             if words and words[0].text in ("if", "with") and words[0].text == word:
@@ -593,7 +618,7 @@ class _TemplateParser:
                 del self.variables[scope:]
                 return Node(word, pipe=pipe, body=body, otherwise=otherwise)
             if words:
-                raise self._error("unexpected %s in %s clause" % (_item(words[0]), "else"), ending[1])
+                raise self._error("unexpected {} in {} clause".format(_item(words[0]), "else"), ending[1])
             otherwise, ending = self._parse_list()
             if ending is not None and ending[0] == "else":
                 raise self._error("expected end; found {{else}}", ending[1])
@@ -601,31 +626,35 @@ class _TemplateParser:
         return Node(word, pipe=pipe, body=body, otherwise=otherwise)
 
     # ---- pipelines
-    def _parse_pipe(self, tokens: List[Token], line: int, context: str) -> Pipe:
+    def _parse_pipe(self, tokens: list[Token], line: int, context: str) -> Pipe:
         tokens = list(tokens)
         while tokens and tokens[0].kind == "space":
             tokens.pop(0)
         while tokens and tokens[-1].kind == "space":
             tokens.pop()
         words = [token for token in tokens if token.kind != "space"]
-        names: List[str] = []
+        names: list[str] = []
         for size in (2, 4):
-            if len(words) >= size and words[0].kind == "variable" and words[size - 1].kind in ("declare", "assign"):
+            if (
+                len(words) >= size
+                and words[0].kind == "variable"
+                and words[size - 1].kind in ("declare", "assign")
+            ):
                 if size == 4 and words[1].kind != "comma":
                     continue
                 if size == 4 and context != "range":
-                    raise self._error("too many declarations in %s" % context, line)
+                    raise self._error(f"too many declarations in {context}", line)
                 names = [word.text for word in words[: size - 1] if word.kind == "variable"]
                 marker = words[size - 1]
                 tokens = tokens[tokens.index(marker) + 1 :]
                 for name in names:
                     if marker.kind == "assign" and name not in self.variables:
-                        raise self._error("undefined variable %s" % quote_go(name), line)
+                        raise self._error(f"undefined variable {quote_go(name)}", line)
                 break
-        commands: List[Tuple[Operand, ...]] = []
-        part: List[Token] = []
+        commands: list[tuple[Operand, ...]] = []
+        part: list[Token] = []
         depth = 0
-        for token in tokens + [Token("pipe", "|", line)]:
+        for token in [*tokens, Token("pipe", "|", line)]:
             depth += (token.kind == "left") - (token.kind == "right")
             if token.kind == "pipe" and depth == 0:
                 commands.append(self._parse_command(part, line, context))
@@ -635,21 +664,25 @@ class _TemplateParser:
         self.variables.extend(names)
         return Pipe(tuple(commands))
 
-    def _parse_command(self, tokens: List[Token], line: int, context: str) -> Tuple[Operand, ...]:
-        operands: List[Operand] = []
+    def _parse_command(self, tokens: list[Token], line: int, context: str) -> tuple[Operand, ...]:
+        operands: list[Operand] = []
         position = 0
         while position < len(tokens):
             token = tokens[position]
             if token.kind == "space":
                 position += 1
                 continue
-            operand, position = self._parse_operand(tokens, position, line, "operand" if operands else context)
+            operand, position = self._parse_operand(
+                tokens, position, line, "operand" if operands else context
+            )
             operands.append(operand)
         if not operands:
-            raise self._error("missing value for %s" % context, line)
+            raise self._error(f"missing value for {context}", line)
         return tuple(operands)
 
-    def _parse_operand(self, tokens: List[Token], position: int, line: int, context: str) -> Tuple[Operand, int]:
+    def _parse_operand(
+        self, tokens: list[Token], position: int, line: int, context: str
+    ) -> tuple[Operand, int]:
         token = tokens[position]
         position += 1
         if token.kind == "left":
@@ -657,34 +690,36 @@ class _TemplateParser:
             while end < len(tokens) and depth:
                 depth += (tokens[end].kind == "left") - (tokens[end].kind == "right")
                 end += 1
-            operand = Operand("pipe", pipe=self._parse_pipe(tokens[position : end - 1], line, "parenthesized pipeline"))
+            operand = Operand(
+                "pipe", pipe=self._parse_pipe(tokens[position : end - 1], line, "parenthesized pipeline")
+            )
             position = end
         elif token.kind == "ident" and token.text not in ("true", "false", "nil"):
             if token.text in _KEYWORDS:
-                raise self._error("unexpected %s in %s" % (_item(token), context), line)
+                raise self._error(f"unexpected {_item(token)} in {context}", line)
             if token.text not in _FUNCTIONS:
-                raise self._error("function %s not defined" % quote_go(token.text), line)
+                raise self._error(f"function {quote_go(token.text)} not defined", line)
             operand = Operand("function", (token.text,))
         elif token.kind == "variable":
             if token.text not in self.variables:
-                raise self._error("undefined variable %s" % quote_go(token.text), line)
+                raise self._error(f"undefined variable {quote_go(token.text)}", line)
             operand = Operand("variable", (token.text,))
         elif token.kind == "field":
             operand = Operand("field", (token.text[1:],))
         elif token.kind in ("string", "char", "number", "dot", "ident"):
             operand = Operand(token.kind if token.kind != "ident" else token.text)
         else:
-            raise self._error("unexpected %s in %s" % (_item(token), context), line)
+            raise self._error(f"unexpected {_item(token)} in {context}", line)
         while position < len(tokens) and tokens[position].kind == "field":
             name = tokens[position].text[1:]
             kind = operand.kind if operand.kind in ("field", "variable") else "chain"
-            operand = Operand(kind, operand.idents + (name,) if kind != "chain" else (name,), operand.pipe)
+            operand = Operand(kind, (*operand.idents, name) if kind != "chain" else (name,), operand.pipe)
             position += 1
         return operand, position
 
 
 def _item(token: Token) -> str:
-    return "<%s>" % token.text if token.text in _KEYWORDS else quote_go(token.text)
+    return f"<{token.text}>" if token.text in _KEYWORDS else quote_go(token.text)
 
 
 @dataclass(frozen=True)
@@ -723,7 +758,7 @@ def _pipe_identifiers(pipe: Pipe) -> Iterator[str]:
                 yield from _pipe_identifiers(operand.pipe)
 
 
-def _find_tool_calls(nodes: Sequence[Node]) -> Optional[Node]:
+def _find_tool_calls(nodes: Sequence[Node]) -> Node | None:
     for node in nodes:
         if node.kind == "if" and node.pipe is not None:
             for command in node.pipe.commands:
@@ -736,7 +771,7 @@ def _find_tool_calls(nodes: Sequence[Node]) -> Optional[Node]:
     return None
 
 
-def _find_text(nodes: Sequence[Node]) -> Optional[str]:
+def _find_text(nodes: Sequence[Node]) -> str | None:
     for node in nodes:
         if node.kind == "text" and node.text.strip(GO_SPACE):
             return node.text
@@ -760,7 +795,9 @@ def _uses_thinking(nodes: Sequence[Node], in_messages: bool = False) -> bool:
     for node in nodes:
         inside = in_messages
         if node.kind == "range" and node.pipe is not None:
-            inside = any(o.kind == "field" and o.idents[0] == "Messages" for c in node.pipe.commands for o in c)
+            inside = any(
+                o.kind == "field" and o.idents[0] == "Messages" for c in node.pipe.commands for o in c
+            )
         used = node.pipe is not None and "Thinking" in {
             o.idents[0] for c in node.pipe.commands for o in c if o.kind == "field"
         }
@@ -787,7 +824,7 @@ def parse_template(text: str) -> Template:
     return Template(text, derive_tag(nodes), frozenset(names), _uses_thinking(nodes))
 
 
-# --------------------------------------------------------------------------------------------- tool calls in the model's text
+# ------------------------------------------------------------ tool calls in the model's text
 @dataclass(frozen=True)
 class Call:
     """A parsed call; `arguments` are in the order of the text."""
@@ -807,7 +844,7 @@ class ToolParser:
         self.state = "looking"
         self.count = 0
 
-    def add(self, text: str) -> Tuple[List[Call], str]:
+    def add(self, text: str) -> tuple[list[Call], str]:
         """Take one piece; give the calls it completes and the text to show."""
         if self.state == "done":
             return [], text
@@ -836,7 +873,7 @@ class ToolParser:
         """What is left to show at the end: only with the tag `{` or `[` and without a call."""
         return decode_utf8(self.buffer) if self.count == 0 and self.tag in (b"{", b"[") else ""
 
-    def _find_tag(self) -> Tuple[int, bool]:
+    def _find_tag(self) -> tuple[int, bool]:
         at = self.buffer.find(self.tag)
         if at > -1:
             return at, True
@@ -845,7 +882,7 @@ class ToolParser:
                 return len(self.buffer) - size, False
         return -1, False
 
-    def _parse_call(self) -> Optional[Call]:
+    def _parse_call(self) -> Call | None:
         tool, end = self._find_tool()
         if tool is None:
             return None
@@ -857,7 +894,7 @@ class ToolParser:
         self.buffer = self.buffer[max(at, end) :]
         return call
 
-    def _find_tool(self) -> Tuple[Optional[bytes], int]:
+    def _find_tool(self) -> tuple[bytes | None, int]:
         if not self.buffer:
             return None, 0
         longest = max((len(name) for name in self.tools), default=0)
@@ -865,7 +902,7 @@ class ToolParser:
             tail = self.buffer[-size:]
             if any(len(tail) < len(name) and name.startswith(tail) for name in self.tools):
                 return None, 0
-        found: Optional[bytes] = None
+        found: bytes | None = None
         start = -1
         for name in self.tools:
             at = self.buffer.find(name)
@@ -889,7 +926,7 @@ class ToolParser:
         return False
 
 
-def find_arguments(tool: str, buffer: bytes) -> Tuple[Optional[Params], int]:
+def find_arguments(tool: str, buffer: bytes) -> tuple[Params | None, int]:
     """The first JSON object of the buffer that may be arguments, and the place of its last byte (findArguments)."""
     start, braces = -1, 0
     in_string = escaped = False
@@ -919,7 +956,7 @@ def find_arguments(tool: str, buffer: bytes) -> Tuple[Optional[Params], int]:
     return None, 0
 
 
-def _parse_object(text: bytes) -> Optional[Params]:
+def _parse_object(text: bytes) -> Params | None:
     try:
         value = parse_json(text)
     except GoJsonError:
@@ -927,7 +964,7 @@ def _parse_object(text: bytes) -> Optional[Params]:
     return value if isinstance(value, dict) else None
 
 
-def _find_map(name: str, data: Params) -> Tuple[Optional[Params], bool]:
+def _find_map(name: str, data: Params) -> tuple[Params | None, bool]:
     value = data.get(name)
     if isinstance(value, dict):
         return value, True
@@ -939,7 +976,7 @@ def _find_map(name: str, data: Params) -> Tuple[Optional[Params], bool]:
     return None, False
 
 
-def _find_object(tool: str, data: Params) -> Tuple[Optional[Params], bool]:
+def _find_object(tool: str, data: Params) -> tuple[Params | None, bool]:
     if "name" in data:
         for key in ("arguments", "parameters"):
             arguments, found = _find_map(key, data)
@@ -961,7 +998,7 @@ def _find_object(tool: str, data: Params) -> Tuple[Optional[Params], bool]:
     return None, named
 
 
-# --------------------------------------------------------------------------------------------- names, durations, times
+# ------------------------------------------------------------ names, durations, times
 @dataclass(frozen=True)
 class Name:
     """A model name (types/model/name.go)."""
@@ -985,19 +1022,19 @@ class Name:
 
     def full(self) -> str:
         """`host/namespace/model:tag`."""
-        return "%s/%s/%s:%s" % (self.host, self.namespace, self.model, self.tag)
+        return f"{self.host}/{self.namespace}/{self.model}:{self.tag}"
 
     def shortest(self) -> str:
         """The name as /api/tags shows it: always with a tag, without the default host and namespace."""
         head = ""
         if self.host.lower() != "registry.ollama.ai":
-            head = "%s/%s/" % (self.host, self.namespace)
+            head = f"{self.host}/{self.namespace}/"
         elif self.namespace.lower() != "library":
-            head = "%s/" % self.namespace
-        return "%s%s:%s" % (head, self.model, self.tag)
+            head = f"{self.namespace}/"
+        return f"{head}{self.model}:{self.tag}"
 
 
-def _cut_last(text: str, separator: str) -> Tuple[str, str, bool]:
+def _cut_last(text: str, separator: str) -> tuple[str, str, bool]:
     before, mark, after = text.rpartition(separator)
     return (before or "!MISSING!", after or "!MISSING!", True) if mark else (text, "", False)
 
@@ -1017,7 +1054,16 @@ def parse_name(text: str) -> Name:
     return Name((rest[2] if rest[1] else rest[0]) or host, space, model, tag)
 
 
-_UNITS = {"ns": 1e-9, "us": 1e-6, "\u00b5s": 1e-6, "\u03bcs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_UNITS = {
+    "ns": 1e-9,
+    "us": 1e-6,
+    "\u00b5s": 1e-6,
+    "\u03bcs": 1e-6,
+    "ms": 1e-3,
+    "s": 1.0,
+    "m": 60.0,
+    "h": 3600.0,
+}
 
 
 def parse_duration(text: str) -> float:
@@ -1027,16 +1073,16 @@ def parse_duration(text: str) -> float:
     if rest == "0":
         return 0.0
     if not rest:
-        raise ValueError("time: invalid duration %s" % quote_go(text))
+        raise ValueError(f"time: invalid duration {quote_go(text)}")
     total = 0.0
     while rest:
         match = re.match(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)([^0-9.]*)", rest)
         if not match:
-            raise ValueError("time: invalid duration %s" % quote_go(text))
+            raise ValueError(f"time: invalid duration {quote_go(text)}")
         if not match.group(2):
-            raise ValueError("time: missing unit in duration %s" % quote_go(text))
+            raise ValueError(f"time: missing unit in duration {quote_go(text)}")
         if match.group(2) not in _UNITS:
-            raise ValueError("time: unknown unit %s in duration %s" % (quote_go(match.group(2)), quote_go(text)))
+            raise ValueError(f"time: unknown unit {quote_go(match.group(2))} in duration {quote_go(text)}")
         total += float(match.group(1)) * _UNITS[match.group(2)]
         rest = rest[match.end() :]
     return sign * total
@@ -1066,23 +1112,74 @@ def render_time(nanoseconds: int, utc: bool = True) -> str:
     return moment.strftime("%Y-%m-%dT%H:%M:%S") + fraction + zone
 
 
-# --------------------------------------------------------------------------------------------- GGUF
+# ------------------------------------------------------------ GGUF
 _FILE_TYPES = {
-    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 4: "MXFP4", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S",
-    12: "Q3_K_M", 13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K", 21: "Q2_K_S", 32: "BF16",
+    0: "F32",
+    1: "F16",
+    2: "Q4_0",
+    3: "Q4_1",
+    4: "MXFP4",
+    7: "Q8_0",
+    8: "Q5_0",
+    9: "Q5_1",
+    10: "Q2_K",
+    11: "Q3_K_S",
+    12: "Q3_K_M",
+    13: "Q3_K_L",
+    14: "Q4_K_S",
+    15: "Q4_K_M",
+    16: "Q5_K_S",
+    17: "Q5_K_M",
+    18: "Q6_K",
+    21: "Q2_K_S",
+    32: "BF16",
 }  # fs/ggml/type.go
 # tensor kind: name, elements in a block, bytes of a block (fs/ggml/ggml.go)
-_TENSOR_TYPES: Dict[int, Tuple[str, int, int]] = {
-    0: ("F32", 1, 4), 1: ("F16", 1, 2), 2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 4: ("MXFP4", 32, 17),
-    6: ("Q5_0", 32, 22), 7: ("Q5_1", 32, 24), 8: ("Q8_0", 32, 34), 9: ("Q8_1", 32, 36), 10: ("Q2_K", 256, 84),
-    11: ("Q3_K", 256, 110), 12: ("Q4_K", 256, 144), 13: ("Q5_K", 256, 176), 14: ("Q6_K", 256, 210),
-    15: ("Q8_K", 256, 292), 16: ("unknown", 256, 66), 17: ("unknown", 256, 74), 18: ("unknown", 256, 98),
-    19: ("unknown", 256, 50), 20: ("unknown", 32, 18), 21: ("unknown", 256, 110), 22: ("unknown", 256, 82),
-    23: ("unknown", 256, 136), 24: ("unknown", 1, 1), 25: ("unknown", 1, 2), 26: ("unknown", 1, 4),
-    27: ("unknown", 1, 8), 28: ("F64", 1, 8), 29: ("unknown", 256, 56), 30: ("BF16", 1, 2), 39: ("MXFP4", 32, 17),
+_TENSOR_TYPES: dict[int, tuple[str, int, int]] = {
+    0: ("F32", 1, 4),
+    1: ("F16", 1, 2),
+    2: ("Q4_0", 32, 18),
+    3: ("Q4_1", 32, 20),
+    4: ("MXFP4", 32, 17),
+    6: ("Q5_0", 32, 22),
+    7: ("Q5_1", 32, 24),
+    8: ("Q8_0", 32, 34),
+    9: ("Q8_1", 32, 36),
+    10: ("Q2_K", 256, 84),
+    11: ("Q3_K", 256, 110),
+    12: ("Q4_K", 256, 144),
+    13: ("Q5_K", 256, 176),
+    14: ("Q6_K", 256, 210),
+    15: ("Q8_K", 256, 292),
+    16: ("unknown", 256, 66),
+    17: ("unknown", 256, 74),
+    18: ("unknown", 256, 98),
+    19: ("unknown", 256, 50),
+    20: ("unknown", 32, 18),
+    21: ("unknown", 256, 110),
+    22: ("unknown", 256, 82),
+    23: ("unknown", 256, 136),
+    24: ("unknown", 1, 1),
+    25: ("unknown", 1, 2),
+    26: ("unknown", 1, 4),
+    27: ("unknown", 1, 8),
+    28: ("F64", 1, 8),
+    29: ("unknown", 256, 56),
+    30: ("BF16", 1, 2),
+    39: ("MXFP4", 32, 17),
 }
 _GGUF_SCALARS = {
-    0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d",
+    0: "B",
+    1: "b",
+    2: "H",
+    3: "h",
+    4: "I",
+    5: "i",
+    6: "f",
+    7: "?",
+    10: "Q",
+    11: "q",
+    12: "d",
 }
 _GGUF_LITTLE, _GGUF_BIG = b"GGUF", b"FUGG"
 
@@ -1093,7 +1190,7 @@ class Tensor:
 
     name: str
     kind: int
-    shape: Tuple[int, ...]
+    shape: tuple[int, ...]
     offset: int
 
     def elements(self) -> int:
@@ -1111,7 +1208,7 @@ class Gguf:
     """The header of a GGUF: keys as in the file plus `general.parameter_count`, and the tensors."""
 
     values: Params
-    tensors: Tuple[Tensor, ...]
+    tensors: tuple[Tensor, ...]
 
     @property
     def architecture(self) -> str:
@@ -1120,7 +1217,7 @@ class Gguf:
 
     def number(self, key: str, default: int = 0) -> int:
         """A number below the architecture's prefix; the largest of an array."""
-        value = self.values.get("%s.%s" % (self.architecture, key), default)
+        value = self.values.get(f"{self.architecture}.{key}", default)
         if isinstance(value, list):
             return max(value, default=default)
         return int(value)
@@ -1168,7 +1265,11 @@ class _GgufReader:
             if inner in _GGUF_SCALARS:
                 code = _GGUF_SCALARS[inner]
                 data = self.take(struct.calcsize("=" + code) * count)
-                return list(struct.unpack("%s%d%s" % (self.order, count, code), data)) if self.values_too else [None] * min(count, 1)
+                return (
+                    list(struct.unpack("%s%d%s" % (self.order, count, code), data))
+                    if self.values_too
+                    else [None] * min(count, 1)
+                )
             if inner == 8:
                 return [self.string() for _ in range(count)]
             raise ApiError(500, "invalid array type: %d" % inner)
@@ -1210,12 +1311,14 @@ def read_gguf(path: str, verbose: bool = True) -> Gguf:
     for tensor in tensors:
         end = start + tensor.offset + tensor.size_bytes()
         if end > size:
-            raise ApiError(500, "tensor %s offset+size (%d) exceeds file size (%d)" % (quote_go(tensor.name), end, size))
+            raise ApiError(
+                500, "tensor %s offset+size (%d) exceeds file size (%d)" % (quote_go(tensor.name), end, size)
+            )
     values["general.parameter_count"] = sum(tensor.elements() for tensor in tensors)
     return Gguf(values, tuple(tensors))
 
 
-def render_gguf(values: Params, tensors: Sequence[Tuple[str, Tuple[int, ...]]]) -> bytes:
+def render_gguf(values: Params, tensors: Sequence[tuple[str, tuple[int, ...]]]) -> bytes:
     """A small valid GGUF of F32 tensors filled with zeros; `values` may hold strings and non-negative integers."""
 
     def text(value: str) -> bytes:
@@ -1224,7 +1327,10 @@ def render_gguf(values: Params, tensors: Sequence[Tuple[str, Tuple[int, ...]]]) 
 
     out = [b"GGUF", struct.pack("<IQQ", 3, len(tensors), len(values))]
     for key, value in values.items():
-        out.append(text(key) + (struct.pack("<I", 8) + text(value) if isinstance(value, str) else struct.pack("<II", 4, value)))
+        out.append(
+            text(key)
+            + (struct.pack("<I", 8) + text(value) if isinstance(value, str) else struct.pack("<II", 4, value))
+        )
     offset = 0
     for name, shape in tensors:
         out.append(text(name) + struct.pack("<I%dQIQ" % len(shape), len(shape), *shape, 0, offset))
@@ -1262,14 +1368,49 @@ CHATML_JINJA = (
     (_FOR + _FIRST.replace("@", "") + _TURN + _ASK, 86),
 )
 _KNOWN_JINJA_LENGTHS = (
-    196, 209, 218, 222, 254, 269, 291, 306, 306, 327, 328, 340, 356, 358, 376, 389, 409, 410, 441, 450, 459, 470, 477, 531,
-    533, 571, 574, 591, 629, 690, 813, 815, 1041, 1204, 1532, 1842, 4614,
+    196,
+    209,
+    218,
+    222,
+    254,
+    269,
+    291,
+    306,
+    306,
+    327,
+    328,
+    340,
+    356,
+    358,
+    376,
+    389,
+    409,
+    410,
+    441,
+    450,
+    459,
+    470,
+    477,
+    531,
+    533,
+    571,
+    574,
+    591,
+    629,
+    690,
+    813,
+    815,
+    1041,
+    1204,
+    1532,
+    1842,
+    4614,
 )
 CHATML_TEMPLATE = "{{- range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n{{ end }}<|im_start|>assistant\n"
 CHATML_STOPS = ["<|im_start|>", "<|im_end|>"]
 
 
-def detect_chat_template(jinja: str) -> Optional[str]:
+def detect_chat_template(jinja: str) -> str | None:
     """The built-in TEMPLATE for a GGUF's jinja template: chatml or None (template.Named).
 
     Raises ApiError(501) where only the real server's whole list could tell.
@@ -1295,7 +1436,7 @@ def _distance(one: str, other: str, limit: int) -> int:
     return row[-1]
 
 
-# --------------------------------------------------------------------------------------------- the store
+# ------------------------------------------------------------ the store
 MEDIA = "application/vnd.ollama.image."
 MEDIA_CONFIG = "application/vnd.docker.container.image.v1+json"
 MEDIA_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
@@ -1310,7 +1451,7 @@ class Layer:
     size: int
     origin: str = ""
     status: str = ""
-    gguf: Optional[Gguf] = None
+    gguf: Gguf | None = None
 
     def record(self) -> Params:
         """The layer as the manifest holds it."""
@@ -1326,24 +1467,29 @@ class Manifest:
 
     name: Name
     config: Layer
-    layers: Tuple[Layer, ...]
+    layers: tuple[Layer, ...]
     digest: str
     modified_ns: int
 
-    def all_layers(self) -> Tuple[Layer, ...]:
+    def all_layers(self) -> tuple[Layer, ...]:
         """Layers and config."""
         return (*self.layers, self.config)
 
 
 def _layer(record: Any) -> Layer:
     record = record if isinstance(record, dict) else {}
-    return Layer(record.get("mediaType", ""), record.get("digest", ""), int(record.get("size", 0)), record.get("from", ""))
+    return Layer(
+        record.get("mediaType", ""),
+        record.get("digest", ""),
+        int(record.get("size", 0)),
+        record.get("from", ""),
+    )
 
 
 def describe_os_error(error: OSError, verb: str, path: str) -> str:
     """An OSError as Go prints a PathError."""
     text = os.strerror(error.errno or 0)
-    return "%s %s: %s" % (verb, path, text[:1].lower() + text[1:])
+    return f"{verb} {path}: {text[:1].lower() + text[1:]}"
 
 
 class Store:
@@ -1377,7 +1523,7 @@ class Store:
             os.makedirs(path, exist_ok=True)
         except OSError as error:
             text = describe_os_error(error, "mkdir", missing)
-            raise ApiError(500, "%s: ensure path elements are traversable" % text) from None
+            raise ApiError(500, f"{text}: ensure path elements are traversable") from None
 
     def write_blob(self, chunks: Iterator[bytes], media_type: str) -> Layer:
         """Write a blob under its real digest: temporary file, fsync, rename, 0644. Raises ApiError(500)."""
@@ -1404,9 +1550,11 @@ class Store:
                 status = "creating new layer"
                 os.rename(path, final)
                 os.chmod(final, 0o644)
-            return Layer(media_type, name, size, status="%s %s" % (status, name))
+            return Layer(media_type, name, size, status=f"{status} {name}")
         except OSError as error:
-            raise ApiError(500, describe_os_error(error, "write" if error.errno == errno.ENOSPC else "open", path)) from None
+            raise ApiError(
+                500, describe_os_error(error, "write" if error.errno == errno.ENOSPC else "open", path)
+            ) from None
         finally:
             with contextlib.suppress(OSError):
                 os.unlink(path)
@@ -1452,17 +1600,17 @@ class Store:
         layers = tuple(_layer(record) for record in value.get("layers") or ())
         return Manifest(name, _layer(value.get("config")), layers, hashlib.sha256(data).hexdigest(), modified)
 
-    def names(self) -> List[Name]:
+    def names(self) -> list[Name]:
         """Names of all manifest files, sorted."""
         root = self.manifests_path()
         found = []
         for directory, _, files in os.walk(root, followlinks=True):
             parts = os.path.relpath(directory, root).split(os.sep)
             if len(parts) == 3:
-                found += [Name(*parts, tag) for tag in files]
+                found += [Name(parts[0], parts[1], parts[2], tag) for tag in files]
         return sorted((name for name in found if name.is_valid()), key=Name.full)
 
-    def manifests(self) -> List[Manifest]:
+    def manifests(self) -> list[Manifest]:
         """All readable manifests."""
         out = []
         for name in self.names():
@@ -1482,8 +1630,12 @@ class Store:
 
     def write_manifest(self, name: Name, config: Layer, layers: Sequence[Layer]) -> None:
         """Write a manifest: temporary file, fsync, rename."""
-        value = {"schemaVersion": 2, "mediaType": MEDIA_MANIFEST, "config": config.record(),
-                 "layers": [layer.record() for layer in layers] or None}
+        value = {
+            "schemaVersion": 2,
+            "mediaType": MEDIA_MANIFEST,
+            "config": config.record(),
+            "layers": [layer.record() for layer in layers] or None,
+        }
         self.write_manifest_bytes(name, (render_json(value) + "\n").encode())
 
     def write_manifest_bytes(self, name: Name, data: bytes) -> None:
@@ -1527,7 +1679,7 @@ class Store:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(self.blob_path(layer.digest))
 
-    def drop_layers(self, layers: Sequence[Layer], kind: str) -> List[Layer]:
+    def drop_layers(self, layers: Sequence[Layer], kind: str) -> list[Layer]:
         """The layers without those of a kind; blobs of theirs that nothing names are removed (removeLayer)."""
         used = {layer.digest for other in self.manifests() for layer in other.all_layers()}
         for layer in layers:
@@ -1588,11 +1740,11 @@ class Model:
     template: Template = field(default_factory=lambda: parse_template("{{ .Prompt }}"))
     has_template: bool = False
     system: str = ""
-    licenses: Tuple[str, ...] = ()
+    licenses: tuple[str, ...] = ()
     options: Params = field(default_factory=dict)
-    messages: Tuple[Params, ...] = ()
+    messages: tuple[Params, ...] = ()
 
-    def capabilities(self) -> List[str]:
+    def capabilities(self) -> list[str]:
         """Capabilities as /api/show lists them. Raises ServerPanic for a file that is no GGUF."""
         out = []
         if self.path and _opens_as_gguf(self.path):
@@ -1637,7 +1789,11 @@ def load_model(store: Store, name: Name) -> Model:
     """Read a model. Raises ModelMissing if the manifest, config or a small layer is missing, ApiError(500) otherwise."""
     manifest = store.read_manifest(name)
     try:
-        config = parse_json(store.read_text(manifest.config).encode(), whole=False) if manifest.config.digest else {}
+        config = (
+            parse_json(store.read_text(manifest.config).encode(), whole=False)
+            if manifest.config.digest
+            else {}
+        )
         model = Model(name, manifest.digest, manifest.modified_ns, config)
         for layer in manifest.layers:
             kind = layer.media_type.replace(MEDIA, "")
@@ -1652,13 +1808,15 @@ def load_model(store: Store, name: Name) -> Model:
             elif kind == "params":
                 model = replace(model, options=parse_json(store.read_text(layer).encode(), whole=False) or {})
             elif kind == "messages":
-                model = replace(model, messages=tuple(parse_json(store.read_text(layer).encode(), whole=False) or ()))
+                model = replace(
+                    model, messages=tuple(parse_json(store.read_text(layer).encode(), whole=False) or ())
+                )
     except (GoJsonError, TemplateError) as error:
         raise ApiError(500, str(error)) from None
     return model
 
 
-# --------------------------------------------------------------------------------------------- known TEMPLATEs and what they render
+# ------------------------------------------------------------ known TEMPLATEs and what they render
 _TOOLS_TEXT = (
     "You are provided with function signatures within <tools></tools> XML tags. You may call one or more functions to "
     "assist with the user query. Don't make assumptions about what values to plug into functions. Here are the available "
@@ -1681,17 +1839,21 @@ CORRECTED_TEMPLATE = (
     "{{ .Content }}\n{{- end }}\n{{- if .ToolCalls }}\n{{- range .ToolCalls }}\n<tool_call>\n"
     '{"name": "{{ .Function.Name }}", "arguments": {{ .Function.Arguments }}}\n</tool_call>\n{{- end }}\n'
     '{{- end }}<|im_end|>\n{{ else if eq .Role "tool" }}<|im_start|>user\n<tool_response>\n{{ .Content }}\n'
-    "</tool_response><|im_end|>\n{{ end }}\n{{- end }}<|im_start|>assistant\n{{ else }}\n{{- " + _PLAIN_TAIL[3:]
+    "</tool_response><|im_end|>\n{{ end }}\n{{- end }}<|im_start|>assistant\n{{ else }}\n{{- "
+    + _PLAIN_TAIL[3:]
 )
 ARTICLE_TEMPLATE = (
     "{{ if .Messages }}\n{{- if or .System .Tools }}<|im_start|>system\n{{ .System }}\n{{- if .Tools }}\n# Tools\n"
-    + _TOOLS_TEXT + "{{- range .Tools }}{{ .Function }}{{- end }}</tools>\n" + _CALLS_TEXT
+    + _TOOLS_TEXT
+    + "{{- range .Tools }}{{ .Function }}{{- end }}</tools>\n"
+    + _CALLS_TEXT
     + '{{- end }}<|im_end|>{{- end }}\n{{- range .Messages }}\n{{- if eq .Role "user" }}\n<|im_start|>{{ .Role }}\n'
     '{{ .Content }}<|im_end|>\n{{- else if eq .Role "assistant" }}\n<|im_start|>{{ .Role }}\n{{- if .Content }}\n'
     "{{ .Content }}\n{{- end }}\n{{- if .ToolCalls }}\n<tool_call>\n"
     '{{ range .ToolCalls }}{"name": "{{ .Function.Name }}", "arguments": {{ .Function.Arguments }}}\n{{ end }}'
     '</tool_call>\n{{- end }}<|im_end|>\n{{- else if eq .Role "tool" }}\n<|im_start|>user\n<tool_response>\n'
-    "{{ .Content }}\n</tool_response><|im_end|>\n{{- end }}\n{{- end }}\n<|im_start|>assistant\n{{ else }}" + _PLAIN_TAIL
+    "{{ .Content }}\n</tool_response><|im_end|>\n{{- end }}\n{{- end }}\n<|im_start|>assistant\n{{ else }}"
+    + _PLAIN_TAIL
 )
 _QWEN_HEAD = (
     "{{- if or .System .Tools }}<|im_start|>system\n{{- if .System }}\n{{ .System }}\n{{- end }}\n{{- if .Tools }}\n\n"
@@ -1718,17 +1880,17 @@ class Message:
 
     role: str
     content: str = ""
-    calls: Tuple[Tuple[str, Params], ...] = ()
+    calls: tuple[tuple[str, Params], ...] = ()
     images: int = 0
 
 
-def collate(messages: Sequence[Message]) -> Tuple[str, List[Message]]:
+def collate(messages: Sequence[Message]) -> tuple[str, list[Message]]:
     """Join neighbours of one role (not tool) and collect the system texts (template.go, collate)."""
     system = [message.content for message in messages if message.role == "system"]
-    joined: List[Message] = []
+    joined: list[Message] = []
     for message in messages:
         if joined and joined[-1].role == message.role and message.role != "tool":
-            joined[-1] = replace(joined[-1], content="%s\n\n%s" % (joined[-1].content, message.content))
+            joined[-1] = replace(joined[-1], content=f"{joined[-1].content}\n\n{message.content}")
         else:
             joined.append(message)
     return "\n\n".join(system), joined
@@ -1738,27 +1900,35 @@ def function_json(function: Params) -> str:
     """`{{ json .Function }}` of a tool."""
     parameters = function["parameters"]
     shown: Params = {"type": parameters["type"]}
-    shown.update((key, to_go(parameters[key])) for key in ("$defs", "items") if parameters.get(key) is not None)
+    shown.update(
+        (key, to_go(parameters[key])) for key in ("$defs", "items") if parameters.get(key) is not None
+    )
     if parameters.get("required"):
         shown["required"] = parameters["required"]
     properties = parameters.get("properties")
     shown["properties"] = None if properties is None else GoMap(properties)
-    return render_json({"name": function["name"], "description": function["description"], "parameters": shown})
+    return render_json(
+        {"name": function["name"], "description": function["description"], "parameters": shown}
+    )
 
 
 def function_struct(function: Params) -> str:
     """`{{ .Function }}` of a tool: Go's struct syntax (measured on 0.17.5)."""
     parameters = function["parameters"]
     properties = parameters.get("properties")
-    return "{%s %s {%s %s %s %s %s}}" % (
-        function["name"], function["description"], parameters["type"], format_value(parameters.get("$defs")),
-        format_value(parameters.get("items")), format_value(parameters.get("required") or []),
+    return "{{{} {} {{{} {} {} {} {}}}}}".format(
+        function["name"],
+        function["description"],
+        parameters["type"],
+        format_value(parameters.get("$defs")),
+        format_value(parameters.get("items")),
+        format_value(parameters.get("required") or []),
         "{}" if properties is None else render_json(GoMap(properties)),
     )
 
 
-def _call_text(call: Tuple[str, Params]) -> str:
-    return '{"name": "%s", "arguments": %s}' % (call[0], render_json(to_go(call[1])))
+def _call_text(call: tuple[str, Params]) -> str:
+    return f'{{"name": "{call[0]}", "arguments": {render_json(to_go(call[1]))}}}'
 
 
 def _render_corrected(system: str, messages: Sequence[Message], tools: Sequence[Params], tail: str) -> str:
@@ -1766,18 +1936,18 @@ def _render_corrected(system: str, messages: Sequence[Message], tools: Sequence[
     if system or tools:
         out.append("<|im_start|>system" + ("\n" + system if system else ""))
         if tools:
-            lines = "".join('\n{"type": "function", "function": %s}' % function_json(tool) for tool in tools)
-            out.append("\n\n# Tools\n\n%s%s\n</tools>\n\n%s" % (_TOOLS_TEXT, lines, _CALLS_TEXT))
+            lines = "".join(f'\n{{"type": "function", "function": {function_json(tool)}}}' for tool in tools)
+            out.append(f"\n\n# Tools\n\n{_TOOLS_TEXT}{lines}\n</tools>\n\n{_CALLS_TEXT}")
         out.append("<|im_end|>\n")
     for message in messages:
         if message.role == "user":
-            out.append("<|im_start|>user\n%s<|im_end|>\n" % message.content)
+            out.append(f"<|im_start|>user\n{message.content}<|im_end|>\n")
         elif message.role == "assistant":
             out.append("<|im_start|>assistant" + ("\n" + message.content if message.content else ""))
-            out += ["\n<tool_call>\n%s\n</tool_call>" % _call_text(call) for call in message.calls]
+            out += [f"\n<tool_call>\n{_call_text(call)}\n</tool_call>" for call in message.calls]
             out.append("<|im_end|>\n")
         elif message.role == "tool":
-            out.append("<|im_start|>user\n<tool_response>\n%s\n</tool_response><|im_end|>\n" % message.content)
+            out.append(f"<|im_start|>user\n<tool_response>\n{message.content}\n</tool_response><|im_end|>\n")
     return "".join(out) + "<|im_start|>assistant\n" + tail
 
 
@@ -1786,27 +1956,39 @@ def _render_article(system: str, messages: Sequence[Message], tools: Sequence[Pa
     if system or tools:
         out.append("<|im_start|>system\n" + system)
         if tools:
-            out.append("\n# Tools\n%s%s</tools>\n%s" % (_TOOLS_TEXT, "".join(map(function_struct, tools)), _CALLS_TEXT))
+            out.append(
+                "\n# Tools\n{}{}</tools>\n{}".format(
+                    _TOOLS_TEXT, "".join(map(function_struct, tools)), _CALLS_TEXT
+                )
+            )
         out.append("<|im_end|>")
     for message in messages:
         if message.role == "user":
-            out.append("\n<|im_start|>user\n%s<|im_end|>" % message.content)
+            out.append(f"\n<|im_start|>user\n{message.content}<|im_end|>")
         elif message.role == "assistant":
             out.append("\n<|im_start|>assistant" + ("\n" + message.content if message.content else ""))
             if message.calls:
-                out.append("\n<tool_call>\n%s</tool_call>" % "".join(_call_text(call) + "\n" for call in message.calls))
+                out.append(
+                    "\n<tool_call>\n{}</tool_call>".format(
+                        "".join(_call_text(call) + "\n" for call in message.calls)
+                    )
+                )
             out.append("<|im_end|>")
         elif message.role == "tool":
-            out.append("\n<|im_start|>user\n<tool_response>\n%s\n</tool_response><|im_end|>" % message.content)
+            out.append(f"\n<|im_start|>user\n<tool_response>\n{message.content}\n</tool_response><|im_end|>")
     return "".join(out) + "\n<|im_start|>assistant\n" + tail
 
 
-def _render_qwen(tagged: bool, system: str, messages: Sequence[Message], tools: Sequence[Params], tail: str) -> str:
+def _render_qwen(
+    tagged: bool, system: str, messages: Sequence[Message], tools: Sequence[Params], tail: str
+) -> str:
     out = []
     if system or tools:
         out.append("<|im_start|>system" + ("\n" + system if system else ""))
         if tools:
-            lines = "".join('\n{"type": "function", "function": %s}' % function_struct(tool) for tool in tools)
+            lines = "".join(
+                f'\n{{"type": "function", "function": {function_struct(tool)}}}' for tool in tools
+            )
             head, _, rest = QWEN_TEMPLATE.partition("{{- range .Tools }}")
             before = head.partition("{{- if .Tools }}")[2].rstrip("\n")
             after = rest.partition("{{- end }}")[2].partition("\n{{- end }}")[0]
@@ -1815,30 +1997,30 @@ def _render_qwen(tagged: bool, system: str, messages: Sequence[Message], tools: 
     for at, message in enumerate(messages):
         last = at == len(messages) - 1
         if message.role == "user":
-            out.append("<|im_start|>user\n%s<|im_end|>\n" % message.content)
+            out.append(f"<|im_start|>user\n{message.content}<|im_end|>\n")
         elif message.role == "assistant":
             out.append("<|im_start|>assistant\n")
             if message.content:
                 out.append(message.content)
             elif message.calls:
                 calls = "".join(_call_text(call) + "\n" for call in message.calls)
-                out.append("<tool_call>\n%s</tool_call>" % calls if tagged else calls.rstrip("\n") + "\n")
+                out.append(f"<tool_call>\n{calls}</tool_call>" if tagged else calls.rstrip("\n") + "\n")
             if not last:
                 out.append("<|im_end|>\n")
         elif message.role == "tool":
-            out.append("<|im_start|>user\n<tool_response>\n%s\n</tool_response><|im_end|>\n" % message.content)
+            out.append(f"<|im_start|>user\n<tool_response>\n{message.content}\n</tool_response><|im_end|>\n")
         if message.role != "assistant" and last:
             out.append("<|im_start|>assistant\n")
     return "".join(out) + tail
 
 
 def _render_chatml(system: str, messages: Sequence[Message], tools: Sequence[Params], tail: str) -> str:
-    turns = "".join("<|im_start|>%s\n%s<|im_end|>\n" % (message.role, message.content) for message in messages)
-    return turns + "<|im_start|>assistant\n" + tail
+    turns = "".join(f"<|im_start|>{message.role}\n{message.content}<|im_end|>\n" for message in messages)
+    return turns + "<|im_start|>assistant" + tail
 
 
 Renderer = Callable[[str, Sequence[Message], Sequence[Params], str], str]
-RENDERERS: Dict[str, Renderer] = {
+RENDERERS: dict[str, Renderer] = {
     CORRECTED_TEMPLATE.rstrip(): _render_corrected,
     ARTICLE_TEMPLATE.rstrip(): _render_article,
     QWEN_TEMPLATE.rstrip(): functools.partial(_render_qwen, True),
@@ -1855,8 +2037,6 @@ def render_prompt(template: str, messages: Sequence[Message], tools: Sequence[Pa
     if renderer is None:
         raise ApiError(501, "simulated: unknown template")
     tail = text[len(body) :]
-    if body == CHATML_TEMPLATE.rstrip():
-        tail = tail[1:]  # the line break after "assistant" is the prompt's own
     system, joined = collate(messages)
     return renderer(system, joined, tools, tail)
 
@@ -1869,12 +2049,12 @@ def count_tokens(text: str) -> int:
 _PIECE = re.compile(r"<\|?\w+\|?>|</\w+>|\s?[^\W\d_]+|\s?\d|\s+(?=\S)|[^\s\w]+|_|\s+|.", re.DOTALL)
 
 
-def split_pieces(text: str) -> List[str]:
+def split_pieces(text: str) -> list[str]:
     """Split a text into pieces the size of a model's tokens; joined they give the text again."""
     return _PIECE.findall(text)
 
 
-# --------------------------------------------------------------------------------------------- script and faults
+# ------------------------------------------------------------ script and faults
 @dataclass(frozen=True)
 class Played:
     """What the model says to one message: raw pieces and how it ends.
@@ -1886,10 +2066,10 @@ class Played:
         done_content: text inside the final message.
     """
 
-    chunks: Tuple[str, ...]
-    done_reason: Optional[str]
-    error: Optional[str] = None
-    error_status: Optional[int] = None
+    chunks: tuple[str, ...]
+    done_reason: str | None
+    error: str | None = None
+    error_status: int | None = None
     done_content: str = ""
 
 
@@ -1899,74 +2079,120 @@ _NO_FINAL = ("runner returns without a final message", "no_final_message")
 
 def _check(condition: bool, where: str, what: str) -> None:
     if not condition:
-        raise ValueError("%s: %s" % (where, what))
+        raise ValueError(f"{where}: {what}")
 
 
 def _parse_played(key: str, entry: Any) -> Played:
-    where = "script entry %s" % json.dumps(key, ensure_ascii=False)
+    where = f"script entry {json.dumps(key, ensure_ascii=False)}"
     _check(isinstance(entry, dict), where, "must be an object")
     unknown = sorted(set(entry) - _SCRIPT_KEYS)
-    _check(not unknown, where, "unknown key %s; known are %s" % (", ".join(unknown), ", ".join(sorted(_SCRIPT_KEYS))))
+    _check(
+        not unknown,
+        where,
+        "unknown key {}; known are {}".format(", ".join(unknown), ", ".join(sorted(_SCRIPT_KEYS))),
+    )
     chunks = entry.get("chunks")
-    _check(isinstance(chunks, list) and all(isinstance(c, str) for c in chunks), where, "`chunks` must be a list of strings")
+    _check(
+        isinstance(chunks, list) and all(isinstance(c, str) for c in chunks),
+        where,
+        "`chunks` must be a list of strings",
+    )
     error, status, then = entry.get("then_error"), entry.get("then_error_status"), entry.get("then")
     _check(error is None or isinstance(error, str), where, "`then_error` must be a string or null")
-    _check(status is None or (type(status) is int and 400 <= status <= 599 and error is not None), where,
-           "`then_error_status` must be an HTTP error status, beside a `then_error`")
-    _check(then is None or then in _NO_FINAL, where, "`then` must be null or one of %s" % " | ".join(map(repr, _NO_FINAL)))
+    _check(
+        status is None or (type(status) is int and 400 <= status <= 599 and error is not None),
+        where,
+        "`then_error_status` must be an HTTP error status, beside a `then_error`",
+    )
+    _check(
+        then is None or then in _NO_FINAL,
+        where,
+        "`then` must be null or one of {}".format(" | ".join(map(repr, _NO_FINAL))),
+    )
     reason = entry.get("done_reason")
-    _check(reason in ("stop", "length") or (reason is None and (error is not None or then is not None)), where,
-           '`done_reason` must be "stop" or "length" (null only with `then_error` or `then`)')
+    _check(
+        reason in ("stop", "length") or (reason is None and (error is not None or then is not None)),
+        where,
+        '`done_reason` must be "stop" or "length" (null only with `then_error` or `then`)',
+    )
     done_content = entry.get("done_content", "")
     _check(isinstance(done_content, str), where, "`done_content` must be a string")
     pieces = tuple(clean_text(chunk) for chunk in chunks)
-    return Played(pieces, None if then is not None or error is not None else reason, error, status, clean_text(done_content))
+    return Played(
+        pieces,
+        None if then is not None or error is not None else reason,
+        error,
+        status,
+        clean_text(done_content),
+    )
 
 
-def parse_script(text: str) -> Dict[str, Played]:
+def parse_script(text: str) -> dict[str, Played]:
     """Parse a script. Raises ValueError that names the entry and what is wrong with it."""
 
-    def unique(pairs: List[Tuple[str, Any]]) -> Params:
+    def unique(pairs: list[tuple[str, Any]]) -> Params:
         seen: Params = {}
         for key, value in pairs:
-            _check(key not in seen, "script", "the key %s is there twice" % json.dumps(key, ensure_ascii=False))
+            _check(
+                key not in seen,
+                "script",
+                f"the key {json.dumps(key, ensure_ascii=False)} is there twice",
+            )
             seen[key] = value
         return seen
 
     try:
         value = json.loads(text, object_pairs_hook=unique)
     except json.JSONDecodeError as error:
-        raise ValueError("script: not JSON: %s" % error) from None
-    _check(isinstance(value, dict), "script", "must be an object that maps a last user message to what the model says")
+        raise ValueError(f"script: not JSON: {error}") from None
+    _check(
+        isinstance(value, dict),
+        "script",
+        "must be an object that maps a last user message to what the model says",
+    )
     return {key: _parse_played(key, entry) for key, entry in value.items()}
 
 
-def read_script(path: str) -> Dict[str, Played]:
+def read_script(path: str) -> dict[str, Played]:
     """Read a script file. Raises StartError."""
     try:
         with open(path, encoding="utf-8") as file:
             return parse_script(file.read())
     except (OSError, ValueError) as error:
         text = error.strerror if isinstance(error, OSError) else str(error)
-        raise StartError("Error: simulated: cannot use the script %s: %s" % (path, text)) from None
+        raise StartError(f"Error: simulated: cannot use the script {path}: {text}") from None
 
 
-FAULTS: Dict[str, str] = {
-    "slow": "SECONDS", "hang": "[PATH]", "die": "", "die-after-call": "", "503": "", "gpu": "[PERCENT]", "cpu": "",
-    "text-calls": "", "missing-argument": "", "swallow": "", "duplicate-id": "", "index-zero": "", "no-done": "",
-    "start-fails": "", "version": "VERSION",
+FAULTS: dict[str, str] = {
+    "slow": "SECONDS",
+    "hang": "[PATH]",
+    "die": "",
+    "die-after-call": "",
+    "503": "",
+    "gpu": "[PERCENT]",
+    "cpu": "",
+    "text-calls": "",
+    "missing-argument": "",
+    "swallow": "",
+    "duplicate-id": "",
+    "index-zero": "",
+    "no-done": "",
+    "start-fails": "",
+    "version": "VERSION",
 }
 
 
-def parse_faults(items: Sequence[str]) -> Dict[str, str]:
+def parse_faults(items: Sequence[str]) -> dict[str, str]:
     """Parse `name[=value]` switches, several joined by commas. Raises StartError with the list of known ones."""
-    known = ", ".join(name + ("[=%s]" % value[1:-1] if value[:1] == "[" else "=" + value if value else "")
-                      for name, value in FAULTS.items())
-    out: Dict[str, str] = {}
+    known = ", ".join(
+        name + (f"[={value[1:-1]}]" if value[:1] == "[" else "=" + value if value else "")
+        for name, value in FAULTS.items()
+    )
+    out: dict[str, str] = {}
     for item in (part.strip() for text in items for part in text.split(",")):
         if not item:
             continue
-        name, mark, value = item.partition("=")
+        name, _mark, value = item.partition("=")
         wanted = FAULTS.get(name)
         wrong = "unknown" if wanted is None else ""
         if wanted is not None and bool(value) != bool(wanted) and not wanted.startswith("["):
@@ -1974,26 +2200,33 @@ def parse_faults(items: Sequence[str]) -> Dict[str, str]:
         if name in ("slow", "gpu") and value and not re.fullmatch(r"[0-9]+(\.[0-9]+)?", value):
             wrong = "needs a number"
         if wrong:
-            raise StartError("Error: simulated: fault `%s`: %s; known faults: %s" % (item, wrong, known))
+            raise StartError(f"Error: simulated: fault `{item}`: {wrong}; known faults: {known}")
         out[name] = value
     return out
 
 
-# --------------------------------------------------------------------------------------------- the scripted brain
+# ------------------------------------------------------------ the scripted brain
 NO_ANSWER = "I am a simulated model and have no answer for that."
-ASK_PLACE = "Of course, I can help with that. Could you please tell me the city and state you are interested in?"
+ASK_PLACE = (
+    "Of course, I can help with that. Could you please tell me the city and state you are interested in?"
+)
 ASK_DAYS = "Sure, I can help with that. How many days ahead do you want the weather forecast for %s?"
 _NUMBER_WORDS = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen".split()
-_DAYS = re.compile(r"\b(\d+|%s)(?:\s+|-)days?\b" % "|".join(_NUMBER_WORDS), re.IGNORECASE)
-_PLACE = re.compile(r"\b(?:in|for|at)\s+(?!the\b|next\b|\d|celsius\b|fahrenheit\b|degrees\b|x\b|a\b|some\b)([^?.!;:]+)", re.IGNORECASE)
+_DAYS = re.compile(r"\b(\d+|{})(?:\s+|-)days?\b".format("|".join(_NUMBER_WORDS)), re.IGNORECASE)
+_PLACE = re.compile(
+    r"\b(?:in|for|at)\s+(?!the\b|next\b|\d|celsius\b|fahrenheit\b|degrees\b|x\b|a\b|some\b)([^?.!;:]+)",
+    re.IGNORECASE,
+)
 _PLACE_END = re.compile(
-    r"\s*(?:\b(?:over|for|in|during|within)\s+(?:the\s+)?(?:next|coming|\d|x\b|%s|some|a few|celsius|fahrenheit|degrees)|"
-    r"\b(?:today|tomorrow|tonight|now|right now|please|currently|using|this week|next)\b|\(|,\s*please).*" % "|".join(_NUMBER_WORDS),
+    r"\s*(?:\b(?:over|for|in|during|within)\s+(?:the\s+)?(?:next|coming|\d|x\b|{}|some|a few|celsius|fahrenheit|degrees)|"
+    r"\b(?:today|tomorrow|tonight|now|right now|please|currently|using|this week|next)\b|\(|,\s*please).*".format(
+        "|".join(_NUMBER_WORDS)
+    ),
     re.IGNORECASE | re.DOTALL,
 )
 
 
-def _find_places(text: str) -> List[str]:
+def _find_places(text: str) -> list[str]:
     """Places named after "in", "for" or "at"; several are joined by "and" or commas."""
     for match in _PLACE.finditer(text):
         found = _PLACE_END.sub("", match.group(1)).strip(" ,")
@@ -2002,24 +2235,31 @@ def _find_places(text: str) -> List[str]:
         parts = [part.strip(" ,") for part in re.split(r"\s+and\s+|\s+as well as\s+|\s*&\s*", found)]
         if len(parts) > 1 and parts[0].count(",") > 1:
             parts = [*(piece.strip() for piece in parts[0].split(",")), *parts[1:]]
-        elif len(parts) > 1 and "," in parts[0] and "," not in parts[-1] and len(parts[0].split(",")[1].strip()) > 2:
+        elif (
+            len(parts) > 1
+            and "," in parts[0]
+            and "," not in parts[-1]
+            and len(parts[0].split(",")[1].strip()) > 2
+        ):
             places = parts[0].split(",")
             parts = [*(piece.strip() for piece in places), *parts[1:]] if len(places) > 2 else parts
         return [part for part in parts if part]
     return []
 
 
-def _bare_place(text: str) -> List[str]:
+def _bare_place(text: str) -> list[str]:
     """An answer to "which place": the whole text without its polite words."""
     found = _find_places(text)
     if found:
         return found
-    text = re.sub(r"^\s*(?:it'?s|my city is|the city is|i meant|i live in|i'?m|i am)\s+", "", text, flags=re.IGNORECASE)
+    text = re.sub(
+        r"^\s*(?:it'?s|my city is|the city is|i meant|i live in|i'?m|i am)\s+", "", text, flags=re.IGNORECASE
+    )
     text = _PLACE_END.sub("", text).strip(" .!,")
     return [text] if text and len(text) < 60 else []
 
 
-def _find_days(text: str) -> Optional[int]:
+def _find_days(text: str) -> int | None:
     match = _DAYS.search(text)
     word = match.group(1).lower() if match else text.strip(" .!").lower()
     if word.isdigit():
@@ -2027,7 +2267,7 @@ def _find_days(text: str) -> Optional[int]:
     return _NUMBER_WORDS.index(word) + 1 if word in _NUMBER_WORDS else None
 
 
-def _property(function: Params, *words: str) -> Optional[str]:
+def _property(function: Params, *words: str) -> str | None:
     properties = function["parameters"].get("properties") or {}
     for key in properties:
         if any(word in key.lower() for word in words):
@@ -2035,10 +2275,12 @@ def _property(function: Params, *words: str) -> Optional[str]:
     return None
 
 
-def write_calls(calls: Sequence[Tuple[str, Params]]) -> str:
+def write_calls(calls: Sequence[tuple[str, Params]]) -> str:
     """Calls as the corrected TEMPLATE asks for them."""
-    return "\n".join('<tool_call>\n{"name": "%s", "arguments": %s}\n</tool_call>' % (name, json.dumps(arguments, ensure_ascii=False))
-                     for name, arguments in calls)
+    return "\n".join(
+        f'<tool_call>\n{{"name": "{name}", "arguments": {json.dumps(arguments, ensure_ascii=False)}}}\n</tool_call>'
+        for name, arguments in calls
+    )
 
 
 class Brain:
@@ -2056,16 +2298,20 @@ class Brain:
         if self.messages and self.messages[-1].role == "tool":
             return self._tell_results()
         for function in self.tools:
-            if _property(function, "query", "sql") and re.search(r"album|artist|track|genre|playlist|invoice|customer|song", self.last, re.I):
+            if _property(function, "query", "sql") and re.search(
+                r"album|artist|track|genre|playlist|invoice|customer|song", self.last, re.IGNORECASE
+            ):
                 return self._query(function)
         weather = [function for function in self.tools if _property(function, "location", "city", "place")]
-        if weather and re.search(r"weather|forecast|temperature|raining|cold|warm", self.asked, re.I):
+        if weather and re.search(
+            r"weather|forecast|temperature|raining|cold|warm", self.asked, re.IGNORECASE
+        ):
             return self._weather(weather)
         return NO_ANSWER
 
     def _open_question(self) -> str:
         """The user's texts since the last call or answer that was not a question, joined."""
-        texts: List[str] = []
+        texts: list[str] = []
         for message in reversed(self.messages):
             if message.role == "user":
                 texts.append(message.content)
@@ -2076,13 +2322,22 @@ class Brain:
     def _query(self, function: Params) -> str:
         argument = _property(function, "query", "sql") or "query"
         joins = {"album": ("Album", "Title"), "artist": ("Artist", "Name"), "genre": ("Genre", "Name")}
-        counted = re.search(r"how many (album|artist|track|genre|playlist|invoice|customer)", self.last, re.I)
+        counted = re.search(
+            r"how many (album|artist|track|genre|playlist|invoice|customer)", self.last, re.IGNORECASE
+        )
         if counted:
-            return write_calls([(function["name"], {argument: "SELECT COUNT(*) FROM %s" % counted.group(1).capitalize()})])
+            return write_calls(
+                [
+                    (
+                        function["name"],
+                        {argument: f"SELECT COUNT(*) FROM {counted.group(1).capitalize()}"},
+                    )
+                ]
+            )
         top = re.search(r"\btop (\d+)|\bwhich (\d+)|\bthe (\d+) ", self.last)
         limit = int(next(filter(None, top.groups()))) if top else 1
         word = next((word for word in joins if word in self.last.lower()), "track")
-        if word == "track" or not re.search(r"track|song", self.last, re.I):
+        if word == "track" or not re.search(r"track|song", self.last, re.IGNORECASE):
             return NO_ANSWER
         table, column = joins[word]
         steps = {
@@ -2091,7 +2346,14 @@ class Brain:
             "Artist": "JOIN Album ON Artist.ArtistId = Album.ArtistId JOIN Track ON Album.AlbumId = Track.AlbumId",
         }
         sql = "SELECT %s.%s FROM %s %s GROUP BY %s.%sId ORDER BY COUNT(*) DESC LIMIT %d" % (
-            table, column, table, steps[table], table, table, limit)
+            table,
+            column,
+            table,
+            steps[table],
+            table,
+            table,
+            limit,
+        )
         return write_calls([(function["name"], {argument: sql})])
 
     def _weather(self, functions: Sequence[Params]) -> str:
@@ -2099,17 +2361,27 @@ class Brain:
         places = [place for text in before for place in _find_places(text)] or _find_places(last)
         if not places and before:
             places = _bare_place(last)
-        days = _find_days(self.asked) if not before else next(filter(None, map(_find_days, [last, *before])), None)
-        ahead = days is not None or re.search(r"forecast|going to be|will |next|coming|over the", self.asked, re.I)
+        days = (
+            _find_days(self.asked)
+            if not before
+            else next(filter(None, map(_find_days, [last, *before])), None)
+        )
+        ahead = days is not None or re.search(
+            r"forecast|going to be|will |next|coming|over the", self.asked, re.IGNORECASE
+        )
         forecast = next((f for f in functions if _property(f, "day")), None)
-        function = forecast if ahead and forecast else next((f for f in functions if not _property(f, "day")), functions[0])
+        function = (
+            forecast
+            if ahead and forecast
+            else next((f for f in functions if not _property(f, "day")), functions[0])
+        )
         if not places:
             return ASK_PLACE
         day_key = _property(function, "day")
         if day_key and days is None:
             return ASK_DAYS % " and ".join(places)
         unit_key = _property(function, "format", "unit")
-        unit = "fahrenheit" if re.search(r"fahrenheit", self.asked, re.I) else "celsius"
+        unit = "fahrenheit" if re.search(r"fahrenheit", self.asked, re.IGNORECASE) else "celsius"
         calls = []
         for place in places:
             arguments: Params = {_property(function, "location", "city", "place") or "location": place}
@@ -2121,7 +2393,7 @@ class Brain:
         return write_calls(calls)
 
     def _tell_results(self) -> str:
-        results: List[str] = []
+        results: list[str] = []
         for message in reversed(self.messages):
             if message.role != "tool":
                 break
@@ -2130,31 +2402,37 @@ class Brain:
         asks_data = any("SELECT" in json.dumps(arguments) for _, arguments in calls)
         if asks_data and len(results) == 1:
             if "error" in results[0].lower():
-                return "Sorry, the %s." % results[0].rstrip(".")
+                return "Sorry, the {}.".format(results[0].rstrip("."))
             return self._tell_rows(results[0])
-        return "The answer is: %s." % "; ".join(results)
+        return "The answer is: {}.".format("; ".join(results))
 
     def _tell_rows(self, result: str) -> str:
         values = re.findall(r"'((?:[^'\\]|\\.)*)'|\"((?:[^\"\\]|\\.)*)\"", result)
         names = [(single or double).replace("\\'", "'").replace('\\"', '"') for single, double in values]
         found = ", ".join(names) if names else result.strip("[](), ")
-        if re.search(r"album", self.last, re.I) and len(names) == 1:
-            return "The album with the most tracks is %s." % found
-        return "The answer is %s." % found
+        if re.search(r"album", self.last, re.IGNORECASE) and len(names) == 1:
+            return f"The album with the most tracks is {found}."
+        return f"The answer is {found}."
 
 
-# --------------------------------------------------------------------------------------------- requests as Go decodes them
+# ------------------------------------------------------------ requests as Go decodes them
 class GoTypeError(GoJsonError):
     """json.UnmarshalTypeError: a value of the wrong type for a Go field."""
 
-    def __init__(self, value: str, go_type: str, struct_name: Optional[str] = None, path: Tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, value: str, go_type: str, struct_name: str | None = None, path: tuple[str, ...] = ()
+    ) -> None:
         self.value, self.go_type, self.struct_name, self.path = value, go_type, struct_name, path
-        where = "value" if struct_name is None else "struct field %s.%s" % (struct_name, ".".join(path))
-        super().__init__("json: cannot unmarshal %s into Go %s of type %s" % (value, where, go_type))
+        where = "value" if struct_name is None else "struct field {}.{}".format(struct_name, ".".join(path))
+        super().__init__(f"json: cannot unmarshal {value} into Go {where} of type {go_type}")
 
-    def inside(self, struct_name: Optional[str], path: Tuple[str, ...]) -> GoTypeError:
+    def inside(self, struct_name: str | None, path: tuple[str, ...]) -> GoTypeError:
         """The same error seen from the struct around a type that decodes itself."""
-        return self if struct_name is None else GoTypeError(self.value, self.go_type, struct_name, path + self.path)
+        return (
+            self
+            if struct_name is None
+            else GoTypeError(self.value, self.go_type, struct_name, path + self.path)
+        )
 
 
 @dataclass(frozen=True)
@@ -2163,20 +2441,20 @@ class Spec:
 
     kind: str
     go_type: str = ""
-    item: Optional[Spec] = None
-    fields: Optional[Dict[str, Spec]] = None
-    own: Optional[Callable[[Any], Any]] = None
+    item: Spec | None = None
+    fields: dict[str, Spec] | None = None
+    own: Callable[[Any], Any] | None = None
     nullable: bool = False
 
 
 class _Decoding:
     def __init__(self) -> None:
-        self.error: Optional[GoJsonError] = None
+        self.error: GoJsonError | None = None
 
     def fail(self, error: GoJsonError) -> None:
         self.error = self.error or error
 
-    def decode(self, value: Any, spec: Spec, struct_name: Optional[str], path: Tuple[str, ...]) -> Any:
+    def decode(self, value: Any, spec: Spec, struct_name: str | None, path: tuple[str, ...]) -> Any:
         if spec.own is not None:
             return self._own(value, spec, struct_name, path)
         if spec.kind == "any":
@@ -2188,8 +2466,12 @@ class _Decoding:
         if spec.kind == "slice" and isinstance(value, list) and spec.item is not None:
             return [self.decode(item, spec.item, struct_name, path) for item in value]
         if spec.kind == "map" and isinstance(value, dict) and spec.item is not None:
-            return {key: self.decode(item, spec.item, struct_name, path + (key,)) for key, item in value.items()}
-        if (spec.kind == "string" and isinstance(value, str)) or (spec.kind == "bool" and isinstance(value, bool)):
+            return {
+                key: self.decode(item, spec.item, struct_name, (*path, key)) for key, item in value.items()
+            }
+        if (spec.kind == "string" and isinstance(value, str)) or (
+            spec.kind == "bool" and isinstance(value, bool)
+        ):
             return value
         if spec.kind in ("int", "float") and isinstance(value, Number):
             if spec.kind == "float":
@@ -2201,7 +2483,7 @@ class _Decoding:
         self.fail(GoTypeError(_json_kind(value), spec.go_type, struct_name, path))
         return None if spec.nullable else self._zero(spec)
 
-    def _own(self, value: Any, spec: Spec, struct_name: Optional[str], path: Tuple[str, ...]) -> Any:
+    def _own(self, value: Any, spec: Spec, struct_name: str | None, path: tuple[str, ...]) -> Any:
         if value is None and spec.nullable:
             return None
         assert spec.own is not None
@@ -2210,7 +2492,7 @@ class _Decoding:
         except GoTypeError as error:
             raise error.inside(struct_name, path) from None  # ends the decoding, other mistakes do not
 
-    def _struct(self, value: Params, spec: Spec, path: Tuple[str, ...]) -> Params:
+    def _struct(self, value: Params, spec: Spec, path: tuple[str, ...]) -> Params:
         fields = spec.fields or {}
         folded = {name.lower(): name for name in fields}
         out: Params = {}
@@ -2218,10 +2500,14 @@ class _Decoding:
             name = key if key in fields else folded.get(key.lower())
             if name is not None:
                 struct_name = "" if spec.go_type.startswith("struct {") else spec.go_type.rpartition(".")[2]
-                out[name] = self.decode(item, fields[name], struct_name, path + (name,))
+                out[name] = self.decode(item, fields[name], struct_name, (*path, name))
         for name, inner in fields.items():
             if out.get(name) is None:
-                out[name] = None if inner.nullable or inner.kind in ("slice", "map", "any", "own") else self._zero(inner)
+                out[name] = (
+                    None
+                    if inner.nullable or inner.kind in ("slice", "map", "any", "own")
+                    else self._zero(inner)
+                )
         return out
 
     def _zero(self, spec: Spec) -> Any:
@@ -2231,9 +2517,10 @@ class _Decoding:
 
 
 def _json_kind(value: Any) -> str:
-    if isinstance(value, bool):
-        return "bool"
-    return {dict: "object", list: "array", str: "string"}.get(type(value), "number")
+    for kind, name in ((bool, "bool"), (dict, "object"), (list, "array"), (str, "string")):
+        if isinstance(value, kind):
+            return name
+    return "number"
 
 
 def decode_go(value: Any, spec: Spec) -> Any:
@@ -2246,7 +2533,11 @@ def decode_go(value: Any, spec: Spec) -> Any:
 
 
 STRING, BOOL, INT, FLOAT, ANY = (
-    Spec("string", "string"), Spec("bool", "bool"), Spec("int", "int"), Spec("float", "float64"), Spec("any"),
+    Spec("string", "string"),
+    Spec("bool", "bool"),
+    Spec("int", "int"),
+    Spec("float", "float64"),
+    Spec("any"),
 )
 
 
@@ -2266,7 +2557,7 @@ def _own(decode: Callable[[Any], Any], nullable: bool = False) -> Spec:
     return Spec("own", own=decode, nullable=nullable)
 
 
-def _decode_property_type(value: Any) -> List[str]:
+def _decode_property_type(value: Any) -> list[str]:
     if isinstance(value, str):
         return [value]
     return decode_go(value, _slice(STRING, "[]string")) or ([""] if value is None else [])
@@ -2284,8 +2575,15 @@ def _decode_property(value: Any) -> Params:
         "properties": fields["properties"],
     }
     return {
-        key: item for key, item in out.items()
-        if (item is not None if key in ("items", "properties") else bool(kinds) if key == "type" else bool(item))
+        key: item
+        for key, item in out.items()
+        if (
+            item is not None
+            if key in ("items", "properties")
+            else bool(kinds)
+            if key == "type"
+            else bool(item)
+        )
     }
 
 
@@ -2307,27 +2605,43 @@ def _decode_arguments(value: Any) -> Params:
 
 
 _PROPERTY = _struct(
-    "api.ToolProperty", anyOf=_slice(_own(lambda value: _decode_property(value)), "[]api.ToolProperty"),
-    type=_own(_decode_property_type), items=ANY, description=STRING, enum=_slice(ANY, "[]interface {}"),
+    "api.ToolProperty",
+    anyOf=_slice(_own(_decode_property), "[]api.ToolProperty"),
+    type=_own(_decode_property_type),
+    items=ANY,
+    description=STRING,
+    enum=_slice(ANY, "[]interface {}"),
     properties=_own(_decode_properties, nullable=True),
 )
 TOOL = _struct(
-    "api.Tool", type=STRING, items=ANY,
+    "api.Tool",
+    type=STRING,
+    items=ANY,
     function=_struct(
-        "api.ToolFunction", name=STRING, description=STRING,
-        parameters=Spec("struct", "api.ToolFunctionParameters", fields={
-            "type": STRING, "$defs": ANY, "items": ANY, "required": _slice(STRING, "[]string"),
-            "properties": _own(_decode_properties, nullable=True),
-        }),
+        "api.ToolFunction",
+        name=STRING,
+        description=STRING,
+        parameters=Spec(
+            "struct",
+            "api.ToolFunctionParameters",
+            fields={
+                "type": STRING,
+                "$defs": ANY,
+                "items": ANY,
+                "required": _slice(STRING, "[]string"),
+                "properties": _own(_decode_properties, nullable=True),
+            },
+        ),
     ),
 )
 _API_CALL = _struct(
-    "api.ToolCall", id=STRING,
+    "api.ToolCall",
+    id=STRING,
     function=_struct("api.ToolCallFunction", index=INT, name=STRING, arguments=_own(_decode_arguments)),
 )
 
 
-def _decode_image(value: Any) -> Optional[str]:
+def _decode_image(value: Any) -> str | None:
     """[]byte: base64 text; the bytes are not looked at."""
     if value is not None and not isinstance(value, str):
         raise GoTypeError(_json_kind(value), "api.ImageData")
@@ -2341,10 +2655,19 @@ _IMAGE = Spec("own", own=_decode_image)
 
 
 def _decode_api_message(value: Any) -> Params:
-    fields: Params = decode_go(value, _struct(
-        "api.Alias", role=STRING, content=STRING, thinking=STRING, images=_slice(_IMAGE, "[]api.ImageData"),
-        tool_calls=_slice(_API_CALL, "[]api.ToolCall"), tool_name=STRING, tool_call_id=STRING,
-    ))
+    fields: Params = decode_go(
+        value,
+        _struct(
+            "api.Alias",
+            role=STRING,
+            content=STRING,
+            thinking=STRING,
+            images=_slice(_IMAGE, "[]api.ImageData"),
+            tool_calls=_slice(_API_CALL, "[]api.ToolCall"),
+            tool_name=STRING,
+            tool_call_id=STRING,
+        ),
+    )
     fields["role"] = fields["role"].lower()
     return fields
 
@@ -2360,17 +2683,19 @@ def _decode_keep_alive(value: Any) -> float:
             raise GoJsonError(str(error)) from None
         return FOREVER_SECONDS if seconds < 0 else seconds
     name = {"bool": "bool", "array": "[]interface {}", "object": "map[string]interface {}"}[_json_kind(value)]
-    raise GoJsonError("Unsupported type: '%s'" % name)
+    raise GoJsonError(f"Unsupported type: '{name}'")
 
 
-def _decode_think(value: Any) -> Union[bool, str]:
+def _decode_think(value: Any) -> bool | str:
     if isinstance(value, bool):
         return value
     if value is None:
         return False
     if isinstance(value, str):
         if value not in ("high", "medium", "low"):
-            raise GoJsonError('invalid think value: %s (must be "high", "medium", "low", true, or false)' % quote_go(value))
+            raise GoJsonError(
+                f'invalid think value: {quote_go(value)} (must be "high", "medium", "low", true, or false)'
+            )
         return value
     raise GoJsonError('think must be a boolean or string ("high", "medium", "low", true, or false)')
 
@@ -2378,56 +2703,162 @@ def _decode_think(value: Any) -> Union[bool, str]:
 _KEEP_ALIVE = _own(_decode_keep_alive, nullable=True)
 _THINK = _own(_decode_think, nullable=True)
 _OPTIONS = Spec("map", "map[string]interface {}", item=ANY)
-_RUN_FIELDS: Dict[str, Spec] = {
-    "model": STRING, "stream": _nullable(BOOL), "format": ANY, "keep_alive": _KEEP_ALIVE, "options": _OPTIONS, "think": _THINK,
-    "truncate": _nullable(BOOL), "shift": _nullable(BOOL), "_debug_render_only": BOOL, "logprobs": BOOL, "top_logprobs": INT,
+_RUN_FIELDS: dict[str, Spec] = {
+    "model": STRING,
+    "stream": _nullable(BOOL),
+    "format": ANY,
+    "keep_alive": _KEEP_ALIVE,
+    "options": _OPTIONS,
+    "think": _THINK,
+    "truncate": _nullable(BOOL),
+    "shift": _nullable(BOOL),
+    "_debug_render_only": BOOL,
+    "logprobs": BOOL,
+    "top_logprobs": INT,
 }
-CHAT_REQUEST = Spec("struct", "api.ChatRequest", fields={
-    **_RUN_FIELDS, "messages": _slice(_own(_decode_api_message), "[]api.Message"), "tools": _slice(TOOL, "api.Tools"),
-})
-GENERATE_REQUEST = Spec("struct", "api.GenerateRequest", fields={
-    **_RUN_FIELDS, "prompt": STRING, "suffix": STRING, "system": STRING, "template": STRING, "context": _slice(INT, "[]int"),
-    "raw": BOOL, "images": _slice(_IMAGE, "[]api.ImageData"), "width": INT, "height": INT, "steps": INT,
-})
+CHAT_REQUEST = Spec(
+    "struct",
+    "api.ChatRequest",
+    fields={
+        **_RUN_FIELDS,
+        "messages": _slice(_own(_decode_api_message), "[]api.Message"),
+        "tools": _slice(TOOL, "api.Tools"),
+    },
+)
+GENERATE_REQUEST = Spec(
+    "struct",
+    "api.GenerateRequest",
+    fields={
+        **_RUN_FIELDS,
+        "prompt": STRING,
+        "suffix": STRING,
+        "system": STRING,
+        "template": STRING,
+        "context": _slice(INT, "[]int"),
+        "raw": BOOL,
+        "images": _slice(_IMAGE, "[]api.ImageData"),
+        "width": INT,
+        "height": INT,
+        "steps": INT,
+    },
+)
 _STREAM_OPTIONS = _nullable(_struct("openai.StreamOptions", include_usage=BOOL))
 _UNNAMED_FUNCTION = 'struct { Name string "json:\\"name\\""; Arguments string "json:\\"arguments\\"" }'
 OPENAI_CHAT_REQUEST = _struct(
-    "openai.ChatCompletionRequest", model=STRING,
-    messages=_slice(_struct(
-        "openai.Message", role=STRING, content=ANY, reasoning=STRING, name=STRING, tool_call_id=STRING,
-        tool_calls=_slice(_struct("openai.ToolCall", id=STRING, index=INT, type=STRING,
-                                  function=_struct(_UNNAMED_FUNCTION, name=STRING, arguments=STRING)), "[]openai.ToolCall"),
-    ), "[]openai.Message"),
-    stream=BOOL, stream_options=_STREAM_OPTIONS, max_tokens=_nullable(INT), seed=_nullable(INT), stop=ANY,
-    temperature=_nullable(FLOAT), frequency_penalty=_nullable(FLOAT), presence_penalty=_nullable(FLOAT),
+    "openai.ChatCompletionRequest",
+    model=STRING,
+    messages=_slice(
+        _struct(
+            "openai.Message",
+            role=STRING,
+            content=ANY,
+            reasoning=STRING,
+            name=STRING,
+            tool_call_id=STRING,
+            tool_calls=_slice(
+                _struct(
+                    "openai.ToolCall",
+                    id=STRING,
+                    index=INT,
+                    type=STRING,
+                    function=_struct(_UNNAMED_FUNCTION, name=STRING, arguments=STRING),
+                ),
+                "[]openai.ToolCall",
+            ),
+        ),
+        "[]openai.Message",
+    ),
+    stream=BOOL,
+    stream_options=_STREAM_OPTIONS,
+    max_tokens=_nullable(INT),
+    seed=_nullable(INT),
+    stop=ANY,
+    temperature=_nullable(FLOAT),
+    frequency_penalty=_nullable(FLOAT),
+    presence_penalty=_nullable(FLOAT),
     top_p=_nullable(FLOAT),
-    response_format=_nullable(_struct("openai.ResponseFormat", type=STRING,
-                                      json_schema=_nullable(_struct("openai.JsonSchema", schema=ANY)))),
-    tools=_slice(TOOL, "[]api.Tool"), reasoning=_nullable(_struct("openai.Reasoning", effort=STRING)),
-    reasoning_effort=_nullable(STRING), logprobs=_nullable(BOOL), top_logprobs=INT, _debug_render_only=BOOL,
+    response_format=_nullable(
+        _struct(
+            "openai.ResponseFormat",
+            type=STRING,
+            json_schema=_nullable(_struct("openai.JsonSchema", schema=ANY)),
+        )
+    ),
+    tools=_slice(TOOL, "[]api.Tool"),
+    reasoning=_nullable(_struct("openai.Reasoning", effort=STRING)),
+    reasoning_effort=_nullable(STRING),
+    logprobs=_nullable(BOOL),
+    top_logprobs=INT,
+    _debug_render_only=BOOL,
 )
 OPENAI_COMPLETION_REQUEST = _struct(
-    "openai.CompletionRequest", model=STRING, prompt=STRING, frequency_penalty=Spec("float", "float32"),
-    max_tokens=_nullable(INT), presence_penalty=Spec("float", "float32"), seed=_nullable(INT), stop=ANY, stream=BOOL,
-    stream_options=_STREAM_OPTIONS, temperature=_nullable(Spec("float", "float32")), top_p=Spec("float", "float32"),
-    suffix=STRING, logprobs=_nullable(INT), _debug_render_only=BOOL,
+    "openai.CompletionRequest",
+    model=STRING,
+    prompt=STRING,
+    frequency_penalty=Spec("float", "float32"),
+    max_tokens=_nullable(INT),
+    presence_penalty=Spec("float", "float32"),
+    seed=_nullable(INT),
+    stop=ANY,
+    stream=BOOL,
+    stream_options=_STREAM_OPTIONS,
+    temperature=_nullable(Spec("float", "float32")),
+    top_p=Spec("float", "float32"),
+    suffix=STRING,
+    logprobs=_nullable(INT),
+    _debug_render_only=BOOL,
 )
-CREATE_REQUEST = Spec("struct", "api.CreateRequest", fields={
-    "model": STRING, "name": STRING, "stream": _nullable(BOOL), "quantize": STRING, "quantization": STRING, "from": STRING,
-    "remote_host": STRING, "files": Spec("map", "map[string]string", item=STRING),
-    "adapters": Spec("map", "map[string]string", item=STRING), "template": STRING, "license": ANY, "system": STRING,
-    "parameters": _OPTIONS, "messages": _slice(_own(_decode_api_message), "[]api.Message"), "renderer": STRING,
-    "parser": STRING, "requires": STRING, "info": _OPTIONS,
-})
-SHOW_REQUEST = _struct("api.ShowRequest", model=STRING, name=STRING, system=STRING, template=STRING, verbose=BOOL, options=_OPTIONS)
+CREATE_REQUEST = Spec(
+    "struct",
+    "api.CreateRequest",
+    fields={
+        "model": STRING,
+        "name": STRING,
+        "stream": _nullable(BOOL),
+        "quantize": STRING,
+        "quantization": STRING,
+        "from": STRING,
+        "remote_host": STRING,
+        "files": Spec("map", "map[string]string", item=STRING),
+        "adapters": Spec("map", "map[string]string", item=STRING),
+        "template": STRING,
+        "license": ANY,
+        "system": STRING,
+        "parameters": _OPTIONS,
+        "messages": _slice(_own(_decode_api_message), "[]api.Message"),
+        "renderer": STRING,
+        "parser": STRING,
+        "requires": STRING,
+        "info": _OPTIONS,
+    },
+)
+SHOW_REQUEST = _struct(
+    "api.ShowRequest",
+    model=STRING,
+    name=STRING,
+    system=STRING,
+    template=STRING,
+    verbose=BOOL,
+    options=_OPTIONS,
+)
 DELETE_REQUEST = _struct("api.DeleteRequest", model=STRING, name=STRING)
 COPY_REQUEST = _struct("api.CopyRequest", source=STRING, destination=STRING)
-PULL_REQUEST = _struct("api.PullRequest", model=STRING, name=STRING, insecure=BOOL, username=STRING, password=STRING,
-                       stream=_nullable(BOOL))
+PULL_REQUEST = _struct(
+    "api.PullRequest",
+    model=STRING,
+    name=STRING,
+    insecure=BOOL,
+    username=STRING,
+    password=STRING,
+    stream=_nullable(BOOL),
+)
 
-_INT_OPTIONS = frozenset("num_keep seed num_predict top_k repeat_last_n num_ctx num_batch num_gpu main_gpu num_thread".split())
+_INT_OPTIONS = frozenset(
+    "num_keep seed num_predict top_k repeat_last_n num_ctx num_batch num_gpu main_gpu num_thread".split()
+)
 _FLOAT_OPTIONS = frozenset(
-    "top_p min_p typical_p temperature repeat_penalty presence_penalty frequency_penalty".split())
+    "top_p min_p typical_p temperature repeat_penalty presence_penalty frequency_penalty".split()
+)
 _LOAD_OPTIONS = ("num_ctx", "num_batch", "num_gpu", "main_gpu", "use_mmap", "num_thread")
 
 
@@ -2441,19 +2872,19 @@ def merge_options(*sources: Params) -> Params:
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
             if key in _INT_OPTIONS:
                 if not number:
-                    raise ApiError(500, 'option "%s" must be of type integer' % key)
+                    raise ApiError(500, f'option "{key}" must be of type integer')
                 value = int(value)
             elif key in _FLOAT_OPTIONS:
                 if not number:
-                    raise ApiError(500, 'option "%s" must be of type float32' % key)
+                    raise ApiError(500, f'option "{key}" must be of type float32')
             elif key == "use_mmap":
                 if not isinstance(value, bool):
-                    raise ApiError(500, 'option "%s" must be of type boolean' % key)
+                    raise ApiError(500, f'option "{key}" must be of type boolean')
             elif key == "stop":
                 if not isinstance(value, list):
-                    raise ApiError(500, 'option "%s" must be of type array' % key)
+                    raise ApiError(500, f'option "{key}" must be of type array')
                 if not all(isinstance(item, str) for item in value):
-                    raise ApiError(500, 'option "%s" must be of an array of strings' % key)
+                    raise ApiError(500, f'option "{key}" must be of an array of strings')
             else:
                 continue
             out[key] = value
@@ -2465,14 +2896,19 @@ def _openai_error(message: str) -> ApiError:
     return ApiError(400, message)
 
 
-def _history_calls(calls: Optional[Sequence[Params]]) -> List[Params]:
+def _history_calls(calls: Sequence[Params] | None) -> list[Params]:
     out = []
     for call in calls or ():
         try:
             arguments = _decode_arguments(parse_json(call["function"]["arguments"].encode()))
         except GoJsonError:
             raise _openai_error("invalid tool call arguments") from None
-        out.append({"id": call["id"], "function": {"index": 0, "name": call["function"]["name"], "arguments": arguments}})
+        out.append(
+            {
+                "id": call["id"],
+                "function": {"index": 0, "name": call["function"]["name"], "arguments": arguments},
+            }
+        )
     return out
 
 
@@ -2499,8 +2935,8 @@ def _part_message(role: str, part: Any) -> Params:
     return message
 
 
-def _openai_messages(messages: Sequence[Params]) -> List[Params]:
-    out: List[Params] = []
+def _openai_messages(messages: Sequence[Params]) -> list[Params]:
+    out: list[Params] = []
     for message in messages:
         content, calls = message["content"], message["tool_calls"]
         if isinstance(content, list):
@@ -2512,9 +2948,16 @@ def _openai_messages(messages: Sequence[Params]) -> List[Params]:
             if calls is None:
                 kinds = {"object": "map[string]interface {}", "number": "float64"}
                 kind = "<nil>" if content is None else kinds.get(_json_kind(content), _json_kind(content))
-                raise _openai_error("invalid message content type: %s" % kind)
+                raise _openai_error(f"invalid message content type: {kind}")
             content = ""
-        out.append({"role": message["role"].lower(), "content": content, "images": None, "tool_calls": _history_calls(calls)})
+        out.append(
+            {
+                "role": message["role"].lower(),
+                "content": content,
+                "images": None,
+                "tool_calls": _history_calls(calls),
+            }
+        )
     return out
 
 
@@ -2528,7 +2971,7 @@ def _openai_options(request: Params, strict_stop: bool) -> Params:
             if strict_stop and not isinstance(item, str):
                 kind = {"object": "map[string]interface {}", "number": "float64", "array": "[]interface {}"}
                 name = "<nil>" if item is None else kind.get(_json_kind(item), _json_kind(item))
-                raise _openai_error("invalid type for 'stop' field: %s" % name)
+                raise _openai_error(f"invalid type for 'stop' field: {name}")
         options["stop"] = [item for item in stop if isinstance(item, str)]
     if request["max_tokens"] is not None:
         options["num_predict"] = request["max_tokens"]
@@ -2546,17 +2989,28 @@ def convert_chat_request(request: Params) -> Params:
         wanted = "json" if kind == "json_object" else None
         if kind == "json_schema" and response_format["json_schema"] is not None:
             wanted = response_format["json_schema"]["schema"]
-    think: Union[None, bool, str] = None
-    effort = request["reasoning"]["effort"] if request["reasoning"] is not None else request["reasoning_effort"]
+    think: bool | str | None = None
+    effort = (
+        request["reasoning"]["effort"] if request["reasoning"] is not None else request["reasoning_effort"]
+    )
     if effort:
         if effort not in ("high", "medium", "low", "none"):
             raise _openai_error(
-                'invalid reasoning value: \'%s\' (must be "high", "medium", "low", or "none")' % effort)
+                f'invalid reasoning value: \'{effort}\' (must be "high", "medium", "low", or "none")'
+            )
         think = False if effort == "none" else effort
     return {
-        "model": request["model"], "messages": messages, "options": options, "stream": request["stream"],
-        "tools": request["tools"], "format": wanted, "think": think, "keep_alive": None, "truncate": None,
-        "_debug_render_only": request["_debug_render_only"], "logprobs": bool(request["logprobs"]),
+        "model": request["model"],
+        "messages": messages,
+        "options": options,
+        "stream": request["stream"],
+        "tools": request["tools"],
+        "format": wanted,
+        "think": think,
+        "keep_alive": None,
+        "truncate": None,
+        "_debug_render_only": request["_debug_render_only"],
+        "logprobs": bool(request["logprobs"]),
         "top_logprobs": request["top_logprobs"],
     }
 
@@ -2564,14 +3018,27 @@ def convert_chat_request(request: Params) -> Params:
 def convert_completion_request(request: Params) -> Params:
     """FromCompleteRequest: an OpenAI completion request as /api/generate takes it. Raises ApiError(400)."""
     return {
-        "model": request["model"], "prompt": request["prompt"], "options": _openai_options(request, strict_stop=True),
-        "stream": request["stream"], "suffix": request["suffix"], "_debug_render_only": request["_debug_render_only"],
-        "logprobs": (request["logprobs"] or 0) > 0, "top_logprobs": request["logprobs"] or 0, "format": None, "think": None,
-        "keep_alive": None, "truncate": None, "system": "", "template": "", "raw": False, "context": None, "images": None,
+        "model": request["model"],
+        "prompt": request["prompt"],
+        "options": _openai_options(request, strict_stop=True),
+        "stream": request["stream"],
+        "suffix": request["suffix"],
+        "_debug_render_only": request["_debug_render_only"],
+        "logprobs": (request["logprobs"] or 0) > 0,
+        "top_logprobs": request["logprobs"] or 0,
+        "format": None,
+        "think": None,
+        "keep_alive": None,
+        "truncate": None,
+        "system": "",
+        "template": "",
+        "raw": False,
+        "context": None,
+        "images": None,
     }
 
 
-# --------------------------------------------------------------------------------------------- settings
+# ------------------------------------------------------------ settings
 def go_bool(text: str) -> bool:
     """A boolean setting as envconfig reads it: nonsense is true."""
     if not text:
@@ -2579,7 +3046,7 @@ def go_bool(text: str) -> bool:
     return text not in ("0", "f", "F", "false", "FALSE", "False")
 
 
-def parse_host(text: str) -> Tuple[str, int]:
+def parse_host(text: str) -> tuple[str, int]:
     """OLLAMA_HOST as (host, port); a bad port falls back to 11434 (measured on 0.17.5)."""
     text = text.strip().strip("\"'")
     scheme, mark, rest = text.partition("://")
@@ -2607,12 +3074,14 @@ class Settings:
     max_loaded: int = 3
     prune: bool = True
     no_cloud: bool = False
-    origins: Tuple[str, ...] = ()
-    script: Optional[Dict[str, Played]] = None
-    faults: Dict[str, str] = field(default_factory=dict)
+    origins: tuple[str, ...] = ()
+    script: dict[str, Played] | None = None
+    faults: dict[str, str] = field(default_factory=dict)
 
 
-def read_settings(env: Dict[str, str], script: Optional[str] = None, faults: Sequence[str] = (), models_dir: str = "") -> Settings:
+def read_settings(
+    env: dict[str, str], script: str | None = None, faults: Sequence[str] = (), models_dir: str = ""
+) -> Settings:
     """Settings from the environment and the flags of `serve`. Raises StartError."""
 
     def text(name: str) -> str:
@@ -2634,7 +3103,7 @@ def read_settings(env: Dict[str, str], script: Optional[str] = None, faults: Seq
     )
 
 
-# --------------------------------------------------------------------------------------------- loaded models and generation
+# ------------------------------------------------------------ loaded models and generation
 @dataclass
 class Loaded:
     """A model in memory; several names of one GGUF share it, and the first name is the one shown."""
@@ -2653,7 +3122,7 @@ class Piece:
     """One message of the runner; the last one has a `reason` and the counts."""
 
     content: str
-    reason: Optional[str] = None
+    reason: str | None = None
     prompt_tokens: int = 0
     eval_tokens: int = 0
 
@@ -2676,9 +3145,9 @@ class Engine:
         self.settings = settings
         self.store = store
         self.lock = threading.RLock()
-        self.loaded: Dict[str, Loaded] = {}
+        self.loaded: dict[str, Loaded] = {}
 
-    def running(self) -> List[Loaded]:
+    def running(self) -> list[Loaded]:
         """Loaded models that have not expired, the longest remaining first."""
         with self.lock:
             now = time.time_ns()
@@ -2690,14 +3159,16 @@ class Engine:
         with self.lock:
             self.loaded.pop(model.path, None)
 
-    def schedule(self, model: Model, wanted: Sequence[str], options: Params, keep_alive: Optional[float]) -> Params:
+    def schedule(
+        self, model: Model, wanted: Sequence[str], options: Params, keep_alive: float | None
+    ) -> Params:
         """Check capabilities and options, load; give the options in force. Raises ApiError, ServerPanic."""
         available = model.capabilities()
         missing = [name for name in wanted if name not in available]
         if "completion" in missing:
             raise ApiError(400, "completion")
         if missing:
-            raise ApiError(400, "%s does not support %s" % (model.name.full(), "\n".join(missing)))
+            raise ApiError(400, "{} does not support {}".format(model.name.full(), "\n".join(missing)))
         if model.template.thinks:
             raise ApiError(501, "simulated: templates with thinking are not implemented")
         merged = merge_options(model.options, options)
@@ -2708,10 +3179,10 @@ class Engine:
             self._load(model, gguf, merged, keep_alive)
         return merged
 
-    def _load(self, model: Model, gguf: Gguf, options: Params, keep_alive: Optional[float]) -> None:
+    def _load(self, model: Model, gguf: Gguf, options: Params, keep_alive: float | None) -> None:
         self.running()
         load_options = {key: options[key] for key in _LOAD_OPTIONS if key in options}
-        entry = self.loaded.get(model.path)
+        entry: Loaded | None = self.loaded.get(model.path)
         if entry is None or entry.options != load_options:
             self.loaded.pop(model.path, None)
             while len(self.loaded) >= self.settings.max_loaded:
@@ -2732,7 +3203,9 @@ class Engine:
         with self.lock:
             entry = self.loaded.get(model.path)
             if entry is not None:
-                entry.expires_ns = min(time.time_ns() + int(entry.keep_alive_seconds * 1e9), time.time_ns() + MAX_INT64)
+                entry.expires_ns = min(
+                    time.time_ns() + int(entry.keep_alive_seconds * 1e9), time.time_ns() + MAX_INT64
+                )
                 if entry.keep_alive_seconds == 0:
                     entry.expires_ns = time.time_ns() + 1_000_000
 
@@ -2752,8 +3225,15 @@ class Engine:
                     return True
         return False
 
-    def answer(self, model: Model, messages: Sequence[Message], tools: Sequence[Params], prompt_tokens: int,
-               options: Params, request_options: Params) -> Iterator[Piece]:
+    def answer(
+        self,
+        model: Model,
+        messages: Sequence[Message],
+        tools: Sequence[Params],
+        prompt_tokens: int,
+        options: Params,
+        request_options: Params,
+    ) -> Iterator[Piece]:
         """The pieces of one answer. Raises RunnerError in the middle where the script says so."""
         faults = self.settings.faults
         if self.settings.script is not None:
@@ -2781,7 +3261,7 @@ class Engine:
         for key in (last, together[-1] if together else ""):
             if key in self.settings.script:
                 return self.settings.script[key]
-        raise RunnerError("simulated: no script for %s" % json.dumps(last, ensure_ascii=False))
+        raise RunnerError(f"simulated: no script for {json.dumps(last, ensure_ascii=False)}")
 
 
 def play(played: Played, limit: int, stops: Sequence[str], prompt_tokens: int) -> Iterator[Piece]:
@@ -2812,7 +3292,7 @@ def play(played: Played, limit: int, stops: Sequence[str], prompt_tokens: int) -
         yield Piece(played.done_content, played.done_reason, prompt_tokens, count)
 
 
-# --------------------------------------------------------------------------------------------- replies
+# ------------------------------------------------------------ replies
 @dataclass(frozen=True)
 class ShownCall:
     """A call in a reply."""
@@ -2828,16 +3308,16 @@ class Event:
     """api.ChatResponse or api.GenerateResponse, before it is written. `created_ns` None is Go's zero time."""
 
     model: str = ""
-    created_ns: Optional[int] = None
+    created_ns: int | None = None
     role: str = ""
     content: str = ""
-    calls: Tuple[ShownCall, ...] = ()
+    calls: tuple[ShownCall, ...] = ()
     done: bool = False
     reason: str = ""
-    rendered: Optional[str] = None
+    rendered: str | None = None
     prompt_tokens: int = 0
     eval_tokens: int = 0
-    durations: Tuple[int, int] = (0, 0)
+    durations: tuple[int, int] = (0, 0)
 
     def created_seconds(self) -> int:
         """Unix time."""
@@ -2845,8 +3325,11 @@ class Event:
 
     def usage(self) -> Params:
         """OpenAI's usage."""
-        return {"prompt_tokens": self.prompt_tokens, "completion_tokens": self.eval_tokens,
-                "total_tokens": self.prompt_tokens + self.eval_tokens}
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.eval_tokens,
+            "total_tokens": self.prompt_tokens + self.eval_tokens,
+        }
 
     def tail(self) -> Params:
         """What follows the text in Ollama's own replies; empty values are left out."""
@@ -2857,8 +3340,14 @@ class Event:
             out["done_reason"] = self.reason
         if self.rendered is not None:
             out["_debug_info"] = {"rendered_template": self.rendered}
-        metrics = {"total_duration": total, "load_duration": load, "prompt_eval_count": self.prompt_tokens,
-                   "prompt_eval_duration": rest // 3, "eval_count": self.eval_tokens, "eval_duration": rest - rest // 3}
+        metrics = {
+            "total_duration": total,
+            "load_duration": load,
+            "prompt_eval_count": self.prompt_tokens,
+            "prompt_eval_duration": rest // 3,
+            "eval_count": self.eval_tokens,
+            "eval_duration": rest - rest // 3,
+        }
         out.update((key, value) for key, value in metrics.items() if value)
         return out
 
@@ -2872,9 +3361,11 @@ class Response:
 
     LIMIT = 2048
 
-    def __init__(self, send: Callable[[bytes], None], head: bool, chunks_allowed: bool, log: Callable[[int], None]) -> None:
+    def __init__(
+        self, send: Callable[[bytes], None], head: bool, chunks_allowed: bool, log: Callable[[int], None]
+    ) -> None:
         self.status = 200
-        self.headers: Dict[str, str] = {}
+        self.headers: dict[str, str] = {}
         self.written = False
         self._send = send
         self._head = head
@@ -2890,7 +3381,13 @@ class Response:
         self._buffer += data
         self.written = True
 
-    def json(self, status: int, value: Json, newline: bool = False, content_type: str = "application/json; charset=utf-8") -> None:
+    def json(
+        self,
+        status: int,
+        value: Json,
+        newline: bool = False,
+        content_type: str = "application/json; charset=utf-8",
+    ) -> None:
         """A whole JSON body; a Content-Type that is already set stays."""
         self.status = status
         self.headers.setdefault("Content-Type", content_type)
@@ -2921,7 +3418,7 @@ class Response:
         if data and not self._head:
             self._send(b"%x\r\n%s\r\n" % (len(data), data) if self._chunked else data)
 
-    def _start(self, length: Optional[int]) -> None:
+    def _start(self, length: int | None) -> None:
         self._started = True
         self._log(self.status)
         headers = {**self.headers, "X-Ollama-Simulated": "1", "Date": email.utils.formatdate(usegmt=True)}
@@ -2934,11 +3431,14 @@ class Response:
                 headers["Transfer-Encoding"] = "chunked"
             else:
                 self.close = True
-        if self.close:
+        if self.close and self._chunks_allowed:
             headers["Connection"] = "close"
         reason = http.client.responses.get(self.status, "")
-        lines = ["%s: %s\r\n" % item for item in headers.items()]
-        self._send(("HTTP/1.1 %d %s\r\n%s\r\n" % (self.status, reason, "".join(lines))).encode("latin-1"))
+        lines = ["{}: {}\r\n".format(*item) for item in headers.items()]
+        version = "1.1" if self._chunks_allowed else "1.0"
+        self._send(
+            ("HTTP/%s %d %s\r\n%s\r\n" % (version, self.status, reason, "".join(lines))).encode("latin-1")
+        )
 
 
 class Face:
@@ -2975,8 +3475,14 @@ class Face:
         message: Params = {"role": event.role, "content": event.content}
         if event.calls:
             message["tool_calls"] = [
-                {"id": call.id, "function": {"index": call.index, "name": call.name,
-                                             "arguments": {key: to_go(value) for key, value in call.arguments.items()}}}
+                {
+                    "id": call.id,
+                    "function": {
+                        "index": call.index,
+                        "name": call.name,
+                        "arguments": {key: to_go(value) for key, value in call.arguments.items()},
+                    },
+                }
                 for call in event.calls
             ]
         return {**head, "message": message, **event.tail()}
@@ -3013,7 +3519,9 @@ class OpenAiFace(Face):
         choice: Params = {"index": 0, "message": self._message(event, event.role), "finish_reason": finish}
         if not self.chat:
             choice = {"text": event.content, "index": 0, "finish_reason": event.reason or None}
-        value = self._head(event, "chat.completion" if self.chat else "text_completion", event.created_seconds())
+        value = self._head(
+            event, "chat.completion" if self.chat else "text_completion", event.created_seconds()
+        )
         value.update(choices=[choice], usage=event.usage())
         if event.rendered is not None and self.chat:
             value["_debug_info"] = {"rendered_template": event.rendered}
@@ -3048,20 +3556,35 @@ class OpenAiFace(Face):
         self.response.write(b"data: %s\n\n" % render_json(value).encode())
 
     def _head(self, event: Event, kind: str, created: int) -> Params:
-        return {"id": self.id, "object": kind, "created": created, "model": event.model, "system_fingerprint": "fp_ollama"}
+        return {
+            "id": self.id,
+            "object": kind,
+            "created": created,
+            "model": event.model,
+            "system_fingerprint": "fp_ollama",
+        }
 
     def _message(self, event: Event, role: str) -> Params:
         message: Params = {"role": role, "content": event.content}
         if event.calls:
             message["tool_calls"] = [
-                {"id": call.id, "index": call.index, "type": "function", "function": {"name": call.name, "arguments": render_json(
-                    {key: to_go(value) for key, value in call.arguments.items()})}}
+                {
+                    "id": call.id,
+                    "index": call.index,
+                    "type": "function",
+                    "function": {
+                        "name": call.name,
+                        "arguments": render_json(
+                            {key: to_go(value) for key, value in call.arguments.items()}
+                        ),
+                    },
+                }
                 for call in event.calls
             ]
         return message
 
 
-# --------------------------------------------------------------------------------------------- handlers
+# ------------------------------------------------------------ handlers
 @dataclass(frozen=True)
 class Request:
     """A request after routing. `read()` gives the whole body, `chunks()` streams it."""
@@ -3084,7 +3607,7 @@ class Simulation:
         self.engine = Engine(settings, self.store)
         self.closed = threading.Event()
         self.loopback = True
-        self.routes: Dict[str, Dict[str, Callable[[Request, Response, str], None]]] = {
+        self.routes: dict[str, dict[str, Callable[[Request, Response, str], None]]] = {
             "/": {"HEAD": self.root, "GET": self.root},
             "/api/version": {"HEAD": self.version, "GET": self.version},
             "/api/status": {"GET": self.status},
@@ -3117,7 +3640,7 @@ class Simulation:
         }
 
     # ---- routing
-    def find_route(self, path: str) -> Tuple[Optional[str], str]:
+    def find_route(self, path: str) -> tuple[str | None, str]:
         """The route of a path and its last part if the route takes one."""
         if path in self.routes:
             return path, ""
@@ -3133,7 +3656,9 @@ class Simulation:
         route, parameter = self.find_route(request.path)
         methods = self.routes.get(route or "", {})
         if route and request.method not in methods:
-            response.headers["Allow"] = ", ".join(m for m in ("HEAD", "GET", "POST", "DELETE") if m in methods)
+            response.headers["Allow"] = ", ".join(
+                m for m in ("HEAD", "GET", "POST", "DELETE") if m in methods
+            )
         if not self._check_origin(request, response) or not self._check_host(request, response):
             return
         hang = self.settings.faults.get("hang")
@@ -3144,7 +3669,9 @@ class Simulation:
         if route is None:
             bare, _ = self.find_route(request.path.rstrip("/"))
             if bare and request.path.endswith("/") and request.method in self.routes[bare]:
-                status, word = (301, "Moved Permanently") if request.method == "GET" else (307, "Temporary Redirect")
+                status, word = (
+                    (301, "Moved Permanently") if request.method == "GET" else (307, "Temporary Redirect")
+                )
                 self._redirect(request, response, status, word, request.path.rstrip("/"))
             else:
                 response.text(404, "404 page not found")
@@ -3153,7 +3680,13 @@ class Simulation:
         else:
             self._handle(methods[request.method], request, response, parameter)
 
-    def _handle(self, handler: Callable[[Request, Response, str], None], request: Request, response: Response, parameter: str) -> None:
+    def _handle(
+        self,
+        handler: Callable[[Request, Response, str], None],
+        request: Request,
+        response: Response,
+        parameter: str,
+    ) -> None:
         try:
             handler(request, response, parameter)
         except ApiError as error:
@@ -3162,14 +3695,14 @@ class Simulation:
             else:
                 response.json(error.status, {"error": error.message})
         except ServerPanic as panic:
-            self.log("ERROR", "panic recovered: %s" % panic)
+            self.log("ERROR", f"panic recovered: {panic}")
             response.status = 500
 
     def _redirect(self, request: Request, response: Response, status: int, word: str, target: str) -> None:
         response.status = status
         response.headers["Location"] = target
         if request.method in ("GET", "HEAD"):
-            response.text(status, '<a href="%s">%s</a>.\n\n' % (target, word), "text/html; charset=utf-8")
+            response.text(status, f'<a href="{target}">{word}</a>.\n\n', "text/html; charset=utf-8")
 
     def _check_origin(self, request: Request, response: Response) -> bool:
         """gin-contrib/cors with the server's default origins."""
@@ -3178,9 +3711,18 @@ class Simulation:
             return True
         allowed = list(self.settings.origins)
         for name in ("localhost", "127.0.0.1", "0.0.0.0"):
-            allowed += ["http://" + name, "https://" + name, "http://%s:*" % name, "https://%s:*" % name]
-        allowed += [scheme + "://*" for scheme in (
-            "app file tauri vscode-webview vscode-file chrome-extension safari-extension moz-extension ms-browser-extension".split())]
+            allowed += [
+                "http://" + name,
+                "https://" + name,
+                f"http://{name}:*",
+                f"https://{name}:*",
+            ]
+        allowed += [
+            scheme + "://*"
+            for scheme in (
+                "app file tauri vscode-webview vscode-file chrome-extension safari-extension moz-extension ms-browser-extension".split()
+            )
+        ]
         if not any(origin == rule or _matches(rule, origin) for rule in allowed):
             response.status = 403
             return False
@@ -3189,12 +3731,14 @@ class Simulation:
             response.headers["Vary"] = "Origin"
             return True
         response.status = 204
-        response.headers.update({
-            "Access-Control-Allow-Headers": _ALLOWED_HEADERS,
-            "Access-Control-Allow-Methods": "GET,POST,PUT,PATCH,DELETE,HEAD,OPTIONS",
-            "Access-Control-Max-Age": "43200",
-            "Vary": "Access-Control-Request-Headers",
-        })
+        response.headers.update(
+            {
+                "Access-Control-Allow-Headers": _ALLOWED_HEADERS,
+                "Access-Control-Allow-Methods": "GET,POST,PUT,PATCH,DELETE,HEAD,OPTIONS",
+                "Access-Control-Max-Age": "43200",
+                "Vary": "Access-Control-Request-Headers",
+            }
+        )
         return False
 
     def _check_host(self, request: Request, response: Response) -> bool:
@@ -3209,7 +3753,9 @@ class Simulation:
             if address.is_loopback or address.is_unspecified or _is_private(address) or _is_local(host):
                 return True
         lower = host.lower()
-        if lower in ("", "localhost", socket.gethostname().lower()) or lower.endswith((".localhost", ".local", ".internal")):
+        if lower in ("", "localhost", socket.gethostname().lower()) or lower.endswith(
+            (".localhost", ".local", ".internal")
+        ):
             if request.method == "OPTIONS":
                 response.status = 204
                 return False
@@ -3233,7 +3779,7 @@ class Simulation:
         try:
             return load_model(self.store, self.store.existing_name(parsed))
         except ModelMissing:
-            raise ApiError(404, "model '%s' not found" % name) from None
+            raise ApiError(404, f"model '{name}' not found") from None
 
     # ---- small routes
     def root(self, request: Request, response: Response, _: str) -> None:
@@ -3264,17 +3810,17 @@ class Simulation:
 
     def _pull(self, name: Name) -> Iterator[str]:
         yield "pulling manifest"
-        url = "https://%s/v2/%s/%s/manifests/%s" % (name.host, name.namespace, name.model, name.tag)
-        raise ApiError(500, 'pull model manifest: Get "%s": dial tcp: lookup %s on simulated: no such host' % (url, name.host))
+        url = f"https://{name.host}/v2/{name.namespace}/{name.model}/manifests/{name.tag}"
+        raise ApiError(
+            500,
+            f'pull model manifest: Get "{url}": dial tcp: lookup {name.host} on simulated: no such host',
+        )
 
-    def _stream_progress(self, stream: Optional[bool], statuses: Iterator[str], response: Response) -> None:
+    def _stream_progress(self, stream: bool | None, statuses: Iterator[str], response: Response) -> None:
         """Statuses as NDJSON lines, or only the last one; an error after a line is a line too."""
         if stream is False:
             response.headers["Content-Type"] = "application/json"
-            last = ""
-            for last in statuses:
-                pass
-            response.json(200, {"status": last})
+            response.json(200, {"status": list(statuses)[-1]})
             return
         response.headers["Content-Type"] = "application/x-ndjson"
         try:
@@ -3293,7 +3839,7 @@ class Simulation:
     def head_blob(self, request: Request, response: Response, digest: str) -> None:
         """HEAD /api/blobs/:digest."""
         if not os.path.exists(self.store.blob_path(digest or "?")):
-            raise ApiError(404, "blob %s not found" % quote_go(digest))
+            raise ApiError(404, f"blob {quote_go(digest)} not found")
 
     def post_blob(self, request: Request, response: Response, digest: str) -> None:
         """POST /api/blobs/:digest: kept under its real digest even if that is another one."""
@@ -3301,7 +3847,7 @@ class Simulation:
             return
         layer = self.store.write_blob(request.chunks(), "")
         if layer.digest != digest:
-            raise ApiError(400, "digest mismatch, expected %s, got %s" % (quote_go(digest), quote_go(layer.digest)))
+            raise ApiError(400, f"digest mismatch, expected {quote_go(digest)}, got {quote_go(layer.digest)}")
         response.status = 201
 
     # ---- models
@@ -3309,35 +3855,58 @@ class Simulation:
         """GET /api/tags."""
         response.json(200, {"models": self._list()})
 
-    def _list(self) -> List[Params]:
+    def _list(self) -> list[Params]:
         out = []
         for manifest in self.store.manifests():
             try:
-                config = parse_json(self.store.read_text(manifest.config).encode(), whole=False) if manifest.config.digest else {}
+                config = (
+                    parse_json(self.store.read_text(manifest.config).encode(), whole=False)
+                    if manifest.config.digest
+                    else {}
+                )
             except (ModelMissing, GoJsonError, ApiError):
                 continue
             size = sum(layer.size for layer in manifest.all_layers())
             shown = manifest.name.shortest()
             details = Model(manifest.name, "", 0, config).details()
-            out.append((manifest.modified_ns, {
-                "name": shown, "model": shown, "modified_at": render_time(manifest.modified_ns, utc=False), "size": size,
-                "digest": manifest.digest, "details": details}))
+            out.append(
+                (
+                    manifest.modified_ns,
+                    {
+                        "name": shown,
+                        "model": shown,
+                        "modified_at": render_time(manifest.modified_ns, utc=False),
+                        "size": size,
+                        "digest": manifest.digest,
+                        "details": details,
+                    },
+                )
+            )
         out.sort(key=lambda item: -(item[0] // 1_000_000_000))
         return [value for _, value in out]
 
     def openai_models(self, request: Request, response: Response, _: str) -> None:
         """GET /v1/models."""
-        manifests = sorted(self.store.manifests(), key=lambda manifest: -(manifest.modified_ns // 1_000_000_000))
+        manifests = sorted(
+            self.store.manifests(), key=lambda manifest: -(manifest.modified_ns // 1_000_000_000)
+        )
         data = [self._openai_model(m.name.shortest(), m.modified_ns) for m in manifests] or None
         response.json(200, {"object": "list", "data": data}, newline=True, content_type="application/json")
 
     def openai_model(self, request: Request, response: Response, name: str) -> None:
         """GET /v1/models/:model."""
-        model = self._model(name, ApiError(500, "unqualified name: %s" % parse_name(name).full()))
-        response.json(200, self._openai_model(name, model.modified_ns), newline=True, content_type="application/json")
+        model = self._model(name, ApiError(500, f"unqualified name: {parse_name(name).full()}"))
+        response.json(
+            200, self._openai_model(name, model.modified_ns), newline=True, content_type="application/json"
+        )
 
     def _openai_model(self, name: str, modified_ns: int) -> Params:
-        return {"id": name, "object": "model", "created": modified_ns // 1_000_000_000, "owned_by": parse_name(name).namespace}
+        return {
+            "id": name,
+            "object": "model",
+            "created": modified_ns // 1_000_000_000,
+            "owned_by": parse_name(name).namespace,
+        }
 
     def show(self, request: Request, response: Response, _: str) -> None:
         """POST /api/show."""
@@ -3345,25 +3914,35 @@ class Simulation:
         name = fields["model"] or fields["name"]
         if not name:
             raise ApiError(400, "model is required")
-        model = self._model(name, ApiError(500, "unqualified name: %s" % parse_name(name).full()))
+        model = self._model(name, ApiError(500, f"unqualified name: {parse_name(name).full()}"))
         if fields["system"]:
             model = replace(model, system=fields["system"])
         capabilities = model.capabilities()
         try:
             gguf = read_gguf(model.path) if model.path else Gguf({}, ())
         except FileNotFoundError:
-            raise ApiError(404, "model '%s' not found" % name) from None
-        response.json(200, describe_model(model, capabilities, gguf, bool(fields["verbose"]), fields["options"] or {}))
+            raise ApiError(404, f"model '{name}' not found") from None
+        response.json(
+            200, describe_model(model, capabilities, gguf, bool(fields["verbose"]), fields["options"] or {})
+        )
 
     def ps(self, request: Request, response: Response, _: str) -> None:
         """GET /api/ps."""
         models = []
         for entry in self.engine.running():
             shown = entry.model.name.shortest()
-            models.append({
-                "name": shown, "model": shown, "size": entry.size, "digest": entry.model.digest,
-                "details": entry.model.details(), "expires_at": render_time(entry.expires_ns, utc=False),
-                "size_vram": entry.size_vram, "context_length": entry.context_length})
+            models.append(
+                {
+                    "name": shown,
+                    "model": shown,
+                    "size": entry.size,
+                    "digest": entry.model.digest,
+                    "details": entry.model.details(),
+                    "expires_at": render_time(entry.expires_ns, utc=False),
+                    "size_vram": entry.size_vram,
+                    "context_length": entry.context_length,
+                }
+            )
         response.json(200, {"models": models})
 
     def copy(self, request: Request, response: Response, _: str) -> None:
@@ -3374,12 +3953,12 @@ class Simulation:
             for key in ("source", "destination"):
                 name = parse_name(fields[key])
                 if not name.is_valid():
-                    raise ApiError(400, "%s %s is invalid" % (key, quote_go(fields[key])))
+                    raise ApiError(400, f"{key} {quote_go(fields[key])} is invalid")
                 names.append(self.store.existing_name(name))
             try:
                 self.store.copy(names[0], names[1])
             except ModelMissing:
-                raise ApiError(404, "model %s not found" % quote_go(fields["source"])) from None
+                raise ApiError(404, "model {} not found".format(quote_go(fields["source"]))) from None
 
     def delete(self, request: Request, response: Response, _: str) -> None:
         """DELETE /api/delete."""
@@ -3387,12 +3966,12 @@ class Simulation:
         shown = fields["model"] or fields["name"]
         name = parse_name(shown)
         if not name.is_valid():
-            raise ApiError(400, "name %s is invalid" % quote_go(shown))
+            raise ApiError(400, f"name {quote_go(shown)} is invalid")
         with self.store.lock:
             try:
                 self.store.delete(self.store.read_manifest(self.store.existing_name(name)))
             except ModelMissing:
-                raise ApiError(404, "model '%s' not found" % shown) from None
+                raise ApiError(404, f"model '{shown}' not found") from None
 
     # ---- create
     def create(self, request: Request, response: Response, _: str) -> None:
@@ -3404,12 +3983,15 @@ class Simulation:
         name = parse_name(fields["model"] or fields["name"])
         if not name.is_valid():
             raise ApiError(400, "invalid model name")
-        self._stream_progress(fields["stream"], self._create(self.store.existing_name(name), fields), response)
+        self._stream_progress(
+            fields["stream"], self._create(self.store.existing_name(name), fields), response
+        )
 
     def _create(self, name: Name, fields: Params) -> Iterator[str]:
         for key in ("adapters", "renderer", "parser", "requires", "remote_host", "info"):
             if fields[key]:
-                raise ApiError(501, "simulated: create with `%s` is not implemented" % key)
+                raise ApiError(501, f"simulated: create with `{key}` is not implemented")
+        layers: list[Layer] = []
         if fields["from"]:
             source = parse_name(fields["from"])
             if not source.is_valid():
@@ -3426,7 +4008,7 @@ class Simulation:
             statuses = self._write_model(name, fields, layers)
         yield from statuses
 
-    def _base_layers(self, source: Name) -> List[Layer]:
+    def _base_layers(self, source: Name) -> list[Layer]:
         out = []
         for layer in self.store.read_manifest(source).layers:
             path = self.store.blob_path(layer.digest)
@@ -3439,19 +4021,19 @@ class Simulation:
             out.append(Layer(layer.media_type, layer.digest, size, source.shortest(), status, gguf))
         return out
 
-    def _file_layers(self, files: Dict[str, str]) -> Any:
+    def _file_layers(self, files: dict[str, str]) -> Any:
         kind = self._file_kind(files)
         if kind == "safetensors":
             raise ApiError(501, "simulated: safetensors are not implemented")
         if not kind:
             raise ApiError(400, "unknown type")
-        layers: List[Layer] = []
+        layers: list[Layer] = []
         for digest in files.values():
             yield "parsing GGUF"
             layers += self._gguf_layers(digest)
         return layers
 
-    def _file_kind(self, files: Dict[str, str]) -> str:
+    def _file_kind(self, files: dict[str, str]) -> str:
         for name, digest in files.items():
             for suffix in ("safetensors", "gguf"):
                 if name.endswith("." + suffix):
@@ -3467,7 +4049,7 @@ class Simulation:
                 return "gguf"
         return ""
 
-    def _gguf_layers(self, digest: str) -> List[Layer]:
+    def _gguf_layers(self, digest: str) -> list[Layer]:
         path = ""
         try:
             path = self.store.blob_path(digest)
@@ -3477,14 +4059,18 @@ class Simulation:
         except ApiError as error:
             raise ApiError(500, error.message) from None
         except OSError as error:
-            raise ApiError(500, describe_os_error(error, "read" if error.errno == errno.EISDIR else "open", path)) from None
+            raise ApiError(
+                500, describe_os_error(error, "read" if error.errno == errno.EISDIR else "open", path)
+            ) from None
         if head not in (_GGUF_LITTLE, _GGUF_BIG):
             raise ApiError(400, "supplied file was not in GGUF format")
         try:
             gguf = read_gguf(path)
         except ServerPanic:
             raise ApiError(500, "unexpected EOF") from None
-        if gguf.values.get("general.type") == "adapter" or not gguf.number("block_count") and gguf.number("vision.block_count"):
+        if gguf.values.get("general.type") == "adapter" or (
+            not gguf.number("block_count") and gguf.number("vision.block_count")
+        ):
             raise ApiError(501, "simulated: adapters and projectors are not implemented")
         layers = [Layer(MEDIA + "model", digest, size, path, "using existing layer " + digest, gguf)]
         jinja = gguf.values.get("tokenizer.chat_template")
@@ -3495,10 +4081,10 @@ class Simulation:
             layers.append(self.store.write_text(render_json({"stop": CHATML_STOPS}) + "\n", "params"))
         return layers
 
-    def _write_model(self, name: Name, fields: Params, layers: List[Layer]) -> List[str]:
+    def _write_model(self, name: Name, fields: Params, layers: list[Layer]) -> list[str]:
         """createModel: replace layers, write config and manifest; give the statuses told."""
         try:
-            old: Optional[Manifest] = self.store.read_manifest(name)
+            old: Manifest | None = self.store.read_manifest(name)
         except (ModelMissing, ApiError):
             old = None
         config = self._config(fields, layers)
@@ -3512,8 +4098,15 @@ class Simulation:
         return [*statuses, "success"]
 
     def _config(self, fields: Params, layers: Sequence[Layer]) -> Params:
-        config: Params = {"model_format": "", "model_family": "", "model_families": None, "model_type": "", "file_type": "",
-                          "architecture": "amd64", "os": "linux"}
+        config: Params = {
+            "model_format": "",
+            "model_family": "",
+            "model_families": None,
+            "model_type": "",
+            "file_type": "",
+            "architecture": "amd64",
+            "os": "linux",
+        }
         for layer in layers:
             if layer.gguf is None:
                 continue
@@ -3523,26 +4116,31 @@ class Simulation:
                 self._check_quantize(quantize, _FILE_TYPES.get(file_type, "unknown"))
             config["model_format"] = config["model_format"] or "gguf"
             config["model_family"] = config["model_family"] or layer.gguf.architecture
-            config["model_type"] = config["model_type"] or render_count(layer.gguf.values["general.parameter_count"])
+            config["model_type"] = config["model_type"] or render_count(
+                layer.gguf.values["general.parameter_count"]
+            )
             config["file_type"] = config["file_type"] or _FILE_TYPES.get(file_type, "unknown")
             config["model_families"] = [*(config["model_families"] or []), layer.gguf.architecture]
         return config
 
     def _check_quantize(self, wanted: str, present: str) -> None:
         if wanted not in ("F32", "F16", "Q8_0", "Q4_K_S", "Q4_K_M", "Q4_K", "BF16"):
-            raise ApiError(500, "unsupported quantization type %s - supported types are F32, F16, Q4_K_S, Q4_K_M, Q8_0" % wanted)
+            raise ApiError(
+                500,
+                f"unsupported quantization type {wanted} - supported types are F32, F16, Q4_K_S, Q4_K_M, Q8_0",
+            )
         if present not in ("F16", "F32"):
             raise ApiError(500, "quantization is only supported for F16 and F32 models")
         if present != wanted:
             raise ApiError(501, "simulated: quantization is not implemented")
 
-    def _set_layers(self, fields: Params, layers: List[Layer]) -> List[Layer]:
+    def _set_layers(self, fields: Params, layers: list[Layer]) -> list[Layer]:
         if fields["template"]:
             layers = self.store.drop_layers(layers, "template")
             try:
                 parse_template(fields["template"])
             except TemplateError as error:
-                raise ApiError(400, "template error: %s" % error) from None
+                raise ApiError(400, f"template error: {error}") from None
             layers.append(self.store.write_text(fields["template"], "template"))
         if fields["system"]:
             layers = self.store.drop_layers(layers, "system")
@@ -3552,7 +4150,10 @@ class Simulation:
             layers += [self.store.write_text(license_, "license")] if license_ else []
         elif license_ is not None:
             try:
-                layers += [self.store.write_text(text, "license") for text in decode_go(license_, _slice(STRING, "[]string"))]
+                layers += [
+                    self.store.write_text(text, "license")
+                    for text in decode_go(license_, _slice(STRING, "[]string"))
+                ]
             except GoJsonError as error:
                 raise ApiError(500, str(error)) from None
         layers = self._set_parameters(fields["parameters"] or {}, layers)
@@ -3562,11 +4163,13 @@ class Simulation:
             layers.append(self.store.write_text(render_json(messages) + "\n", "messages"))
         return layers
 
-    def _set_parameters(self, given: Params, layers: List[Layer]) -> List[Layer]:
+    def _set_parameters(self, given: Params, layers: list[Layer]) -> list[Layer]:
         parameters: Params = dict(given)
         for layer in layers:
             if layer.media_type == MEDIA + "params":
-                for key, value in (parse_json(self.store.read_text(layer).encode(), whole=False) or {}).items():
+                for key, value in (
+                    parse_json(self.store.read_text(layer).encode(), whole=False) or {}
+                ).items():
                     parameters.setdefault(key, value)
         if not parameters:
             return layers
@@ -3616,7 +4219,9 @@ class Simulation:
                 face.whole(self._event(fields, done=True, reason="unload"))
                 return
             tools = [tool["function"] for tool in fields["tools"] or ()]
-            options, started, loaded = self._load(model, fields, ["completion"] + ["tools"] * bool(tools), "chat")
+            options, started, loaded = self._load(
+                model, fields, ["completion"] + ["tools"] * bool(tools), "chat"
+            )
             if not fields["messages"]:
                 face.whole(self._event(fields, done=True, reason="load"))
                 return
@@ -3630,13 +4235,17 @@ class Simulation:
             if "text-calls" in self.settings.faults:
                 parser = None
             pieces = self.engine.answer(model, messages, tools, tokens, options, fields["options"] or {})
-            self._send(face, fields, self._chat_events(fields, pieces, parser, tools, (started, loaded)), model)
+            self._send(
+                face, fields, self._chat_events(fields, pieces, parser, tools, (started, loaded)), model
+            )
         except ApiError as error:
             face.error(error.status, error.message)
 
     def _run_generate(self, fields: Params, face: Face) -> None:
         try:
-            model = self._model(fields["model"], ApiError(404, "model '%s' not found" % fields["model"]))
+            model = self._model(
+                fields["model"], ApiError(404, "model '{}' not found".format(fields["model"]))
+            )
             if not fields["prompt"] and fields["keep_alive"] == 0:
                 self.engine.unload(model)
                 face.whole(self._event(fields, done=True, reason="unload"))
@@ -3644,7 +4253,9 @@ class Simulation:
             if fields["raw"] and (fields["template"] or fields["system"] or fields["context"]):
                 raise ApiError(400, "raw mode does not support template, system, or context")
             self._check_think(fields)
-            options, started, loaded = self._load(model, fields, ["completion"] + ["insert"] * bool(fields["suffix"]), "generate")
+            options, started, loaded = self._load(
+                model, fields, ["completion"] + ["insert"] * bool(fields["suffix"]), "generate"
+            )
             if not fields["prompt"]:
                 face.whole(self._event(fields, done=True, reason="load"))
                 return
@@ -3653,8 +4264,11 @@ class Simulation:
             system = fields["system"] or model.system
             messages = [Message("system", system)] if system else []
             messages += [*_turns(model.messages), Message("user", fields["prompt"])]
-            prompt, tokens = (fields["prompt"], count_tokens(fields["prompt"])) if fields["raw"] else self._prompt(
-                model, messages, (), fields)
+            prompt, tokens = (
+                (fields["prompt"], count_tokens(fields["prompt"]))
+                if fields["raw"]
+                else self._prompt(model, messages, (), fields)
+            )
             if fields["_debug_render_only"]:
                 face.whole(replace(self._event(fields), rendered=prompt))
                 return
@@ -3665,19 +4279,25 @@ class Simulation:
 
     def _check_think(self, fields: Params) -> None:
         if isinstance(fields["think"], str):
-            raise ApiError(400, "think value %s is not supported for this model" % quote_go(fields["think"]))
+            raise ApiError(
+                400, "think value {} is not supported for this model".format(quote_go(fields["think"]))
+            )
 
-    def _load(self, model: Model, fields: Params, wanted: Sequence[str], verb: str) -> Tuple[Params, int, int]:
+    def _load(
+        self, model: Model, fields: Params, wanted: Sequence[str], verb: str
+    ) -> tuple[Params, int, int]:
         started = time.monotonic_ns()
         if not 0 <= fields["top_logprobs"] <= 20:
             raise ApiError(400, "top_logprobs must be between 0 and 20")
         if fields["think"] and not model.template.thinks:
-            raise ApiError(400, "%s does not support thinking" % quote_go(fields["model"]))
+            raise ApiError(400, "{} does not support thinking".format(quote_go(fields["model"])))
         try:
             options = self.engine.schedule(model, wanted, fields["options"] or {}, fields["keep_alive"])
         except ApiError as error:
             if error.message == "completion":
-                raise ApiError(400, "%s does not support %s" % (quote_go(fields["model"]), verb)) from None
+                raise ApiError(
+                    400, "{} does not support {}".format(quote_go(fields["model"]), verb)
+                ) from None
             raise
         except OSError as error:
             raise ApiError(500, describe_os_error(error, "open", model.path)) from None
@@ -3685,18 +4305,21 @@ class Simulation:
             raise ApiError(501, "simulated: logprobs are not implemented")
         return options, started, time.monotonic_ns()
 
-    def _messages(self, model: Model, given: Sequence[Params]) -> List[Message]:
+    def _messages(self, model: Model, given: Sequence[Params]) -> list[Message]:
         messages = [*_turns(model.messages), *_turns(given)]
         if given[0]["role"] != "system" and model.system:
             messages.insert(0, Message("system", model.system))
         return messages
 
-    def _prompt(self, model: Model, messages: List[Message], tools: Sequence[Params], fields: Params) -> Tuple[str, int]:
+    def _prompt(
+        self, model: Model, messages: list[Message], tools: Sequence[Params], fields: Params
+    ) -> tuple[str, int]:
         """The rendered prompt and its tokens; a script needs neither, and has 31 as the recorded runs had."""
         if self.settings.script is not None and not fields["_debug_render_only"]:
             return "", 31
         text = model.template.text
-        limit = self.engine.context_length(model)
+        messages = _mark_images(messages)
+        prompt, tokens, limit = "", 0, self.engine.context_length(model)
         truncate = fields["truncate"] is not False
         for start in range(len(messages)):
             kept = [message for message in messages[:start] if message.role == "system"] + messages[start:]
@@ -3711,16 +4334,28 @@ class Simulation:
     def _event(self, fields: Params, **values: Any) -> Event:
         return Event(model=fields["model"], created_ns=time.time_ns(), role="assistant", **values)
 
-    def _chat_events(self, fields: Params, pieces: Iterator[Piece], parser: Optional[ToolParser], tools: Sequence[Params],
-                     clock: Tuple[int, int]) -> Iterator[Event]:
+    def _chat_events(
+        self,
+        fields: Params,
+        pieces: Iterator[Piece],
+        parser: ToolParser | None,
+        tools: Sequence[Params],
+        clock: tuple[int, int],
+    ) -> Iterator[Event]:
         """ChatHandler's callback: what each piece of the runner becomes."""
         self._check_format(fields["format"])
         for piece in pieces:
             event = self._event(fields, content=piece.content)
             if piece.reason is not None:
                 now = time.monotonic_ns()
-                event = replace(event, done=True, reason=piece.reason, prompt_tokens=piece.prompt_tokens,
-                                eval_tokens=piece.eval_tokens, durations=(max(now - clock[0], 3), max(clock[1] - clock[0], 1)))
+                event = replace(
+                    event,
+                    done=True,
+                    reason=piece.reason,
+                    prompt_tokens=piece.prompt_tokens,
+                    eval_tokens=piece.eval_tokens,
+                    durations=(max(now - clock[0], 3), max(clock[1] - clock[0], 1)),
+                )
             if parser is None:
                 yield event
                 continue
@@ -3736,7 +4371,9 @@ class Simulation:
         if value is None or value == "":
             return
         if value != "json" and not isinstance(value, dict):
-            raise RunnerError('invalid format: %s; expected "json" or a valid JSON Schema object' % quote_go(render_json(value)))
+            raise RunnerError(
+                f'invalid format: {quote_go(render_json(value))}; expected "json" or a valid JSON Schema object'
+            )
         if self.settings.script is None:
             raise RunnerError("simulated: structured output is not implemented", 501)
 
@@ -3762,7 +4399,8 @@ class Simulation:
             self.engine.touch(model)
 
     def _send_whole(self, face: Face, events: Iterator[Event]) -> None:
-        last, content, calls = Event(), "", []
+        last, content = Event(), ""
+        calls: list[ShownCall] = []
         try:
             for last in events:
                 content += last.content
@@ -3804,13 +4442,21 @@ _ALLOWED_HEADERS = (
 
 def _matches(rule: str, origin: str) -> bool:
     head, star, tail = rule.partition("*")
-    return bool(star) and len(origin) >= len(head) + len(tail) and origin.startswith(head) and origin.endswith(tail)
+    return (
+        bool(star)
+        and len(origin) >= len(head) + len(tail)
+        and origin.startswith(head)
+        and origin.endswith(tail)
+    )
 
 
-def _is_private(address: Union[ipaddress.IPv4Address, ipaddress.IPv6Address]) -> bool:
+def _is_private(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
     """netip.Addr.IsPrivate: RFC 1918 and RFC 4193 only."""
-    return any(address in ipaddress.ip_network(net) for net in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7")
-               if ipaddress.ip_network(net).version == address.version)
+    return any(
+        address in ipaddress.ip_network(net)
+        for net in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7")
+        if ipaddress.ip_network(net).version == address.version
+    )
 
 
 def _is_local(host: str) -> bool:
@@ -3824,13 +4470,30 @@ def _is_local(host: str) -> bool:
         return False
 
 
-def _turns(messages: Sequence[Params]) -> List[Message]:
+def _turns(messages: Sequence[Params]) -> list[Message]:
     out = []
     for message in messages:
-        calls = tuple((call["function"]["name"], call["function"].get("arguments") or {}) for call in message.get("tool_calls") or ())
-        images = len(message.get("images") or ())
-        prefix = "".join("[img-%d]" % at for at in range(images))
-        out.append(Message(message["role"], prefix + message["content"], calls, images))
+        calls = tuple(
+            (call["function"]["name"], call["function"].get("arguments") or {})
+            for call in message.get("tool_calls") or ()
+        )
+        out.append(Message(message["role"], message["content"], calls, len(message.get("images") or ())))
+    return out
+
+
+def _mark_images(messages: Sequence[Message]) -> list[Message]:
+    """Put `[img-0]` and so on where images stand (server/prompt.go)."""
+    out, count = [], 0
+    for message in messages:
+        content, prefix = message.content, ""
+        for _ in range(message.images):
+            tag = "[img-%d]" % count
+            count += 1
+            if "[img]" in content:
+                content = content.replace("[img]", tag, 1)
+            else:
+                prefix += tag
+        out.append(replace(message, content=prefix + content))
     return out
 
 
@@ -3844,46 +4507,75 @@ def _stored_message(message: Params) -> Params:
 
 def _quote_argument(text: str) -> str:
     if "\n" in text or text.startswith(" ") or text.endswith(" "):
-        return '"""%s"""' % text if '"' in text else '"%s"' % text
+        return f'"""{text}"""' if '"' in text else f'"{text}"'
     return text
 
 
-def describe_model(model: Model, capabilities: Sequence[str], gguf: Gguf, verbose: bool, options: Params) -> Params:
+def describe_model(
+    model: Model, capabilities: Sequence[str], gguf: Gguf, verbose: bool, options: Params
+) -> Params:
     """The reply of /api/show (server/routes.go, GetModelInfo)."""
-    pairs = [(key, item) for key, value in model.options.items() for item in (value if isinstance(value, list) else [value])]
+    pairs = [
+        (key, item)
+        for key, value in model.options.items()
+        for item in (value if isinstance(value, list) else [value])
+    ]
     shown = {**model.options, **options}
-    lines = ['# Modelfile generated by "ollama show"', "# To build a new Modelfile based on this, replace FROM with:",
-             "# FROM %s" % model.name.shortest(), "", "FROM %s" % model.path,
-             "TEMPLATE %s" % _quote_argument(model.template.text)]
+    lines = [
+        '# Modelfile generated by "ollama show"',
+        "# To build a new Modelfile based on this, replace FROM with:",
+        f"# FROM {model.name.shortest()}",
+        "",
+        f"FROM {model.path}",
+        f"TEMPLATE {_quote_argument(model.template.text)}",
+    ]
     if model.system:
-        lines.append("SYSTEM %s" % _quote_argument(model.system))
+        lines.append(f"SYSTEM {_quote_argument(model.system)}")
     for key, value in shown.items():
-        lines += ["PARAMETER %s %s" % (key, _quote_argument(format_value(item)))
-                  for item in (value if isinstance(value, list) else [value])]
-    lines += ["LICENSE %s" % _quote_argument(text) for text in model.licenses]
-    lines += ["MESSAGE %s %s" % (message["role"], _quote_argument(message["content"])) for message in model.messages]
+        lines += [
+            f"PARAMETER {key} {_quote_argument(format_value(item))}"
+            for item in (value if isinstance(value, list) else [value])
+        ]
+    lines += [f"LICENSE {_quote_argument(text)}" for text in model.licenses]
+    lines += [
+        "MESSAGE {} {}".format(message["role"], _quote_argument(message["content"]))
+        for message in model.messages
+    ]
     out: Params = {
         "license": "\n".join(model.licenses),
         "modelfile": "\n".join(lines) + "\n",
-        "parameters": "\n".join("%-30s %s" % (key, quote_go(item) if isinstance(item, str) else format_value(item)) for key, item in pairs),
+        "parameters": "\n".join(
+            "%-30s %s" % (key, quote_go(item) if isinstance(item, str) else format_value(item))
+            for key, item in pairs
+        ),
         "template": model.template.text,
         "system": model.system,
         "details": model.details(parent=True),
         "messages": [{"role": message["role"], "content": message["content"]} for message in model.messages],
     }
     out = {key: value for key, value in out.items() if value}
-    values = {key: value for key, value in gguf.values.items() if key not in ("general.name", "tokenizer.chat_template")}
+    values = {
+        key: value
+        for key, value in gguf.values.items()
+        if key not in ("general.name", "tokenizer.chat_template")
+    }
     if not verbose:
         values = {key: None if isinstance(value, list) else value for key, value in values.items()}
     out["model_info"] = GoMap(values)
-    out["tensors"] = [{"name": tensor.name, "type": _TENSOR_TYPES.get(tensor.kind, ("unknown",))[0], "shape": list(tensor.shape)}
-                      for tensor in gguf.tensors]
+    out["tensors"] = [
+        {
+            "name": tensor.name,
+            "type": _TENSOR_TYPES.get(tensor.kind, ("unknown",))[0],
+            "shape": list(tensor.shape),
+        }
+        for tensor in gguf.tensors
+    ]
     out["capabilities"] = list(capabilities)
     out["modified_at"] = render_time(model.modified_ns, utc=False)
     return {key: value for key, value in out.items() if value or key == "model_info"}
 
 
-# --------------------------------------------------------------------------------------------- sockets
+# ------------------------------------------------------------ sockets
 class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     timeout = None
@@ -3899,7 +4591,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         setattr(self, "do_" + self.command, self._answer)
         return True
 
-    def log_message(self, format: str, *args: Any) -> None:
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
         pass
 
     def _answer(self) -> None:
@@ -3909,11 +4601,18 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
         def log(status: int) -> None:
             took = (time.monotonic() - started) * 1000
-            self.simulation.log("GIN", "%d | %10.3fms | %15s | %-8s \"%s\"" % (
-                status, took, self.client_address[0], self.command, self.path))
+            self.simulation.log(
+                "GIN",
+                '%d | %10.3fms | %15s | %-8s "%s"'
+                % (status, took, self.client_address[0], self.command, self.path),
+            )
 
-        response = Response(self.wfile.write, head, self.request_version != "HTTP/1.0", log)
-        path = urllib.parse.unquote(self.path.partition("?")[0]) or "/"
+        def write(data: bytes) -> None:
+            self.wfile.write(data)
+
+        response = Response(write, head, self.request_version != "HTTP/1.0", log)
+        target = self.requestline.split()[1]  # self.path has lost a second slash at its beginning
+        path = urllib.parse.unquote(target.partition("?")[0]) or "/"
         if self.request_version == "HTTP/1.1" and "Host" not in self.headers:
             response.close = True
             response.text(400, "400 Bad Request: missing required Host header", "text/plain; charset=utf-8")
@@ -3935,7 +4634,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             if late:
                 self._linger()
 
-    def _body_length(self) -> Optional[int]:
+    def _body_length(self) -> int | None:
         """Bytes of the body still to read; None for a chunked one, whose end is not known."""
         if "chunked" in (self.headers.get("Transfer-Encoding") or "").lower():
             return None
@@ -4005,7 +4704,7 @@ class _Listener(socketserver.ThreadingMixIn, socketserver.TCPServer):
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         super().__init__((host, port), _Handler)
 
-    def get_request(self) -> Tuple[socket.socket, Any]:
+    def get_request(self) -> tuple[socket.socket, Any]:
         connection, address = super().get_request()
         with self.live_lock:
             self.live.add(connection)
@@ -4038,7 +4737,9 @@ def _listen(host: str, port: int) -> _Listener:
         return _Listener(host, port)
     except OSError as error:
         text = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
-        raise StartError("Error: listen tcp %s: bind: %s" % (_join_host(host, port), text[:1].lower() + text[1:])) from None
+        raise StartError(
+            f"Error: listen tcp {_join_host(host, port)}: bind: {text[:1].lower() + text[1:]}"
+        ) from None
 
 
 class RunningServer:
@@ -4082,8 +4783,14 @@ def _no_log(level: str, message: str) -> None:
     pass
 
 
-def open_server(host: str, port: int, settings: Settings, log: Callable[[str, str], None] = _no_log,
-                die: Optional[Callable[[], None]] = None, preload: Sequence[str] = ()) -> RunningServer:
+def open_server(
+    host: str,
+    port: int,
+    settings: Settings,
+    log: Callable[[str, str], None] = _no_log,
+    die: Callable[[], None] | None = None,
+    preload: Sequence[str] = (),
+) -> RunningServer:
     """Listen, prepare the store and give a server that is not started yet.
 
     Args:
@@ -4110,12 +4817,12 @@ def open_server(host: str, port: int, settings: Settings, log: Callable[[str, st
             raise ConnectionAbortedError("fault: die")
 
         simulation = Simulation(settings, log, die or cut)
-        simulation.loopback = host == "localhost" or ("." in host or ":" in host) and _is_loopback(host)
+        simulation.loopback = host == "localhost" or (("." in host or ":" in host) and _is_loopback(host))
         listener.RequestHandlerClass = type("Handler", (_Handler,), {"simulation": simulation})
         try:
             simulation.store.start(lambda line: log("INFO", line))
         except ApiError as error:
-            raise StartError("Error: %s" % error.message) from None
+            raise StartError(f"Error: {error.message}") from None
         if temporary:
             preload_models(simulation, preload)
         server = RunningServer(host, listener, simulation, temporary)
@@ -4137,25 +4844,44 @@ def _is_loopback(host: str) -> bool:
 def preload_models(simulation: Simulation, names: Sequence[str] = ()) -> None:
     """Create canary, myqwen2, qwen, bare and `names` from a tiny GGUF made here."""
     data = render_gguf(
-        {"general.architecture": "qwen2", "general.type": "model", "qwen2.block_count": 1, "qwen2.context_length": 32768,
-         "qwen2.embedding_length": 32, "qwen2.attention.head_count": 1, "qwen2.attention.head_count_kv": 1},
+        {
+            "general.architecture": "qwen2",
+            "general.type": "model",
+            "qwen2.block_count": 1,
+            "qwen2.context_length": 32768,
+            "qwen2.embedding_length": 32,
+            "qwen2.attention.head_count": 1,
+            "qwen2.attention.head_count_kv": 1,
+        },
         [("token_embd.weight", (32, 8))],
     )
     digest = simulation.store.write_blob(iter([data]), "").digest
-    templates = {"canary": CORRECTED_TEMPLATE.rstrip(), "myqwen2": CORRECTED_TEMPLATE.rstrip(), "qwen": QWEN_TEMPLATE,
-                 "bare": BARE_TEMPLATE, **{name: QWEN_TEMPLATE for name in names}}
+    templates = {
+        "canary": CORRECTED_TEMPLATE.rstrip(),
+        "myqwen2": CORRECTED_TEMPLATE.rstrip(),
+        "qwen": QWEN_TEMPLATE,
+        "bare": BARE_TEMPLATE,
+        **dict.fromkeys(names, QWEN_TEMPLATE),
+    }
     for name, template in templates.items():
         parsed = parse_name(name)
         if not parsed.is_valid():
-            raise StartError("Error: simulated: invalid model name %s" % quote_go(name))
-        fields = decode_go({"model": name, "files": {"simulated.gguf": digest}, "template": template}, CREATE_REQUEST)
+            raise StartError(f"Error: simulated: invalid model name {quote_go(name)}")
+        fields = decode_go(
+            {"model": name, "files": {"simulated.gguf": digest}, "template": template}, CREATE_REQUEST
+        )
         for _ in simulation._create(simulation.store.existing_name(parsed), fields):
             pass
 
 
-def start_server(host: str = "127.0.0.1", port: int = 0, models_dir: Optional[str] = None,
-                 script: Union[None, str, Dict[str, Any]] = None, faults: Sequence[str] = (),
-                 version: Optional[str] = None) -> RunningServer:
+def start_server(
+    host: str = "127.0.0.1",
+    port: int = 0,
+    models_dir: str | None = None,
+    script: str | dict[str, Any] | None = None,
+    faults: Sequence[str] = (),
+    version: str | None = None,
+) -> RunningServer:
     """Start a server in this process, for tests.
 
     Args:
@@ -4180,14 +4906,21 @@ def start_server(host: str = "127.0.0.1", port: int = 0, models_dir: Optional[st
     return server
 
 
-# --------------------------------------------------------------------------------------------- command line
+# ------------------------------------------------------------ command line
 def _log(level: str, message: str) -> None:
     now = time.time()
     if level == "GIN":
-        print("[GIN] %s | %s" % (time.strftime("%Y/%m/%d - %H:%M:%S", time.localtime(now)), message), flush=True)
+        print(
+            "[GIN] {} | {}".format(time.strftime("%Y/%m/%d - %H:%M:%S", time.localtime(now)), message),
+            flush=True,
+        )
         return
     stamp = render_time(int(now * 1000) * 1_000_000, utc=False)
-    print("time=%s level=%s source=simulated msg=%s" % (stamp, level, quote_go(message)), file=sys.stderr, flush=True)
+    print(
+        f"time={stamp} level={level} source=simulated msg={quote_go(message)}",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def _make_key(home: str) -> None:
@@ -4196,11 +4929,17 @@ def _make_key(home: str) -> None:
     try:
         os.makedirs(directory, 0o755, exist_ok=True)
     except OSError as error:
-        raise StartError("Error: could not create directory %s" % describe_os_error(error, "mkdir", directory)) from None
+        raise StartError(
+            "Error: could not create directory {}".format(describe_os_error(error, "mkdir", directory))
+        ) from None
     for name, mode in (("id_ed25519", 0o600), ("id_ed25519.pub", 0o644)):
-        with contextlib.suppress(FileExistsError, OSError):
-            with os.fdopen(os.open(os.path.join(directory, name), os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w") as file:
-                file.write("simulated, not a key\n")
+        with (
+            contextlib.suppress(FileExistsError, OSError),
+            os.fdopen(
+                os.open(os.path.join(directory, name), os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w"
+            ) as file,
+        ):
+            file.write("simulated, not a key\n")
 
 
 _PANIC_NO_HOME = "panic: $HOME is not defined\n\ngoroutine 1 [running]:\nsimulated"
@@ -4212,30 +4951,43 @@ _PANIC_START = (
 
 class _Arguments(NamedTuple):
     host: str
-    port: Optional[int]
+    port: int | None
     models: str
-    script: Optional[str]
-    faults: List[str]
-    preload: List[str]
+    script: str | None
+    faults: list[str]
+    preload: list[str]
 
 
 def _parse_arguments(argv: Sequence[str]) -> _Arguments:
-    found: Dict[str, List[str]] = {"host": [], "port": [], "models": [], "script": [], "fault": [], "model": []}
+    found: dict[str, list[str]] = {
+        "host": [],
+        "port": [],
+        "models": [],
+        "script": [],
+        "fault": [],
+        "model": [],
+    }
     rest = list(argv)
     while rest:
         flag, mark, value = rest.pop(0).partition("=")
         if flag[:2] != "--" or flag[2:] not in found:
-            raise StartError("Error: unknown flag: %s" % flag)
+            raise StartError(f"Error: unknown flag: {flag}")
         if not mark:
             if not rest:
-                raise StartError("Error: flag needs an argument: %s" % flag)
+                raise StartError(f"Error: flag needs an argument: {flag}")
             value = rest.pop(0)
         found[flag[2:]].append(value)
     port = found["port"][-1] if found["port"] else None
     if port is not None and not (port.isdigit() and int(port) <= 65535):
-        raise StartError("Error: invalid argument %s for --port" % quote_go(port))
-    return _Arguments((found["host"] or [""])[-1], None if port is None else int(port), (found["models"] or [""])[-1],
-                      (found["script"] or [None])[-1], found["fault"], found["model"])
+        raise StartError(f"Error: invalid argument {quote_go(port)} for --port")
+    return _Arguments(
+        (found["host"] or [""])[-1],
+        None if port is None else int(port),
+        (found["models"] or [""])[-1],
+        (found["script"] or [None])[-1],
+        found["fault"],
+        found["model"],
+    )
 
 
 def serve(argv: Sequence[str]) -> int:
@@ -4256,10 +5008,12 @@ def serve(argv: Sequence[str]) -> int:
     host, port = parse_host(env.get("OLLAMA_HOST", ""))
     host = arguments.host or host or "0.0.0.0"
     port = port if arguments.port is None else arguments.port
-    asked = re.search(r":([^:/\]]*)(?:/|$)", env.get("OLLAMA_HOST", "").partition("://")[2] or env.get("OLLAMA_HOST", ""))
+    asked = re.search(
+        r":([^:/\]]*)(?:/|$)", env.get("OLLAMA_HOST", "").partition("://")[2] or env.get("OLLAMA_HOST", "")
+    )
     if asked and arguments.port is None and asked.group(1) != str(port):
         _log("WARN", "invalid port, using default port=%s default=%d" % (asked.group(1), port))
-    server: List[RunningServer] = []
+    server: list[RunningServer] = []
 
     def leave(code: int) -> None:
         for running in server:
@@ -4269,9 +5023,14 @@ def serve(argv: Sequence[str]) -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: leave(0))
-    _log("INFO", "simulated ollama %s: no model runs here, answers are %s; faults: %s" % (
-        settings.version, "played from a script" if settings.script is not None else "made by rules",
-        ", ".join(sorted(settings.faults)) or "none"))
+    _log(
+        "INFO",
+        "simulated ollama {}: no model runs here, answers are {}; faults: {}".format(
+            settings.version,
+            "played from a script" if settings.script is not None else "made by rules",
+            ", ".join(sorted(settings.faults)) or "none",
+        ),
+    )
     server.append(open_server(host, port, settings, _log, lambda: leave(1), arguments.preload))
     if "start-fails" in settings.faults:
         server[0].close()
@@ -4280,7 +5039,7 @@ def serve(argv: Sequence[str]) -> int:
     _log("INFO", "Ollama cloud disabled: %s" % ("true" if settings.no_cloud else "false"))
     _log("INFO", "Listening on %s:%d (version %s)" % (shown, server[0].port, settings.version))
     gpu = "id=GPU-simulated library=CUDA" if {"gpu", "cpu"} & set(settings.faults) else "id=cpu library=cpu"
-    _log("INFO", "inference compute %s (simulated)" % gpu)
+    _log("INFO", f"inference compute {gpu} (simulated)")
     server[0].start()
     while True:
         signal.pause()
@@ -4300,14 +5059,16 @@ def show_version() -> int:
     finally:
         connection.close()
     if version:
-        print("ollama version is %s" % version)
+        print(f"ollama version is {version}")
     if version != mine:
-        print("Warning: client version is %s" % mine)
+        print(f"Warning: client version is {mine}")
     print("Warning: this ollama is simulated")
     return 0
 
 
-_REAL_VERBS = frozenset("create show run stop pull push signin signout list ls ps cp rm launch runner help".split())
+_REAL_VERBS = frozenset(
+    "create show run stop pull push signin signout list ls ps cp rm launch runner help".split()
+)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -4324,8 +5085,10 @@ def main(argv: Sequence[str]) -> int:
                 return main(["--help"])
             return serve(argv[1:])
         if verb in _REAL_VERBS:
-            raise StartError("Error: simulated: `ollama %s` is not implemented, only serve and --version are" % verb)
-        raise StartError('Error: unknown command "%s" for "ollama"' % verb)
+            raise StartError(
+                f"Error: simulated: `ollama {verb}` is not implemented, only serve and --version are"
+            )
+        raise StartError(f'Error: unknown command "{verb}" for "ollama"')
     except StartError as error:
         print(error, file=sys.stderr)
         return error.code

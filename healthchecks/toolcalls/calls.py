@@ -28,25 +28,22 @@ def check_calls(
         if not isinstance(entry, dict):
             found.add(16, MUST, at, f"the call is {show(entry)}, not an object")
             continue
-        function = entry.get("function")
         _check_id(entry.get("id"), at, ids, found)
-        _check_form(entry, function, at, found)
-        name = function.get("name") if isinstance(function, dict) else None
-        raw = function.get("arguments") if isinstance(function, dict) else None
-        arguments = None
-        if isinstance(function, dict):
-            _check_name(name, at, asked, found)
-            if not from_stream:
-                check_is_string(raw, at + ".function.arguments", found)
-            cut = finish_reason == "length" and position == len(entries) - 1
-            arguments = check_arguments(raw, at + ".function.arguments", cut=cut, asked=asked, found=found)
-        if arguments is not None and asked.tools and isinstance(name, str) and name in asked.tools:
-            check_arguments_fit(asked.tools[name], arguments, at + ".function.arguments", found)
+        name, raw = _check_form(entry, at, asked, found)
+        at += ".function.arguments"
+        if not from_stream and isinstance(entry.get("function"), dict):
+            check_is_string(raw, at, found)
+        cut = finish_reason == "length" and position == len(entries) - 1
+        arguments = check_arguments(raw, at, cut=cut, asked=asked, found=found)
+        tool = asked.tools.get(name) if asked.tools and isinstance(name, str) else None
+        if tool is not None and arguments is not None:
+            check_arguments_fit(tool, arguments, at, found)
         calls.append(Call(entry.get("id"), name, raw, arguments, entry.get("index")))
     return tuple(calls)
 
 
 def _check_id(id_: Any, at: str, ids: set[str], found: Findings) -> None:
+    """Rules 13 and 14; `ids` are those of the conversation so far."""
     found.looked_at(13)
     if not isinstance(id_, str):
         found.add(13, MUST, at + ".id", f"the id of the call is {show(id_)}, not a string")
@@ -60,18 +57,23 @@ def _check_id(id_: Any, at: str, ids: set[str], found: Findings) -> None:
     ids.add(id_)
 
 
-def _check_form(entry: dict[str, Any], function: Any, at: str, found: Findings) -> None:
+def _check_form(entry: dict[str, Any], at: str, asked: Asked, found: Findings) -> tuple[Any, Any]:
+    """Rules 15 to 17; returns the name and the arguments as they are, None where there is no function."""
     found.looked_at(15, 16)
-    if entry.get("type") != "function":
-        found.add(15, MUST, at + ".type", "the type of the call is {}".format(show(entry.get("type"))))
+    type_, function = entry.get("type"), entry.get("function")
+    if type_ != "function":
+        found.add(15, MUST, at + ".type", f"the type of the call is {show(type_)}")
     if not isinstance(function, dict):
         found.add(16, MUST, at + ".function", f"`function` is {show(function)}, not an object")
-    elif "id" in function:
+        return None, None
+    if "id" in function:
         found.add(16, INTEROP, at + ".function", "`function` has an id of its own")
+    _check_name(function.get("name"), at + ".function.name", asked, found)
+    return function.get("name"), function.get("arguments")
 
 
 def _check_name(name: Any, at: str, asked: Asked, found: Findings) -> None:
-    at += ".function.name"
+    """Rule 17."""
     if not isinstance(name, str):
         found.add(17, MUST, at, f"the called name is {show(name)}, not a string")
         return

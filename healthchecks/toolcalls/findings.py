@@ -39,8 +39,8 @@ NUMBERS_AS_FLOAT64 = KnownFault("ollama: numbers pass through float64")
 class Findings:
     """Collects the findings of one exchange and which rules there was something to look at for.
 
-    The same fault in many places is one finding, at the first of them: a stream of 50,000 chunks makes no
-    50,000 findings.
+    The same fault in many places is one finding, at the first of them, and no rule has more than a few: a
+    stream of 50,000 chunks makes no 50,000 findings.
     """
 
     def __init__(self, server: str | None) -> None:

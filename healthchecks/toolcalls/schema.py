@@ -77,7 +77,7 @@ def _check_undeclared(tool: Tool, arguments: Mapping[str, Any], where: str, foun
         return
     reason = f"undeclared arguments: {names(undeclared)}"
     if len(undeclared) == len(arguments):
-        found.add(24, INTEROP, where, f"{reason}, and no declared one: these are another tool's")
+        found.add(24, INTEROP, where, f"{reason}, and no declared one: they look like another tool's")
     elif tool.strict:
         found.add(24, INTEROP, where, f"{reason}, and the tool is strict")
     else:

@@ -25,7 +25,9 @@ SHELLS = [shell for shell in (("sh",), ("bash", "--posix"), ("busybox", "sh")) i
 
 def probe(root: Path, models: Path, port: int = 1, shell: tuple[str, ...] = ("sh",)) -> HostFacts:
     argv = commands.probe(PurePosixPath(root), PurePosixPath(models), port)
-    done = subprocess.run([*shell, *argv[1:]], input=PROBE_SCRIPT.read_bytes(), capture_output=True, check=True)
+    done = subprocess.run(
+        [*shell, *argv[1:]], input=PROBE_SCRIPT.read_bytes(), capture_output=True, check=True
+    )
     assert done.stderr == b""
     return parse_reply(done.stdout, PurePosixPath(root))
 
@@ -43,7 +45,11 @@ def store(models: Path, name: str, template: str, parameters: dict[str, object])
     def layer(kind: str, content: bytes) -> dict[str, object]:
         digest = hashlib.sha256(content).hexdigest()
         (blobs / f"sha256-{digest}").write_bytes(content)
-        return {"mediaType": f"application/vnd.ollama.image.{kind}", "digest": f"sha256:{digest}", "size": len(content)}
+        return {
+            "mediaType": f"application/vnd.ollama.image.{kind}",
+            "digest": f"sha256:{digest}",
+            "size": len(content),
+        }
 
     weights = layer("model", b"GGUF weights")
     layers = [weights, layer("template", template.encode()), layer("params", json.dumps(parameters).encode())]
@@ -59,7 +65,13 @@ def test_an_untouched_host_has_facts_too(tmp_path: Path, shell: tuple[str, ...])
     assert facts.architecture == os.uname().machine
     assert facts.user_id == os.getuid()
     assert facts.tools["sha256sum"]
-    assert (facts.current, facts.releases, facts.models, facts.servers, facts.leftovers) == (None, {}, {}, (), ())
+    assert (facts.current, facts.releases, facts.models, facts.servers, facts.leftovers) == (
+        None,
+        {},
+        {},
+        (),
+        (),
+    )
     disk = facts.disks[str(tmp_path / "none/models")]
     usage = shutil.disk_usage(tmp_path)
     assert abs(disk.available_bytes - usage.free) < 2**30
@@ -92,8 +104,12 @@ def test_releases_artefacts_blobs_and_leftovers_are_found(tmp_path: Path, shell:
     }
 
 
-@pytest.mark.parametrize("template", ["{{ .Prompt }}", "ends in a line break\n", "@end\n@file x 3\nabc", "漢字 \t'\"$(id)"])
-def test_a_stored_model_comes_back_byte_for_byte(tmp_path: Path, shell: tuple[str, ...], template: str) -> None:
+@pytest.mark.parametrize(
+    "template", ["{{ .Prompt }}", "ends in a line break\n", "@end\n@file x 3\nabc", "漢字 \t'\"$(id)"]
+)
+def test_a_stored_model_comes_back_byte_for_byte(
+    tmp_path: Path, shell: tuple[str, ...], template: str
+) -> None:
     weights = store(tmp_path, "MyModel/Latest", template, {"temperature": 0.7, "stop": ["<|im_end|>"]})
     model = probe(tmp_path, tmp_path, shell=shell).models["mymodel:latest"]
     assert model.model_sha256 == weights
@@ -144,7 +160,9 @@ def test_a_server_of_another_root_is_not_ours(tmp_path: Path, sleeper: subproces
     assert probe(Path(str(tmp_path)[:-1]), tmp_path).servers == ()
 
 
-@pytest.mark.parametrize("reply", [b"", b"Welcome to host!\n@fleet-probe\t1\n@end\n", b"@fleet-probe\t1\n@user_id\t0\n"])
+@pytest.mark.parametrize(
+    "reply", [b"", b"Welcome to host!\n@fleet-probe\t1\n@end\n", b"@fleet-probe\t1\n@user_id\t0\n"]
+)
 def test_what_is_no_whole_reply_is_refused(reply: bytes) -> None:
     with pytest.raises(ProbeFailed):
         parse_reply(reply, PurePosixPath("/"))

@@ -39,7 +39,7 @@ def suite(tmp_path: Path) -> Suite:
         database = options.pop("database", tmp_path / "music.sqlite")
         if database != CHINOOK:
             make_database(database, seed=options.pop("seed", 1))
-        endpoint = Endpoint(url, model, server="ollama/0.17.5")
+        endpoint = Endpoint(url, model, server=options.pop("server", "ollama/0.17.5"))
         results = run_suite(endpoint, load_cases(cases), database=database, **options)
         return {(result.case, result.mode): result for result in results}
 
@@ -181,7 +181,8 @@ def create_canary(url: str) -> None:
 def test_all_ten_pass_on_a_real_server(suite: Suite, real_server: str) -> None:
     check = load_model(real_server, "canary", 120)
     assert check.ok, check.reason
-    assert failed(suite(real_server)) == {}
+    server = f"ollama/{server_version(real_server).data['version']}"
+    assert failed(suite(real_server, server=server)) == {}
 
 
 def test_the_real_chinook_is_asked_on_a_real_server(suite: Suite, real_server: str) -> None:

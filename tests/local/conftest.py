@@ -15,7 +15,8 @@ import pytest
 import requests
 
 from console.changes import deploy_hosts, make_plans
-from console.run import MODELFILES, Run
+from console.paths import CANARY, MODELFILES
+from console.run import Run
 from deploy.compose import Sources
 from deploy.converge import probe_host
 from deploy.facts import HostFacts
@@ -29,7 +30,6 @@ from testbed.mirror import Mirror, MirrorRepo, start_mirror
 
 PROJECT = Path(__file__).resolve().parents[2]
 SIMULATED = PROJECT / "testbed/ollama.py"
-CANARY = MODELFILES / "canary/canary.gguf"
 
 
 @dataclass(kw_only=True)

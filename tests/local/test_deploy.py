@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from console.paths import CANARY
 from deploy.errors import (
     ArchiveRefused,
     ChecksumMismatch,
@@ -32,7 +33,7 @@ from deploy.plan import only_create, only_download, only_install, only_service
 from testbed.demo import WEIGHTS_FILE, WEIGHTS_REPO
 from testbed.mirror import Fault, FaultKind, MirrorRepo
 from testbed.mirror_http import Route
-from tests.local.conftest import CANARY, SIMULATED, Site
+from tests.local.conftest import SIMULATED, Site
 
 
 def error_of(site: Site) -> FleetError:
@@ -65,9 +66,7 @@ def test_the_weights_are_in_the_store_by_hard_link(site: Site) -> None:
 
 def test_nothing_is_writable_for_others(site: Site) -> None:
     site.deploy()
-    loose = [
-        path for path in site.root.rglob("*") if not path.is_symlink() and path.stat().st_mode & 0o022
-    ]
+    loose = [path for path in site.root.rglob("*") if not path.is_symlink() and path.stat().st_mode & 0o022]
     assert loose == []
 
 
@@ -79,12 +78,16 @@ def test_the_single_tasks_in_the_articles_order_do_what_deploy_does(site: Site) 
     assert site.plan().is_empty
 
 
-def test_a_parameter_edited_in_the_project_is_drift_with_a_name_and_is_promoted(site: Site, tmp_path: Path) -> None:
+def test_a_parameter_edited_in_the_project_is_drift_with_a_name_and_is_promoted(
+    site: Site, tmp_path: Path
+) -> None:
     site.deploy()
     old = site.served()["myqwen2:latest"]
     site.modelfiles = shutil.copytree(site.modelfiles, tmp_path / "modelfiles")
     template = site.modelfiles / "myqwen2.Modelfile.j2"
-    template.write_text(template.read_text().replace("PARAMETER temperature 0.7", "PARAMETER temperature 0.5"))
+    template.write_text(
+        template.read_text().replace("PARAMETER temperature 0.7", "PARAMETER temperature 0.5")
+    )
 
     assert "PARAMETER temperature is `0.7`, desired `0.5`" in site.plan().steps[0].reason
     assert site.deploy().error is None
@@ -97,7 +100,8 @@ def test_a_parameter_edited_in_the_project_is_drift_with_a_name_and_is_promoted(
 def test_a_parameter_changed_on_the_server_is_drift_too(site: Site) -> None:
     site.deploy()
     reply = site.post(
-        "/api/create", {"model": "myqwen2", "from": "myqwen2", "parameters": {"temperature": 0.1}, "stream": False}
+        "/api/create",
+        {"model": "myqwen2", "from": "myqwen2", "parameters": {"temperature": 0.1}, "stream": False},
     )
     assert reply.status_code == 200, reply.text
     assert "PARAMETER temperature is `0.1`, desired `0.7`" in site.plan().steps[0].reason
@@ -156,13 +160,17 @@ def test_a_broken_release_is_taken_back_and_the_old_one_serves(
     assert len(site.processes()) == 1
 
 
-def test_a_candidate_that_fails_is_removed_and_the_old_model_keeps_its_name(site: Site, tmp_path: Path) -> None:
+def test_a_candidate_that_fails_is_removed_and_the_old_model_keeps_its_name(
+    site: Site, tmp_path: Path
+) -> None:
     site.deploy()
     before = site.served()
     # A TEMPLATE that the lint finds nothing in and that is wrong all the same: the suite has the last word.
     site.modelfiles = shutil.copytree(site.modelfiles, tmp_path / "modelfiles")
     template = site.modelfiles / "qwen2-tools.template"
-    template.write_text(template.read_text().replace("<|im_start|>assistant\n{{ else }}", "<|im_start|>robot\n{{ else }}"))
+    template.write_text(
+        template.read_text().replace("<|im_start|>assistant\n{{ else }}", "<|im_start|>robot\n{{ else }}")
+    )
     error = error_of(site)
     assert isinstance(error, VerifyFailed)
     assert "`myqwen2:latest` is the one that was there before" in str(error.unchanged)
@@ -226,7 +234,9 @@ def test_a_wrong_pinned_sha256_is_refused_before_anything_is_installed(site: Sit
 def test_weights_that_are_no_gguf_are_refused(site: Site, tmp_path: Path) -> None:
     page = tmp_path / "page"
     page.write_text("<html>please log in</html>")
-    site.mirror.repos[WEIGHTS_REPO] = MirrorRepo(repo=WEIGHTS_REPO, revisions={"master": {WEIGHTS_FILE: page}})
+    site.mirror.repos[WEIGHTS_REPO] = MirrorRepo(
+        repo=WEIGHTS_REPO, revisions={"master": {WEIGHTS_FILE: page}}
+    )
     error = error_of(site)
     assert isinstance(error, NotAnArtefact)
     assert "served" not in site.output.getvalue()
@@ -260,7 +270,9 @@ def test_a_taken_port_names_the_pid_and_touches_nothing(site: Site) -> None:
     assert not (site.root / "opt").exists()
 
 
-def test_a_disk_too_small_is_refused_before_the_first_byte(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_too_small_is_refused_before_the_first_byte(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("deploy.probe.Disk", lambda **fields: Disk(**{**fields, "available_bytes": 1024}))
     error = error_of(site)
     assert isinstance(error, DiskTooSmall)

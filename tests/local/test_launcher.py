@@ -236,10 +236,20 @@ def test_after_a_killed_rebuild_the_old_environment_is_still_put_back(launcher: 
     launcher.require("invoke==2.2.0\n")
     assert launcher.run("plan", STUB_PIP="kill").returncode == -9
     assert launcher.run("plan", STUB_PIP="fail").returncode == 1
+    assert {path.name for path in (launcher.project / ".venv").iterdir()} == {"bin", "lib", "built-from"}
     launcher.require("invoke==2.2.1\n")
     asked = launcher.asked()
     assert launcher.run("plan").returncode == 0
     assert launcher.asked() == asked
+
+
+def test_test_packages_that_were_half_changed_are_installed_again(launcher: Launcher) -> None:
+    launcher.run("test")
+    launcher.require("pytest==9.1.0\n", "test")
+    assert launcher.run("test", STUB_PIP="kill").returncode == -9
+    launcher.require("pytest==9.2.0\n", "test")
+    assert launcher.run("test").returncode == 0
+    assert launcher.asked() == ["venv", "pip run.txt"] + ["pip test.txt"] * 3
 
 
 @pytest.fixture

@@ -122,9 +122,11 @@ def test_what_goes_wrong_is_text_for_the_model_and_changes_nothing(made: Path, s
 
 
 def test_the_file_is_opened_for_reading_only(made: Path) -> None:
-    with closing(database._connect(made)) as connection:
-        with pytest.raises(sqlite3.OperationalError, match="readonly"):
-            connection.execute("DELETE FROM Genre")
+    with (
+        closing(database._connect(made)) as connection,
+        pytest.raises(sqlite3.OperationalError, match="readonly"),
+    ):
+        connection.execute("DELETE FROM Genre")
 
 
 def test_more_rows_than_the_limit_are_cut_and_the_text_says_so(made: Path) -> None:

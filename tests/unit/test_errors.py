@@ -50,7 +50,9 @@ def test_an_input_error_begins_with_its_file_and_line() -> None:
 
 
 def test_all_input_errors_are_shown_at_once() -> None:
-    both = InputErrors(sentence="two", problems=(UsageError(sentence="one `a`"), UsageError(sentence="two `b`")))
+    both = InputErrors(
+        sentence="two", problems=(UsageError(sentence="one `a`"), UsageError(sentence="two `b`"))
+    )
     assert str(both) == "error: one `a`\n\nerror: two `b`"
     assert [problem["sentence"] for problem in error_fields(both)["problems"]] == ["one `a`", "two `b`"]
 

@@ -19,6 +19,8 @@ WEIGHTS = {"canary:candidate": CANARY_BLOB, "canary:latest": CANARY_BLOB, "other
 
 Answers = dict[str, Answer]
 
+MANIFESTS = {"canary:candidate": "11" * 32, "canary:latest": "22" * 32, "other:latest": "33" * 32}
+
 
 def ok(value: object, **headers: str) -> Answer:
     return Answer(200, headers, json.dumps(value).encode())
@@ -39,7 +41,8 @@ def show(model: str) -> Answer:
 
 @pytest.fixture
 def answers(monkeypatch: pytest.MonkeyPatch) -> Answers:
-    given: Answers = {}
+    tags = [{"model": name, "digest": digest} for name, digest in MANIFESTS.items()]
+    given: Answers = {"/api/tags": ok({"models": tags})}
 
     def send(
         _: str, url: str, payload: Mapping[str, Any] | None = None, *, deadline_seconds: float
@@ -108,6 +111,12 @@ def test_a_model_is_found_under_the_other_name_of_its_weights(answers: Answers) 
     check = loaded(URL, "canary")
     assert check.ok
     assert check.data["runner"]["name"] == "canary:candidate"
+
+
+def test_a_copy_is_found_under_its_deleted_source(answers: Answers) -> None:
+    entry = {"model": "deleted:latest", "digest": MANIFESTS["canary:latest"]}
+    answers["/api/ps"] = ok({"models": [entry]})
+    assert loaded(URL, "canary").data["runner"] == entry
 
 
 @pytest.mark.parametrize("present", [(), ("other:latest",), ("deleted:latest",)])

@@ -61,7 +61,9 @@ EMPTY = HostFacts(
     user_id=1000,
     boot_id="boot",
     tools={},
-    disks={str(path): PLENTY for path in (DESIRED.paths.state, DESIRED.paths.releases, DESIRED.paths.models_dir)},
+    disks={
+        str(path): PLENTY for path in (DESIRED.paths.state, DESIRED.paths.releases, DESIRED.paths.models_dir)
+    },
 )
 SERVER = ServerProcess(
     process=ProcessId(pid=42, create_time=1000.0),
@@ -113,7 +115,10 @@ def test_model_names_are_compared_without_case_as_the_server_does() -> None:
 @pytest.mark.parametrize(
     ("stored", "said"),
     [
-        (replace(STORED, parameters=PARAMETERS | {"temperature": 0.5}), "PARAMETER temperature is `0.5`, desired `0.7`"),
+        (
+            replace(STORED, parameters=PARAMETERS | {"temperature": 0.5}),
+            "PARAMETER temperature is `0.5`, desired `0.7`",
+        ),
         (replace(STORED, parameters=PARAMETERS | {"seed": 1}), "PARAMETER seed is `1`, desired absent"),
         (replace(STORED, template="line 1\nother"), "TEMPLATE line 2 is `other`, desired `line 2`"),
         (replace(STORED, template="line 1"), "TEMPLATE line 2 is absent, desired `line 2`"),
@@ -168,13 +173,17 @@ def test_a_release_unpacked_from_other_bytes_is_replaced() -> None:
 
 
 def test_weights_that_are_no_gguf_are_removed_before_the_server_starts() -> None:
-    facts = replace(CONVERGED, servers=(), listener=None, blobs={WEIGHTS.sha256: Blob(size_bytes=5000, is_gguf=False)})
+    facts = replace(
+        CONVERGED, servers=(), listener=None, blobs={WEIGHTS.sha256: Blob(size_bytes=5000, is_gguf=False)}
+    )
     planned = kinds(plan(DESIRED, facts))
     assert planned.index("RemoveDamagedBlob") < planned.index("StartServer") < planned.index("CreateModel")
 
 
 def test_what_a_cut_run_left_is_taken_away() -> None:
-    facts = replace(CONVERGED, leftovers=("/srv/fleet/x",), models={**CONVERGED.models, "myqwen2:candidate": STORED})
+    facts = replace(
+        CONVERGED, leftovers=("/srv/fleet/x",), models={**CONVERGED.models, "myqwen2:candidate": STORED}
+    )
     assert kinds(plan(DESIRED, facts)) == ["RemoveLeftovers", "RemoveCandidate"]
 
 

@@ -48,7 +48,9 @@ def unpack(tmp_path: Path, packed: bytes, name: str = "a.tgz") -> Path:
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, zstandard.ZstdCompressor().compress], ids=["tgz", "tar.zst"])
-def test_both_kinds_of_archive_are_unpacked_whatever_their_name(tmp_path: Path, pack: Callable[[bytes], bytes]) -> None:
+def test_both_kinds_of_archive_are_unpacked_whatever_their_name(
+    tmp_path: Path, pack: Callable[[bytes], bytes]
+) -> None:
     library = member("lib/ollama/libggml.so.1", b"elf", mode=0o644)
     link = member("lib/ollama/libggml.so", type=tarfile.SYMTYPE, linkname="libggml.so.1")
     release = unpack(tmp_path, pack(tar_of(BINARY, library, link)))
@@ -68,7 +70,10 @@ def test_a_mode_of_0777_in_the_archive_is_not_taken_over(tmp_path: Path) -> None
     [
         (member("/etc/cron.d/x", b"x"), "outside the release directory"),
         (member("lib/../../x", b"x"), "outside the release directory"),
-        (member("dev/null", type=tarfile.CHRTYPE, devmajor=1, devminor=3), "a device, a pipe or of an unknown type"),
+        (
+            member("dev/null", type=tarfile.CHRTYPE, devmajor=1, devminor=3),
+            "a device, a pipe or of an unknown type",
+        ),
         (member("pipe", type=tarfile.FIFOTYPE), "a device, a pipe or of an unknown type"),
         (member("bin/su", b"x", mode=0o4755), "setuid or setgid"),
         (member("bin/sg", b"x", mode=0o2755), "setuid or setgid"),

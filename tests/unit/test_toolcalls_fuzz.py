@@ -88,24 +88,28 @@ def test_a_good_reply_cut_anywhere(case: str, stream: bool, data: st.DataObject)
     assert not verdict.ok
 
 
-DEEP = 100_000
+# Around Python's recursion limit, where reading may succeed and comparing may not, and far beyond it.
+DEPTHS = (10, *range(700, 1000, 9), 100_000)
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["plain", "streamed"])
 @pytest.mark.parametrize("key", ["id", "finish_reason", "choices", "usage", "model"])
 def test_deep_nesting(key: str, stream: bool) -> None:
-    for depth in (100, 900, 980, 990, 995, DEEP):
+    reasons: set[str] = set()
+    for depth in DEPTHS:
         nested = '{"a":' * depth + "1" + "}" * depth
         body = f'{{"{key}": {nested}, "choices": [{{"delta": {{}}, "message": {{}}, "{key}": {nested}}}]}}'
         events = f"data: {body}\n\n" * 2
-        judged({"stream": stream, "messages": []}, (events if stream else body).encode())
+        verdict = judged({"stream": stream, "messages": []}, (events if stream else body).encode())
+        reasons.update(finding.reason for finding in verdict.findings)
+    assert "the reply is nested too deeply to be read" in reasons
 
 
-@pytest.mark.parametrize("depth", [100, 900, 990, DEEP])
 @pytest.mark.parametrize("as_text", [True, False])
-def test_deeply_nested_arguments(depth: int, as_text: bool) -> None:
-    reply = faultless("one_call", stream=False)
-    nested = '{"location":' + "[" * depth + "]" * depth + "}"
-    reply.give("get_current_weather", "MARK")
-    mark = json.dumps(nested) if as_text else nested
-    judged(reply.request, reply.body().replace(b'"MARK"', mark.encode()))
+def test_deeply_nested_arguments(as_text: bool) -> None:
+    for depth in DEPTHS:
+        reply = faultless("one_call", stream=False)
+        nested = '{"location":' + "[" * depth + "]" * depth + "}"
+        reply.give("get_current_weather", "MARK")
+        mark = json.dumps(nested) if as_text else nested
+        assert not judged(reply.request, reply.body().replace(b'"MARK"', mark.encode())).ok

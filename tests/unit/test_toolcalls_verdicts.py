@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from healthchecks.toolcalls import Exchange, Finding, Verdict, judge
-from tests.unit.toolcalls_good_replies import GoodReply, faultless, recorded
+from healthchecks.toolcalls import RULES, Exchange, Finding, Scope, Verdict, judge
+from tests.unit.toolcalls_good_replies import CASES, GoodReply, faultless, recorded
 
 STREAM_RULES = {*range(31, 47), 48, 50}
 
@@ -157,6 +157,15 @@ def test_what_is_not_known_is_not_judged() -> None:
     assert {17, 46} <= set(unknown.not_judged)
 
 
+def test_the_good_replies_together_have_something_to_judge_every_rule_by() -> None:
+    judged: set[int] = set()
+    for case in CASES:
+        for stream in (False, True):
+            judged |= set(RULES) - set(judge(faultless(case, stream=stream).exchange()).not_judged)
+    # 26 and 27 take a conversation that names the value: tests of their own below.
+    assert judged == {rule.id for rule in RULES.values() if rule.scope is Scope.EXCHANGE} - {26, 27}
+
+
 def test_an_empty_stream_without_usage_may_have_swallowed_a_call_or_not() -> None:
     reply = faultless("plain_text", stream=True)
     for delta in reply.deltas:
@@ -224,6 +233,17 @@ def test_a_reply_without_calls_gives_a_message_without_calls() -> None:
     reply = judge(faultless("plain_text", stream=False).exchange()).reply
     assert reply is not None
     assert reply.message == {"role": "assistant", "content": reply.content}
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "streamed"])
+def test_calls_need_no_content(stream: bool) -> None:
+    reply = faultless("one_call", stream=stream)
+    reply.message["content"] = None
+    verdict = judge(reply.exchange())
+    assert verdict.findings == ()
+    assert {12, 30}.isdisjoint(verdict.not_judged)
+    assert verdict.reply is not None
+    assert verdict.reply.message["content"] is None
 
 
 def test_an_error_gives_no_reply() -> None:

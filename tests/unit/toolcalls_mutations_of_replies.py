@@ -1,4 +1,4 @@
-"""Rules 1 to 12, 30 and 47: what any reply can break."""
+"""Rules 1 to 12, 25, 30 and 47: what any reply can break."""
 
 from __future__ import annotations
 
@@ -219,6 +219,12 @@ def swallowed(reply: GoodReply) -> None:
 
 def say(reply: GoodReply, text: str) -> None:
     reply.message["content"] = text
+
+
+@breaks(25, BOTH)
+def text_in_latin_1(reply: GoodReply) -> None:
+    say(reply, "MARK")
+    reply.raw = reply.body().replace(b"MARK", b"caf\xe9")
 
 
 @breaks(30, BOTH)

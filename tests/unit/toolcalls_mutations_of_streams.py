@@ -1,4 +1,4 @@
-"""Rules 31 to 50: what only a stream can break."""
+"""Rules 31 to 50 and parts of others: what only a stream can break."""
 
 from __future__ import annotations
 
@@ -30,6 +30,11 @@ def place_of_the_finish(reply: GoodReply) -> int:
 def add_tool_delta(reply: GoodReply, piece: dict[str, Any]) -> None:
     """One more delta for the last call."""
     events(reply).insert(place_of_the_finish(reply), chunk_with(reply, {"tool_calls": [piece]}))
+
+
+@breaks(16, STREAM, WITH_CALLS)
+def late_function_as_list(reply: GoodReply) -> None:
+    add_tool_delta(reply, {"index": reply.calls[-1]["index"], "function": []})
 
 
 @breaks(31, STREAM)
@@ -258,7 +263,7 @@ def error_event(reply: GoodReply) -> None:
     events(reply).insert(-1, {"error": {"message": "unexpected EOF"}})
 
 
-# A stream that just ends lacks its end too (32, 44).
+# A stream that is cut lacks its end too (32, 44).
 @breaks(47, STREAM, implies=(32, 44))
 def cut_between_events(reply: GoodReply) -> None:
     del events(reply)[place_of_the_finish(reply) :]
@@ -267,6 +272,12 @@ def cut_between_events(reply: GoodReply) -> None:
 @breaks(47, STREAM, implies=(32, 44))
 def cut_inside_an_event(reply: GoodReply) -> None:
     del events(reply)[place_of_the_finish(reply) + 1 :]
+    reply.raw = reply.body()[:-20]
+
+
+@breaks(47, STREAM, implies=(32,))
+def cut_inside_the_usage_chunk(reply: GoodReply) -> None:
+    events(reply).remove(DONE)
     reply.raw = reply.body()[:-20]
 
 
