@@ -10,10 +10,10 @@ from pathlib import Path, PurePosixPath
 
 from deploy.desired import Artefact, Desired, DesiredModel, DesiredServer, HostPaths
 from deploy.errors import FleetError, InputErrors, PinError, UsageError, render_error
-from deploy.inventory import Inventory, InventoryHost, parse_inventory
+from deploy.inventory import Inventory, InventoryHost
 from deploy.models import ModelSpec, desired_model, parse_models
 from deploy.pins import Pins, parse_pins
-from deploy.settings import HostSettings, check_settings
+from deploy.settings import HostSettings, load_settings, parse_data_home
 
 _ARCHITECTURES = ("amd64", "arm64")
 
@@ -38,9 +38,9 @@ def compose(sources: Sources, limit: str | None) -> tuple[Desired, ...]:
     pins: Pins | None = None
     settings: dict[str, HostSettings] = {}
     with _collected(problems):
-        inventory = parse_inventory(sources.inventory)
         # A mistake on a host that is not selected today is a mistake all the same.
-        settings = check_settings(inventory, data_home=data_home())
+        data_home = parse_data_home(os.environ, PurePosixPath(Path.home()))
+        inventory, settings = load_settings(sources.inventory, data_home=data_home)
         hosts = _select(inventory, sources, limit)
     with _collected(problems):
         models = parse_models(sources.modelfiles)
@@ -62,12 +62,6 @@ def compose(sources: Sources, limit: str | None) -> tuple[Desired, ...]:
     if problems:
         raise _all(problems)
     return tuple(desired)
-
-
-def data_home() -> PurePosixPath:
-    """`$XDG_DATA_HOME`, or `~/.local/share` (XDG base directories): where unprivileged hosts keep files."""
-    given = os.environ.get("XDG_DATA_HOME", "")
-    return PurePosixPath(given if given.startswith("/") else Path.home() / ".local/share")
 
 
 def _select(inventory: Inventory, sources: Sources, limit: str | None) -> tuple[InventoryHost, ...]:

@@ -4984,7 +4984,7 @@ def _parse_arguments(argv: Sequence[str]) -> _Arguments:
         (found["host"] or [""])[-1],
         None if port is None else int(port),
         (found["models"] or [""])[-1],
-        (found["script"] or [None])[-1],
+        found["script"][-1] if found["script"] else None,
         found["fault"],
         found["model"],
     )

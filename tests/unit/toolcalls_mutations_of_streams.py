@@ -155,8 +155,7 @@ def index_always_0(reply: GoodReply) -> None:
 
 def send_late(reply: GoodReply, key: str) -> None:
     call = reply.calls[-1]
-    late = {"index": call["index"], key: call.pop(key)}
-    add_tool_delta(reply, late)
+    add_tool_delta(reply, {"index": call["index"], key: call.pop(key)})
 
 
 @breaks(40, STREAM, WITH_CALLS)
