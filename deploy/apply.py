@@ -96,7 +96,7 @@ def apply_step(step: Step, site: Site) -> None:
                 OllamaApi(site.host, url).delete(f"{step.name}:candidate")
         case LoadModel():
             with site.transport.http_url(site.desired.url) as url:
-                OllamaApi(site.host, url).load(f"{step.name}:latest")
+                _load(OllamaApi(site.host, url), f"{step.name}:latest")
         case _:
             assert_never(step)
 
@@ -199,6 +199,10 @@ def _create(model: DesiredModel, site: Site) -> None:
 
 
 def _verify(step: VerifyModel, site: Site) -> None:
+    if step.tag == "candidate":
+        # A runner that is loaded from the same weights would answer from the file it has open, healed or not.
+        with site.transport.http_url(site.desired.url) as url:
+            OllamaApi(site.host, url).unload(f"{step.model.name}:candidate")
     prove(site, step.model, step.tag, site.verify)
 
 
@@ -224,6 +228,16 @@ def prove(site: Site, model: DesiredModel, tag: str, verify: Verify) -> None:
             cause="\n".join(verdict.reasons),
             hint=f"./fleet smoke --limit {site.host}",
         )
+
+
+def _load(api: OllamaApi, name: str) -> None:
+    """Load under this very name: names on one GGUF share a runner, and `/api/ps` knows it by the first.
+
+    That first name would be the deleted candidate's for as long as the model stays loaded (measured on 0.17.5).
+    """
+    if name.lower() not in api.loaded_names():
+        api.unload(name)
+    api.load(name)
 
 
 def _promote(step: PromoteModel, site: Site) -> None:

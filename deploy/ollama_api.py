@@ -65,6 +65,11 @@ class OllamaApi:
             LONG_SECONDS,
         )
 
+    def loaded_names(self) -> frozenset[str]:
+        """The names in `/api/ps`, in lower case."""
+        text = self._request("GET", "/api/ps", None, "the loaded models are not known", SHORT_SECONDS, ())
+        return frozenset(str(entry["name"]).lower() for entry in json.loads(text)["models"])
+
     def unload(self, name: str) -> None:
         """Unload a model."""
         self._post(
@@ -81,7 +86,7 @@ class OllamaApi:
         self,
         method: str,
         path: str,
-        body: Mapping[str, Any],
+        body: Mapping[str, Any] | None,
         sentence: str,
         timeout_seconds: float,
         allowed: tuple[int, ...],

@@ -213,9 +213,7 @@ def _model_steps(models: Sequence[_ModelPlan], facts: HostFacts, *, starts: bool
             yield VerifyModel(reason="the server was started anew", model=item.model, tag="latest")
     for item in models:
         if item.differences:
-            yield PromoteModel(
-                reason="verified", model=item.model, keeps_previous=f"{item.name}:latest" in facts.models
-            )
+            yield PromoteModel(reason="verified", model=item.model, keeps_previous=item.is_another)
         elif f"{item.name}:candidate" in facts.models:
             yield RemoveCandidate(reason="an earlier run was cut short", name=item.model.name)
     for item in models:
@@ -230,7 +228,10 @@ class _ModelPlan:
     def __init__(self, model: DesiredModel, facts: HostFacts) -> None:
         self.model = model
         self.name = model.name.lower()
-        differences = list(model_differences(facts.models.get(f"{self.name}:latest"), model))
+        stored = facts.models.get(f"{self.name}:latest")
+        differences = list(model_differences(stored, model))
+        # Healing damaged weights makes the same model again: `previous` stays what it was.
+        self.is_another = stored is not None and bool(differences)
         blob = facts.blobs.get(model.weights.sha256)
         healthy = blob is not None and blob.is_gguf and blob.size_bytes == model.weights.size_bytes
         if not healthy and not differences:
@@ -254,6 +255,8 @@ def _service_steps(desired: Desired, facts: HostFacts, archive: Artefact) -> Ite
         if server is not keep:
             reason = "; ".join(map(str, differences)) or "a second server on the same store"
             yield StopServer(reason=reason, server=server)
+    for runner in facts.orphans:
+        yield StopServer(reason="a runner whose server is gone keeps its memory", server=runner)
     if keep is not None:
         return
     damaged = {

@@ -70,6 +70,7 @@ def parse_reply(reply: bytes, root: PurePosixPath) -> HostFacts:
     Raises ProbeFailed when it is not a probe's reply or was cut short.
     """
     parsed = _Reply(reply)
+    processes = _processes(parsed, root)
     return HostFacts(
         architecture=parsed.first("@architecture"),
         kernel=parsed.first("@kernel"),
@@ -86,7 +87,8 @@ def parse_reply(reply: bytes, root: PurePosixPath) -> HostFacts:
             fields[0].removeprefix("sha256-"): int(fields[1]) for fields in parsed.rows.get("@artefact", [])
         },
         leftovers=tuple(fields[0] for fields in parsed.rows.get("@leftover", [])),
-        servers=_servers(parsed, root),
+        servers=_servers(processes),
+        orphans=_orphans(processes),
         listener=_listener(parsed),
         blobs={
             fields[0].removeprefix("sha256-"): Blob(
@@ -113,29 +115,41 @@ def _listener(reply: _Reply) -> Listener | None:
     return None
 
 
-def _servers(reply: _Reply, root: PurePosixPath) -> tuple[ServerProcess, ...]:
+def _processes(reply: _Reply, root: PurePosixPath) -> dict[int, tuple[int, ServerProcess]]:
+    """Every process with our mark, by pid, with its parent's pid."""
     clock = reply.rows.get("@clock", [["0", "100"]])[0]
     boot_time, ticks = float(clock[0] or 0), float(clock[1])
     files = reply.under("process/")
-    servers = []
-    for pid in sorted({key.partition("/")[0] for key in files}, key=int):
+    found = {}
+    for pid in sorted({int(key.partition("/")[0]) for key in files}):
         command = tuple(files.get(f"{pid}/cmdline", b"").decode(errors="replace").splitlines())
         lines = files.get(f"{pid}/environ", b"").decode(errors="replace").splitlines()
         environment = dict(line.split("=", 1) for line in lines if "=" in line)
-        # The runners inherit the environment; the server is the one that was told to serve.
-        if environment.get("OLLAMA_FLEET_ROOT") != str(root) or command[-1:] != ("serve",):
-            continue
-        # proc(5): field 22 is the start time in clock ticks since boot; the name in field 2 may hold spaces.
+        # proc(5): fields 3, 4 and 22 are state, parent and start time in clock ticks since boot; the name in
+        # field 2 may hold spaces.
         fields = files.get(f"{pid}/stat", b"").decode(errors="replace").rpartition(")")[2].split()
-        if len(fields) < 20 or fields[0] == "Z":
+        if environment.get("OLLAMA_FLEET_ROOT") != str(root) or len(fields) < 20 or fields[0] == "Z":
             continue
-        started = boot_time + float(fields[19]) / ticks
-        servers.append(
-            ServerProcess(
-                process=ProcessId(pid=int(pid), create_time=started), command=command, environment=environment
-            )
+        process = ProcessId(pid=pid, create_time=boot_time + float(fields[19]) / ticks)
+        found[pid] = (
+            int(fields[1]),
+            ServerProcess(process=process, command=command, environment=environment),
         )
-    return tuple(servers)
+    return found
+
+
+def _servers(processes: Mapping[int, tuple[int, ServerProcess]]) -> tuple[ServerProcess, ...]:
+    """The runners inherit the environment; a server is what was told to serve."""
+    return tuple(process for _, process in processes.values() if process.command[-1:] == ("serve",))
+
+
+def _orphans(processes: Mapping[int, tuple[int, ServerProcess]]) -> tuple[ServerProcess, ...]:
+    """Runners without a parent of ours."""
+    return tuple(
+        process
+        for parent, process in processes.values()
+        if process.command[-1:] != ("serve",) and parent not in processes
+    )
 
 
 def _models(reply: _Reply) -> dict[str, StoredModel]:

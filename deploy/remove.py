@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from deploy import commands, services
 from deploy.desired import Desired, HostPaths
 from deploy.errors import CommandFailed
-from deploy.facts import HostFacts
+from deploy.facts import HostFacts, ServerProcess
 from deploy.host_lock import host_lock
 from deploy.outcomes import Events
 from deploy.transport import Transport
@@ -26,7 +26,7 @@ def doomed_things(
     desired: Desired, transport: Transport, facts: HostFacts, models: Models
 ) -> tuple[str, ...]:
     """What `remove_host` would take away, in words for people."""
-    servers = [f"the running server (pid {server.process.pid})" for server in facts.servers]
+    servers = [f"the process {item.process.pid} ({item.command[-1]})" for item in _processes(facts)]
     return (*servers, *(str(path) for path in _doomed(desired.paths, models) if _is_there(transport, path)))
 
 
@@ -43,9 +43,9 @@ def remove_host(
         return 0
     taken = 0
     with host_lock(transport, paths.lock, "remove"):
-        for server in probe().servers:
-            services.stop_server(transport, server.process)
-            events("note", desired.host, text=f"stopped the server (pid {server.process.pid})")
+        for item in _processes(probe()):
+            services.stop_server(transport, item.process)
+            events("note", desired.host, text=f"stopped the process {item.process.pid} ({item.command[-1]})")
             taken += 1
         for path in _doomed(paths, models):
             if _is_there(transport, path):
@@ -55,6 +55,11 @@ def remove_host(
     transport.run(commands.remove([paths.lock]))
     transport.run(commands.remove_empty(_parents(paths)))
     return taken
+
+
+def _processes(facts: HostFacts) -> tuple[ServerProcess, ...]:
+    """A server first: its runners end with it."""
+    return (*facts.servers, *facts.orphans)
 
 
 def _is_there(transport: Transport, path: PurePosixPath) -> bool:

@@ -153,6 +153,35 @@ def test_a_running_server_is_known_by_its_mark_with_pid_and_create_time(
     assert server.environment["MULTI"] == "a=b c"
 
 
+def test_a_runner_without_its_server_is_an_orphan_and_one_with_it_is_not(
+    tmp_path: Path, shell: tuple[str, ...]
+) -> None:
+    program = (
+        "import subprocess, sys\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'print(flush=True); input()', 'runner'],"
+        " stdin=subprocess.PIPE, stdout=subprocess.PIPE)\n"
+        "child.stdout.readline(); print(child.pid, flush=True); input()"
+    )
+    server = subprocess.Popen(
+        [sys.executable, "-c", program, "serve"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "OLLAMA_FLEET_ROOT": str(tmp_path)},
+    )
+    assert server.stdout is not None
+    runner = psutil.Process(int(server.stdout.readline()))
+    facts = probe(tmp_path, tmp_path, shell=shell)
+    assert ([item.process.pid for item in facts.servers], facts.orphans) == ([server.pid], ())
+    runner.suspend()  # or it would end with the pipe that its server held
+    server.kill()
+    server.communicate()
+    try:
+        facts = probe(tmp_path, tmp_path, shell=shell)
+        assert (facts.servers, [item.process.pid for item in facts.orphans]) == ((), [runner.pid])
+    finally:
+        runner.kill()
+
+
 def test_a_server_of_another_root_is_not_ours(tmp_path: Path, sleeper: subprocess.Popen[bytes]) -> None:
     assert probe(tmp_path.parent, tmp_path).servers == ()
     assert probe(tmp_path / "x", tmp_path).servers == ()

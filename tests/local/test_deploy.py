@@ -311,6 +311,17 @@ def test_damaged_weights_in_the_store_are_healed(site: Site, damage: bytes) -> N
     assert blob.read_bytes() == CANARY.read_bytes()
 
 
+def test_a_promoted_model_is_loaded_under_its_own_name(site: Site, tmp_path: Path) -> None:
+    # Names on one GGUF share a runner, and /api/ps would go on naming the deleted candidate (measured).
+    site.deploy()
+    assert [entry["name"] for entry in site.get("/api/ps")["models"]] == ["myqwen2:latest"]
+    site.modelfiles = shutil.copytree(site.modelfiles, tmp_path / "modelfiles")
+    template = site.modelfiles / "myqwen2.Modelfile.j2"
+    template.write_text(template.read_text().replace("PARAMETER top_p 0.8", "PARAMETER top_p 0.9"))
+    site.deploy()
+    assert [entry["name"] for entry in site.get("/api/ps")["models"]] == ["myqwen2:latest"]
+
+
 def test_a_changed_setting_restarts_the_server_with_exactly_that_environment(site: Site) -> None:
     site.deploy()
     site.settings["ollama_num_parallel"] = "2"

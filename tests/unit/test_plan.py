@@ -30,6 +30,7 @@ from deploy.plan import (
     render_plan,
     server_environment,
 )
+from deploy.steps import PromoteModel
 
 ROOT = PurePosixPath("/srv/fleet")
 ARCHIVE = Artefact(repo="o/l", revision="v1", file="ollama-linux-amd64.tgz", size_bytes=1000, sha256="a" * 64)
@@ -165,6 +166,27 @@ def test_a_second_server_on_the_same_store_is_stopped_and_the_right_one_kept() -
     planned = plan(DESIRED, replace(CONVERGED, servers=(stray, SERVER)))
     assert kinds(planned) == ["StopServer"]
     assert "second server" in reasons(planned)
+
+
+def test_a_runner_whose_server_is_gone_is_stopped() -> None:
+    runner = replace(
+        SERVER, process=ProcessId(pid=50, create_time=1.0), command=("ollama", "runner", "--port", "1")
+    )
+    planned = plan(DESIRED, replace(CONVERGED, orphans=(runner,)))
+    assert kinds(planned) == ["StopServer"]
+    assert "keeps its memory" in reasons(planned)
+
+
+def test_healed_weights_do_not_overwrite_the_previous_model() -> None:
+    healed = plan(DESIRED, replace(CONVERGED, blobs={}, artefacts={WEIGHTS.sha256: 5000}))
+    drifted = plan(DESIRED, replace(CONVERGED, models={"myqwen2:latest": replace(STORED, template="x")}))
+    keeps = [
+        step.keeps_previous
+        for item in (healed, drifted)
+        for step in item.steps
+        if isinstance(step, PromoteModel)
+    ]
+    assert keeps == [False, True]
 
 
 def test_a_release_unpacked_from_other_bytes_is_replaced() -> None:
