@@ -50,6 +50,32 @@ def make_release_archive(
     return partial.replace(target)
 
 
+def pack_real_release(target: Path, binary: Path) -> Path:
+    """Write an archive of a real Ollama to `target` and return it: the binary, and `lib/ollama` beside it.
+
+    Packed member by member, for the GPU libraries take gigabytes; links stay links. Deterministic as well.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(target.name + ".new")
+    libraries = binary.parent.parent / "lib/ollama"
+    with (
+        partial.open("wb") as file,
+        zstandard.ZstdCompressor(level=1).stream_writer(file) as packed,
+        tarfile.open(fileobj=packed, mode="w|", format=tarfile.PAX_FORMAT) as tar,
+    ):
+        tar.add(binary, "bin/ollama", filter=_anonymous)
+        if libraries.is_dir():
+            tar.add(libraries, "lib/ollama", filter=_anonymous)
+    return partial.replace(target)
+
+
+def _anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
+    member.uid = member.gid = 0
+    member.uname = member.gname = ""
+    member.mtime = 0
+    return member
+
+
 def _prepare(text: bytes, version: str, python: str | None) -> bytes:
     if not re.fullmatch(r"[0-9A-Za-z.+-]+", version):
         raise ValueError(f"`{version}` is no version")

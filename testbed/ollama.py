@@ -10,9 +10,10 @@ done
 echo "Error: the simulated ollama needs Python 3.9 or newer, and none was found on PATH" >&2
 exit 127
 
-A simulated Ollama: the HTTP API, the store on disk and the tool-call parser of release 0.17.5, without a model.
+A simulated Ollama: the HTTP API, the store on disk and the tool-call parser of 0.17.5, without a model.
 
-usage: ollama serve [--host HOST] [--port PORT] [--models DIR] [--script FILE] [--model NAME]... [--fault FAULT]...
+usage: ollama serve [--host HOST] [--port PORT] [--models DIR] [--script FILE] [--model NAME]...
+                    [--fault FAULT]...
        ollama --version
 
 It answers as the recorded replies of a real 0.17.5 do (streaming shapes, errors, headers, files) and with
@@ -23,14 +24,16 @@ of every reply say that it is simulated.
 
 Where answers come from
   --script FILE   (or OLLAMA_SIMULATED_SCRIPT) a JSON object that maps the last user message to
-                  {"chunks": ["..."], "done_reason": "stop"|"length", "then_error": null|"..."}: the raw pieces of the
-                  model, which pass through the same parsing as any other. Optional keys: "then_error_status" (HTTP
-                  status of the runner's error), "then": "runner returns without a final message" (or "no_final_message"),
-                  "done_content" (text inside the final message), "text" (ignored). A message that is not in the
-                  script is answered with HTTP 500. Without OLLAMA_MODELS and --models the store is a temporary one
-                  that holds the models canary, myqwen2, qwen (tag <tool_call>), bare (tag {) and each --model NAME.
-  otherwise       a few fixed rules play the conversations of the smoke suite for the models canary and myqwen2 and for
-                  anything copied or created from them. Other models are answered with HTTP 500.
+                  {"chunks": ["..."], "done_reason": "stop"|"length", "then_error": null|"..."}: the raw
+                  pieces of the model, which pass through the same parsing as any other. Optional keys:
+                  "then_error_status" (HTTP status of the runner's error), "then": "no_final_message" (or
+                  "runner returns without a final message"), "done_content" (text inside the final
+                  message), "text" (ignored). A message that is not in the script is answered with
+                  HTTP 500. Limits are those of the request; a PARAMETER of the model limits nothing.
+  otherwise       a few fixed rules play the conversations of the smoke suite for the models canary and
+                  myqwen2 and for anything copied or created from them; other models: HTTP 500.
+With --script, --port or --model, and without OLLAMA_MODELS and --models, the store is a temporary one that
+holds the models canary, myqwen2, qwen (tag <tool_call>), bare (tag {) and each --model NAME.
 
 Faults (--fault NAME[=VALUE], or OLLAMA_SIMULATED_FAULT="name[=value],...")
   slow=SECONDS      waits before the first piece of every answer
@@ -57,8 +60,9 @@ from __future__ import annotations
 # ruff: noqa: PTH101, PTH103, PTH104, PTH106, PTH108, PTH110, PTH112, PTH116, PTH118, PTH120, PTH123, PTH206, PTH208
 # Texts are built with printf's formats, as in the Go sources they are held to:
 # ruff: noqa: UP031
-# Flags of Go's functions, handlers of one form, a loopback or any address, numbers that are no secrets, SQL a model writes:
-# ruff: noqa: FBT001, FBT002, ARG002, S104, S311, S608, PLR0911, EXE003
+# Flags of Go's functions, handlers of one form, a loopback or any address, numbers that are no secrets,
+# SQL a model writes:
+# ruff: noqa: FBT001, FBT002, ARG001, ARG002, S104, S311, S608, PLR0911, EXE003
 import codecs
 import contextlib
 import email.utils
@@ -71,6 +75,7 @@ import ipaddress
 import json
 import math
 import os
+import posixpath
 import random
 import re
 import shutil
@@ -96,7 +101,9 @@ Params = dict[str, Any]
 MAX_INT64 = (1 << 63) - 1
 FOREVER_SECONDS = MAX_INT64 / 1e9
 DEFAULT_CONTEXT_LENGTH = 4096  # a server without a GPU; measured on 0.17.5
-GO_SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
+# What unicode.IsSpace takes for space; str.strip() takes more.
+GO_SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000"
+GO_SPACE += "".join(chr(c) for c in range(0x2000, 0x200B))
 
 
 # ------------------------------------------------------------ errors
@@ -131,7 +138,7 @@ class Number(float):
 
     text: str
 
-    def __new__(cls, text: str) -> Number:
+    def __new__(cls, text: str) -> Number:  # noqa: PYI034
         value = super().__new__(cls, text)
         if math.isinf(value):
             raise GoJsonError(f"json: cannot unmarshal number {text} into Go value of type float64")
@@ -227,9 +234,18 @@ def _syntax_error(text: str, error: json.JSONDecodeError) -> GoJsonError:
                     return GoJsonError("unexpected EOF")
                 if got != literal[at]:
                     return GoJsonError(
-                        f"invalid character {_quote_char(got)} in literal {literal} (expecting {_quote_char(literal[at])})"
+                        f"invalid character {_quote_char(got)} in literal {literal} (expecting "
+                        f"{_quote_char(literal[at])})"
                     )
     return GoJsonError(f"invalid character {char} looking for beginning of value")
+
+
+def _find_syntax_error(text: str) -> GoJsonError:
+    try:
+        _DECODER.raw_decode(text, len(text) - len(text.lstrip(" \t\r\n")))
+    except json.JSONDecodeError as error:
+        return _syntax_error(text, error)
+    return GoJsonError("unexpected EOF")
 
 
 def _open_bracket(text: str) -> str:
@@ -249,7 +265,8 @@ def _open_bracket(text: str) -> str:
 
 
 def parse_json(data: bytes, whole: bool = True) -> Json:
-    """Parse as encoding/json does. `whole` refuses trailing text (Unmarshal); a Decoder takes the first value.
+    """Parse as encoding/json does. `whole` refuses trailing text (Unmarshal); a Decoder takes the first
+    value.
 
     Raises GoJsonError with Go's message: "EOF" and "unexpected EOF" for nothing and half a value.
     """
@@ -259,8 +276,8 @@ def parse_json(data: bytes, whole: bool = True) -> Json:
         raise GoJsonError("unexpected end of JSON input" if whole else "EOF")
     try:
         value, end = _DECODER.raw_decode(text, start)
-    except json.JSONDecodeError as error:
-        raise _syntax_error(text, error) from None
+    except json.JSONDecodeError:
+        raise _find_syntax_error(data.decode("latin-1")) from None  # byte by byte, as Go reads
     except RecursionError:
         raise GoJsonError("exceeded max depth") from None
     rest = text[end:].lstrip(" \t\r\n")
@@ -312,7 +329,9 @@ def render_string(text: str) -> str:
 
 
 def render_json(value: Json) -> str:
-    """Marshal: compact, HTML characters escaped, keys in the order of the dict (structs) or SortedDict (maps)."""
+    """Marshal: compact, HTML characters escaped, keys in the order of the dict (structs) or SortedDict
+    (maps).
+    """
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -360,7 +379,9 @@ def format_value(value: Json) -> str:
 
 
 def _format_g(value: float) -> str:
-    """strconv.FormatFloat(value, 'g', -1, 64): an exponent below -4 or from 21 on prints as %e, as fmt's %v does."""
+    """strconv.FormatFloat(value, 'g', -1, 64): an exponent below -4 or from 21 on prints as %e, as fmt's %v
+    does.
+    """
     digits = repr(value)
     if (value and not 1e-4 <= abs(value) < 1e6) or "e" in digits:
         mantissa, _, exponent = (f"{value!r}").partition("e")
@@ -783,7 +804,9 @@ def _find_text(nodes: Sequence[Node]) -> str | None:
 
 
 def derive_tag(nodes: Sequence[Node]) -> str:
-    """The parser's tag: the first text inside the first `if` on `.ToolCalls`, cut at `{` (tools/template.go)."""
+    """The parser's tag: the first text inside the first `if` on `.ToolCalls`, cut at `{`
+    (tools/template.go).
+    """
     branch = _find_tool_calls(nodes)
     text = _find_text(branch.body) if branch else None
     tag = (text or "").replace("\r\n", "\n").partition("{")[0].strip(GO_SPACE)
@@ -927,7 +950,9 @@ class ToolParser:
 
 
 def find_arguments(tool: str, buffer: bytes) -> tuple[Params | None, int]:
-    """The first JSON object of the buffer that may be arguments, and the place of its last byte (findArguments)."""
+    """The first JSON object of the buffer that may be arguments, and the place of its last byte
+    (findArguments).
+    """
     start, braces = -1, 0
     in_string = escaped = False
     for at, byte in enumerate(buffer):
@@ -986,7 +1011,8 @@ def _find_object(tool: str, data: Params) -> tuple[Params | None, bool]:
     arguments, found = _find_map(tool, data)
     if found:
         return arguments, True
-    # Go ranges a map here, in random order and anew with every piece: any child with arguments is found sooner or later.
+    # Go ranges a map here, in random order and anew with every piece: any child with arguments is found
+    # sooner or later.
     named = False
     for value in data.values():
         for child in value if isinstance(value, list) else [value]:
@@ -994,7 +1020,9 @@ def _find_object(tool: str, data: Params) -> tuple[Params | None, bool]:
                 arguments, found = _find_object(tool, child)
                 if arguments is not None:
                     return arguments, True
-                named = named or found
+                if found:
+                    named = True
+                    break  # a list has an order: its first named object decides
     return None, named
 
 
@@ -1089,7 +1117,9 @@ def parse_duration(text: str) -> float:
 
 
 def parse_keep_alive(text: str) -> float:
-    """OLLAMA_KEEP_ALIVE in seconds: a duration or a number of seconds, negative is for ever, nonsense is 5 minutes."""
+    """OLLAMA_KEEP_ALIVE in seconds: a duration or a number of seconds, negative is for ever, nonsense is 5
+    minutes.
+    """
     seconds = 300.0
     with contextlib.suppress(ValueError):
         seconds = parse_duration(text) if text else seconds
@@ -1100,7 +1130,9 @@ def parse_keep_alive(text: str) -> float:
 
 
 def render_time(nanoseconds: int, utc: bool = True) -> str:
-    """RFC 3339 with nanoseconds, trailing zeros dropped; `utc` false gives the local offset, as time.Now() prints."""
+    """RFC 3339 with nanoseconds, trailing zeros dropped; `utc` false gives the local offset, as time.Now()
+    prints.
+    """
     seconds, rest = divmod(nanoseconds, 1_000_000_000)
     moment = datetime.fromtimestamp(seconds, timezone.utc)
     offset = ""
@@ -1223,7 +1255,9 @@ class Gguf:
         return int(value)
 
     def size_bytes(self, context_length: int) -> int:
-        """Memory of a loaded model: tensors and an f16 cache (agrees with size in /api/ps, measured on 0.17.5)."""
+        """Memory of a loaded model: tensors and an f16 cache (agrees with size in /api/ps, measured on
+        0.17.5).
+        """
         heads = self.number("attention.head_count", 1)
         head = self.number("embedding_length") // max(heads, 1)
         width = self.number("attention.key_length", head) + self.number("attention.value_length", head)
@@ -1319,7 +1353,9 @@ def read_gguf(path: str, verbose: bool = True) -> Gguf:
 
 
 def render_gguf(values: Params, tensors: Sequence[tuple[str, tuple[int, ...]]]) -> bytes:
-    """A small valid GGUF of F32 tensors filled with zeros; `values` may hold strings and non-negative integers."""
+    """A small valid GGUF of F32 tensors filled with zeros; `values` may hold strings and non-negative
+    integers.
+    """
 
     def text(value: str) -> bytes:
         data = value.encode()
@@ -1348,8 +1384,10 @@ def render_count(number: int) -> str:
     return "%.0fK" % (number / 1000) if number >= 1000 else str(number)
 
 
-# Jinja chat templates that Ollama takes for "chatml" (template/index.json). A GGUF without TEMPLATE gets the built-in
-# one of the nearest known jinja text if the edit distance is below 100. The number beside each: below this distance it
+# Jinja chat templates that Ollama takes for "chatml" (template/index.json). A GGUF without TEMPLATE gets
+# the built-in
+# one of the nearest known jinja text if the edit distance is below 100. The number beside each: below this
+# distance it
 # is nearer than any text of another kind. The other lengths tell where only the whole list could answer.
 _FOR = "{% for message in messages %}"
 _TURN = "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
@@ -1406,7 +1444,10 @@ _KNOWN_JINJA_LENGTHS = (
     1842,
     4614,
 )
-CHATML_TEMPLATE = "{{- range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n{{ end }}<|im_start|>assistant\n"
+CHATML_TEMPLATE = (
+    "{{- range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n"
+    "{{ end }}<|im_start|>assistant\n"
+)
 CHATML_STOPS = ["<|im_start|>", "<|im_end|>"]
 
 
@@ -1493,7 +1534,9 @@ def describe_os_error(error: OSError, verb: str, path: str) -> str:
 
 
 class Store:
-    """OLLAMA_MODELS: blobs and manifests, the only state. Thread-safe by `lock` around changes of manifests."""
+    """OLLAMA_MODELS: blobs and manifests, the only state. Thread-safe by `lock` around changes of
+    manifests.
+    """
 
     def __init__(self, root: str, prune: bool = True) -> None:
         self.root = os.path.normpath(root)
@@ -1680,7 +1723,7 @@ class Store:
                     os.unlink(self.blob_path(layer.digest))
 
     def drop_layers(self, layers: Sequence[Layer], kind: str) -> list[Layer]:
-        """The layers without those of a kind; blobs of theirs that nothing names are removed (removeLayer)."""
+        """The layers without those of a kind; their blobs that nothing names are removed (removeLayer)."""
         used = {layer.digest for other in self.manifests() for layer in other.all_layers()}
         for layer in layers:
             if layer.media_type == MEDIA + kind and layer.digest not in used:
@@ -1786,7 +1829,9 @@ def _opens_as_gguf(path: str) -> bool:
 
 
 def load_model(store: Store, name: Name) -> Model:
-    """Read a model. Raises ModelMissing if the manifest, config or a small layer is missing, ApiError(500) otherwise."""
+    """Read a model. Raises ModelMissing if the manifest, config or a small layer is missing, ApiError(500)
+    otherwise.
+    """
     manifest = store.read_manifest(name)
     try:
         config = (
@@ -1818,12 +1863,15 @@ def load_model(store: Store, name: Name) -> Model:
 
 # ------------------------------------------------------------ known TEMPLATEs and what they render
 _TOOLS_TEXT = (
-    "You are provided with function signatures within <tools></tools> XML tags. You may call one or more functions to "
-    "assist with the user query. Don't make assumptions about what values to plug into functions. Here are the available "
+    "You are provided with function signatures within <tools></tools> XML tags. You may call one or "
+    "more functions to "
+    "assist with the user query. Don't make assumptions about what values to plug into functions. Here "
+    "are the available "
     "tools:\n<tools>"
 )
 _CALLS_TEXT = (
-    "For each function call, return a JSON object with function name and arguments within <tool_call></tool_call> XML "
+    "For each function call, return a JSON object with function name and arguments within "
+    "<tool_call></tool_call> XML "
     'tags as follows:\n<tool_call>\n{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call>'
 )
 _PLAIN_TAIL = (
@@ -1831,7 +1879,8 @@ _PLAIN_TAIL = (
     "{{ .Prompt }}<|im_end|>\n{{ end }}<|im_start|>assistant\n{{ end }}\n"
 )
 CORRECTED_TEMPLATE = (
-    "{{- if .Messages }}\n{{- if or .System .Tools }}<|im_start|>system\n{{- if .System }}\n{{ .System }}\n{{- end }}\n"
+    "{{- if .Messages }}\n{{- if or .System .Tools }}<|im_start|>system\n{{- if .System }}\n{{ .System "
+    "}}\n{{- end }}\n"
     "{{- if .Tools }}\n\n# Tools\n\n" + _TOOLS_TEXT + "\n{{- range .Tools }}\n"
     '{"type": "function", "function": {{ json .Function }}}\n{{- end }}\n</tools>\n\n' + _CALLS_TEXT + "\n"
     '{{- end }}<|im_end|>\n{{ end }}\n{{- range .Messages }}\n{{- if eq .Role "user" }}<|im_start|>user\n'
@@ -1843,30 +1892,41 @@ CORRECTED_TEMPLATE = (
     + _PLAIN_TAIL[3:]
 )
 ARTICLE_TEMPLATE = (
-    "{{ if .Messages }}\n{{- if or .System .Tools }}<|im_start|>system\n{{ .System }}\n{{- if .Tools }}\n# Tools\n"
+    "{{ if .Messages }}\n{{- if or .System .Tools }}<|im_start|>system\n{{ .System }}\n{{- if .Tools "
+    "}}\n# Tools\n"
     + _TOOLS_TEXT
     + "{{- range .Tools }}{{ .Function }}{{- end }}</tools>\n"
     + _CALLS_TEXT
-    + '{{- end }}<|im_end|>{{- end }}\n{{- range .Messages }}\n{{- if eq .Role "user" }}\n<|im_start|>{{ .Role }}\n'
-    '{{ .Content }}<|im_end|>\n{{- else if eq .Role "assistant" }}\n<|im_start|>{{ .Role }}\n{{- if .Content }}\n'
+    + '{{- end }}<|im_end|>{{- end }}\n{{- range .Messages }}\n{{- if eq .Role "user" }}\n'
+    "<|im_start|>{{ .Role }}\n"
+    '{{ .Content }}<|im_end|>\n{{- else if eq .Role "assistant" }}\n<|im_start|>{{ .Role }}\n{{- if '
+    ".Content }}\n"
     "{{ .Content }}\n{{- end }}\n{{- if .ToolCalls }}\n<tool_call>\n"
-    '{{ range .ToolCalls }}{"name": "{{ .Function.Name }}", "arguments": {{ .Function.Arguments }}}\n{{ end }}'
+    '{{ range .ToolCalls }}{"name": "{{ .Function.Name }}", "arguments": {{ .Function.Arguments }}}\n{{ '
+    "end }}"
     '</tool_call>\n{{- end }}<|im_end|>\n{{- else if eq .Role "tool" }}\n<|im_start|>user\n<tool_response>\n'
     "{{ .Content }}\n</tool_response><|im_end|>\n{{- end }}\n{{- end }}\n<|im_start|>assistant\n{{ else }}"
     + _PLAIN_TAIL
 )
 _QWEN_HEAD = (
-    "{{- if or .System .Tools }}<|im_start|>system\n{{- if .System }}\n{{ .System }}\n{{- end }}\n{{- if .Tools }}\n\n"
-    "# Tools\n\nYou may call one or more functions to assist with the user query.\n\nYou are provided with function "
+    "{{- if or .System .Tools }}<|im_start|>system\n{{- if .System }}\n{{ .System }}\n{{- end }}\n{{- "
+    "if .Tools }}\n\n"
+    "# Tools\n\nYou may call one or more functions to assist with the user query.\n\nYou are provided "
+    "with function "
     "signatures within <tools></tools> XML tags:\n<tools>\n{{- range .Tools }}\n"
-    '{"type": "function", "function": {{ .Function }}}\n{{- end }}\n</tools>\n\nFor each function call, return a json '
+    '{"type": "function", "function": {{ .Function }}}\n{{- end }}\n</tools>\n\nFor each function call, '
+    "return a json "
     "object with function name and arguments within <tool_call></tool_call> XML tags:\n<tool_call>\n"
-    '{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call>\n{{- end }}<|im_end|>\n{{ end }}\n'
-    '{{- range $i, $_ := .Messages }}\n{{- $last := eq (len (slice $.Messages $i)) 1 -}}\n{{- if eq .Role "user" }}'
+    '{"name": <function-name>, "arguments": <args-json-object>}\n</tool_call>\n{{- end }}<|im_end|>\n{{ '
+    "end }}\n"
+    "{{- range $i, $_ := .Messages }}\n{{- $last := eq (len (slice $.Messages $i)) 1 -}}\n{{- if eq "
+    '.Role "user" }}'
     '<|im_start|>user\n{{ .Content }}<|im_end|>\n{{ else if eq .Role "assistant" }}<|im_start|>assistant\n'
     "{{ if .Content }}{{ .Content }}\n{{- else if .ToolCalls }}%s"
-    '{{ range .ToolCalls }}{"name": "{{ .Function.Name }}", "arguments": {{ .Function.Arguments }}}\n{{ end }}%s\n'
-    '{{- end }}{{ if not $last }}<|im_end|>\n{{ end }}\n{{- else if eq .Role "tool" }}<|im_start|>user\n<tool_response>\n'
+    '{{ range .ToolCalls }}{"name": "{{ .Function.Name }}", "arguments": {{ .Function.Arguments }}}\n{{ '
+    "end }}%s\n"
+    '{{- end }}{{ if not $last }}<|im_end|>\n{{ end }}\n{{- else if eq .Role "tool" '
+    "}}<|im_start|>user\n<tool_response>\n"
     '{{ .Content }}\n</tool_response><|im_end|>\n{{ end }}\n{{- if and (ne .Role "assistant") $last }}'
     "<|im_start|>assistant\n{{ end }}\n{{- end }}"
 )
@@ -2183,7 +2243,9 @@ FAULTS: dict[str, str] = {
 
 
 def parse_faults(items: Sequence[str]) -> dict[str, str]:
-    """Parse `name[=value]` switches, several joined by commas. Raises StartError with the list of known ones."""
+    """Parse `name[=value]` switches, several joined by commas. Raises StartError with the list of known
+    ones.
+    """
     known = ", ".join(
         name + (f"[={value[1:-1]}]" if value[:1] == "[" else "=" + value if value else "")
         for name, value in FAULTS.items()
@@ -2218,10 +2280,10 @@ _PLACE = re.compile(
     re.IGNORECASE,
 )
 _PLACE_END = re.compile(
-    r"\s*(?:\b(?:over|for|in|during|within)\s+(?:the\s+)?(?:next|coming|\d|x\b|{}|some|a few|celsius|fahrenheit|degrees)|"
-    r"\b(?:today|tomorrow|tonight|now|right now|please|currently|using|this week|next)\b|\(|,\s*please).*".format(
-        "|".join(_NUMBER_WORDS)
-    ),
+    r"\s*(?:\b(?:over|for|in|during|within)\s+(?:the\s+)?(?:next|coming|\d|x\b|{}|some|a few|celsius|"
+    r"fahrenheit|degrees)|"
+    r"\b(?:today|tomorrow|tonight|now|right now|please|currently|using|this week|next)\b|\(|"
+    r",\s*please).*".format("|".join(_NUMBER_WORDS)),
     re.IGNORECASE | re.DOTALL,
 )
 
@@ -2278,13 +2340,16 @@ def _property(function: Params, *words: str) -> str | None:
 def write_calls(calls: Sequence[tuple[str, Params]]) -> str:
     """Calls as the corrected TEMPLATE asks for them."""
     return "\n".join(
-        f'<tool_call>\n{{"name": "{name}", "arguments": {json.dumps(arguments, ensure_ascii=False)}}}\n</tool_call>'
+        f'<tool_call>\n{{"name": "{name}", "arguments": '
+        f"{json.dumps(arguments, ensure_ascii=False)}}}\n</tool_call>"
         for name, arguments in calls
     )
 
 
 class Brain:
-    """The model's part in the smoke suite's conversations, as rules over the declared tools and the messages."""
+    """The model's part in the smoke suite's conversations, as rules over the declared tools and the
+    messages.
+    """
 
     def __init__(self, tools: Sequence[Params], messages: Sequence[Message]) -> None:
         self.tools = tools
@@ -2343,7 +2408,8 @@ class Brain:
         steps = {
             "Album": "JOIN Track ON Album.AlbumId = Track.AlbumId",
             "Genre": "JOIN Track ON Genre.GenreId = Track.GenreId",
-            "Artist": "JOIN Album ON Artist.ArtistId = Album.ArtistId JOIN Track ON Album.AlbumId = Track.AlbumId",
+            "Artist": "JOIN Album ON Artist.ArtistId = Album.ArtistId JOIN Track ON Album.AlbumId = "
+            "Track.AlbumId",
         }
         sql = "SELECT %s.%s FROM %s %s GROUP BY %s.%sId ORDER BY COUNT(*) DESC LIMIT %d" % (
             table,
@@ -2524,7 +2590,9 @@ def _json_kind(value: Any) -> str:
 
 
 def decode_go(value: Any, spec: Spec) -> Any:
-    """Decode a parsed JSON value into a Go type. Raises GoJsonError: the first mistake in the order of the text."""
+    """Decode a parsed JSON value into a Go type. Raises GoJsonError: the first mistake in the order of the
+    text.
+    """
     decoding = _Decoding()
     out = decoding.decode(value, spec, None, ())
     if decoding.error is not None:
@@ -2873,8 +2941,9 @@ def merge_options(*sources: Params) -> Params:
             if key in _INT_OPTIONS:
                 if not number:
                     raise ApiError(500, f'option "{key}" must be of type integer')
-                value = int(value)
-            elif key in _FLOAT_OPTIONS:
+                out[key] = int(value)
+                continue
+            if key in _FLOAT_OPTIONS:
                 if not number:
                     raise ApiError(500, f'option "{key}" must be of type float32')
             elif key == "use_mmap":
@@ -3217,13 +3286,13 @@ class Engine:
 
     def has_brain(self, model: Model) -> bool:
         """Whether the model is canary or myqwen2, or shares its GGUF with one that is."""
-        if model.name.model.lower() in ("canary", "myqwen2"):
-            return True
-        for manifest in self.store.manifests():
-            if manifest.name.model.lower() in ("canary", "myqwen2"):
-                if any(self.store.blob_path(layer.digest) == model.path for layer in manifest.layers):
-                    return True
-        return False
+        known = ("canary", "myqwen2")
+        return model.name.model.lower() in known or any(
+            self.store.blob_path(layer.digest) == model.path
+            for manifest in self.store.manifests()
+            if manifest.name.model.lower() in known
+            for layer in manifest.layers
+        )
 
     def answer(
         self,
@@ -3265,7 +3334,9 @@ class Engine:
 
 
 def play(played: Played, limit: int, stops: Sequence[str], prompt_tokens: int) -> Iterator[Piece]:
-    """Send the pieces as the runner does: at most `limit` (if positive), held back where a stop text may begin."""
+    """Send the pieces as the runner does: at most `limit` (if positive), held back where a stop text may
+    begin.
+    """
     count, pending = 0, ""
     for chunk in played.chunks:
         count += 1
@@ -3649,7 +3720,8 @@ class Simulation:
 
     def answer(self, request: Request, response: Response) -> None:
         """Answer one request."""
-        cleaned = re.sub(r"/+", "/", request.path) or "/"
+        cleaned = posixpath.normpath("/" + request.path.lstrip("/"))
+        cleaned += "/" if request.path.endswith("/") and cleaned != "/" else ""
         if cleaned != request.path:
             self._redirect(request, response, 307, "Temporary Redirect", cleaned)
             return
@@ -3720,7 +3792,8 @@ class Simulation:
         allowed += [
             scheme + "://*"
             for scheme in (
-                "app file tauri vscode-webview vscode-file chrome-extension safari-extension moz-extension ms-browser-extension".split()
+                "app file tauri vscode-webview vscode-file chrome-extension safari-extension "
+                "moz-extension ms-browser-extension".split()
             )
         ]
         if not any(origin == rule or _matches(rule, origin) for rule in allowed):
@@ -3766,8 +3839,8 @@ class Simulation:
     # ---- requests
     def _decode(self, request: Request, spec: Spec, missing: str = "missing request body") -> Params:
         try:
-            value: Params = decode_go(parse_json(request.read(), whole=False), spec)
-            return value if isinstance(value, dict) else decode_go({}, spec)
+            value: Params | None = decode_go(parse_json(request.read(), whole=False), spec)
+            return decode_go({}, spec) if value is None else value
         except GoJsonError as error:
             raise ApiError(400, missing if str(error) == "EOF" else str(error)) from None
 
@@ -3984,10 +4057,11 @@ class Simulation:
         if not name.is_valid():
             raise ApiError(400, "invalid model name")
         self._stream_progress(
-            fields["stream"], self._create(self.store.existing_name(name), fields), response
+            fields["stream"], self.create_model(self.store.existing_name(name), fields), response
         )
 
-    def _create(self, name: Name, fields: Params) -> Iterator[str]:
+    def create_model(self, name: Name, fields: Params) -> Iterator[str]:
+        """Create a model from the fields of a request; give the statuses told. Raises ApiError."""
         for key in ("adapters", "renderer", "parser", "requires", "remote_host", "info"):
             if fields[key]:
                 raise ApiError(501, f"simulated: create with `{key}` is not implemented")
@@ -4127,7 +4201,8 @@ class Simulation:
         if wanted not in ("F32", "F16", "Q8_0", "Q4_K_S", "Q4_K_M", "Q4_K", "BF16"):
             raise ApiError(
                 500,
-                f"unsupported quantization type {wanted} - supported types are F32, F16, Q4_K_S, Q4_K_M, Q8_0",
+                f"unsupported quantization type {wanted} - supported types are F32, F16, Q4_K_S, "
+                f"Q4_K_M, Q8_0",
             )
         if present not in ("F16", "F32"):
             raise ApiError(500, "quantization is only supported for F16 and F32 models")
@@ -4372,7 +4447,8 @@ class Simulation:
             return
         if value != "json" and not isinstance(value, dict):
             raise RunnerError(
-                f'invalid format: {quote_go(render_json(value))}; expected "json" or a valid JSON Schema object'
+                f'invalid format: {quote_go(render_json(value))}; expected "json" or a valid JSON '
+                f"Schema object"
             )
         if self.settings.script is None:
             raise RunnerError("simulated: structured output is not implemented", 501)
@@ -4747,7 +4823,7 @@ class RunningServer:
 
     def __init__(self, host: str, listener: _Listener, simulation: Simulation, temporary: str) -> None:
         self._listener = listener
-        self._temporary = temporary
+        self.temporary = temporary
         self.simulation = simulation
         self.models_dir = simulation.settings.models_dir
         self.port = int(listener.server_address[1])
@@ -4769,10 +4845,10 @@ class RunningServer:
             self._listener.shutdown()
         self._listener.server_close()
         self._listener.cut()
-        if self._temporary:
-            shutil.rmtree(self._temporary, ignore_errors=True)
+        if self.temporary:
+            shutil.rmtree(self.temporary, ignore_errors=True)
 
-    def __enter__(self) -> RunningServer:
+    def __enter__(self) -> RunningServer:  # noqa: PYI034
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -4826,12 +4902,12 @@ def open_server(
         if temporary:
             preload_models(simulation, preload)
         server = RunningServer(host, listener, simulation, temporary)
-        return server
     except BaseException:
         listener.server_close()
         if temporary:
             shutil.rmtree(temporary, ignore_errors=True)
         raise
+    return server
 
 
 def _is_loopback(host: str) -> bool:
@@ -4870,7 +4946,7 @@ def preload_models(simulation: Simulation, names: Sequence[str] = ()) -> None:
         fields = decode_go(
             {"model": name, "files": {"simulated.gguf": digest}, "template": template}, CREATE_REQUEST
         )
-        for _ in simulation._create(simulation.store.existing_name(parsed), fields):
+        for _ in simulation.create_model(simulation.store.existing_name(parsed), fields):
             pass
 
 
@@ -4944,7 +5020,8 @@ def _make_key(home: str) -> None:
 
 _PANIC_NO_HOME = "panic: $HOME is not defined\n\ngoroutine 1 [running]:\nsimulated"
 _PANIC_START = (
-    "panic: runtime error: invalid memory address or nil pointer dereference\n[signal SIGSEGV: segmentation violation]\n\n"
+    "panic: runtime error: invalid memory address or nil pointer dereference\n[signal SIGSEGV: "
+    "segmentation violation]\n\n"
     "goroutine 1 [running]:\nsimulated: fault start-fails"
 )
 
@@ -4995,7 +5072,8 @@ def serve(argv: Sequence[str]) -> int:
     arguments = _parse_arguments(argv)
     env = dict(os.environ)
     settings = read_settings(env, arguments.script, arguments.faults, arguments.models)
-    temporary = settings.script is not None and not settings.models_dir
+    practising = settings.script is not None or arguments.port is not None or bool(arguments.preload)
+    temporary = practising and not settings.models_dir
     home = env.get("HOME", "")
     if not settings.models_dir and not temporary:
         if not home:
@@ -5017,12 +5095,14 @@ def serve(argv: Sequence[str]) -> int:
 
     def leave(code: int) -> None:
         for running in server:
-            if running._temporary:
-                shutil.rmtree(running._temporary, ignore_errors=True)
+            if running.temporary:
+                shutil.rmtree(running.temporary, ignore_errors=True)
         os._exit(code)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: leave(0))
+    ending = {signal.SIGTERM, signal.SIGINT}
+    for number in ending:
+        signal.signal(number, signal.SIG_DFL)  # a shell starts background jobs with SIGINT ignored
+    signal.pthread_sigmask(signal.SIG_BLOCK, ending)
     _log(
         "INFO",
         "simulated ollama {}: no model runs here, answers are {}; faults: {}".format(
@@ -5041,8 +5121,9 @@ def serve(argv: Sequence[str]) -> int:
     gpu = "id=GPU-simulated library=CUDA" if {"gpu", "cpu"} & set(settings.faults) else "id=cpu library=cpu"
     _log("INFO", f"inference compute {gpu} (simulated)")
     server[0].start()
-    while True:
-        signal.pause()
+    signal.sigwait(ending)
+    leave(0)
+    return 0
 
 
 def show_version() -> int:
@@ -5072,7 +5153,9 @@ _REAL_VERBS = frozenset(
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the command line; `argv` without the program's name. Returns the exit code; `serve` returns only on failure."""
+    """Run the command line; `argv` without the program's name. Returns the exit code; `serve` returns only
+    on failure.
+    """
     verb = argv[0] if argv else "--help"
     if verb in ("--version", "-v"):
         return show_version()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,7 +29,9 @@ def server() -> Iterator[RunningServer]:
         yield running
 
 
-def say(server: RunningServer, tools: list[Any], *messages: Any, model: str = "myqwen2") -> tuple[str, list[Any]]:
+def say(
+    server: RunningServer, tools: list[Any], *messages: Any, model: str = "myqwen2"
+) -> tuple[str, list[Any]]:
     """The text and the calls (name, arguments) that come back; plain texts are user and assistant in turn."""
     turns = [
         message if isinstance(message, dict) else {"role": ("user", "assistant")[at % 2], "content": message}
@@ -38,7 +41,10 @@ def say(server: RunningServer, tools: list[Any], *messages: Any, model: str = "m
     reply = send(server.port, "POST", "/v1/chat/completions", body)
     assert reply.status == 200, reply.text
     message = json.loads(reply.text)["choices"][0]["message"]
-    calls = [(c["function"]["name"], json.loads(c["function"]["arguments"])) for c in message.get("tool_calls") or []]
+    calls = [
+        (c["function"]["name"], json.loads(c["function"]["arguments"]))
+        for c in message.get("tool_calls") or []
+    ]
     return message["content"], calls
 
 
@@ -50,16 +56,23 @@ def ahead(place: str, days: int, unit: str = "celsius") -> tuple[str, dict[str, 
     return "get_n_day_weather_forecast", {"location": place, "format": unit, "num_days": days}
 
 
-@pytest.mark.parametrize("question", ["What's the weather like today", "how is the weather", "Is it raining?"])
+@pytest.mark.parametrize(
+    "question", ["What's the weather like today", "how is the weather", "Is it raining?"]
+)
 def test_without_a_place_it_asks_for_one(server: RunningServer, question: str) -> None:
     text, calls = say(server, WEATHER, question)
     assert "city" in text
     assert calls == []
 
 
-@pytest.mark.parametrize("answer", ["I'm in Glasgow, Scotland.", "Glasgow, Scotland", "in Glasgow, Scotland please"])
+@pytest.mark.parametrize(
+    "answer", ["I'm in Glasgow, Scotland.", "Glasgow, Scotland", "in Glasgow, Scotland please"]
+)
 def test_with_the_place_it_calls_once(server: RunningServer, answer: str) -> None:
-    assert say(server, WEATHER, "What's the weather like today", ollama.ASK_PLACE, answer) == ("", [now("Glasgow, Scotland")])
+    assert say(server, WEATHER, "What's the weather like today", ollama.ASK_PLACE, answer) == (
+        "",
+        [now("Glasgow, Scotland")],
+    )
 
 
 def test_a_unit_that_is_said_is_used(server: RunningServer) -> None:
@@ -100,7 +113,11 @@ def test_a_database_is_asked_and_its_answer_told(server: RunningServer, result: 
     _, calls = say(server, DATABASE, question)
     assert [name for name, _ in calls] == ["ask_database"]
     assert calls[0][1]["query"].startswith("SELECT Album.Title FROM Album")
-    history = {"id": "call_1", "type": "function", "function": {"name": "ask_database", "arguments": json.dumps(calls[0][1])}}
+    history = {
+        "id": "call_1",
+        "type": "function",
+        "function": {"name": "ask_database", "arguments": json.dumps(calls[0][1])},
+    }
     turns = [question, {"role": "assistant", "content": "", "tool_calls": [history]},
              {"role": "tool", "tool_call_id": "call_1", "content": result}]  # fmt: skip
     text, more = say(server, DATABASE, *turns)
@@ -118,7 +135,11 @@ def test_what_it_does_not_know_it_says_so(server: RunningServer) -> None:
 
 
 def test_a_stream_comes_in_pieces_and_says_the_same(server: RunningServer) -> None:
-    body = {"model": "canary", "messages": [{"role": "user", "content": "What's the weather like today"}], "tools": WEATHER}
+    body = {
+        "model": "canary",
+        "messages": [{"role": "user", "content": "What's the weather like today"}],
+        "tools": WEATHER,
+    }
     reply = send(server.port, "POST", "/v1/chat/completions", json.dumps({**body, "stream": True}).encode())
     events = [json.loads(line[6:]) for line in reply.text.split("\n\n") if line.startswith("data: {")]
     pieces = [event["choices"][0]["delta"]["content"] for event in events]
@@ -142,10 +163,10 @@ def test_copies_and_tags_of_the_known_models_speak_and_others_do_not(server: Run
         assert say(server, WEATHER, "what's the weather in Oslo", model=target)[1] == [now("Oslo")]
     gguf = ollama.render_gguf({"general.architecture": "qwen2"}, [("t", (32, 1))])
     with start_server(models_dir=f"{server.models_dir}-other") as other:
-        digest = "sha256:" + __import__("hashlib").sha256(gguf).hexdigest()
+        digest = "sha256:" + hashlib.sha256(gguf).hexdigest()
         assert send(other.port, "POST", f"/api/blobs/{digest}", gguf).status == 201
-        body = {"model": "qwen2.5", "files": {"a.gguf": digest}, "template": ollama.CORRECTED_TEMPLATE}
-        send(other.port, "POST", "/api/create", json.dumps(body).encode())
+        create = {"model": "qwen2.5", "files": {"a.gguf": digest}, "template": ollama.CORRECTED_TEMPLATE}
+        send(other.port, "POST", "/api/create", json.dumps(create).encode())
         talk = {"model": "qwen2.5", "messages": [{"role": "user", "content": "hi"}]}
         reply = send(other.port, "POST", "/v1/chat/completions", json.dumps(talk).encode())
     assert reply.status == 500
@@ -169,7 +190,7 @@ def test_a_corrected_template_renders_with_and_without_a_last_line_break(ending:
 
 
 def test_two_calls_of_the_history_are_rendered_as_two_blocks() -> None:
-    calls = (("f", {"b": "<x>", "a": 1.0}), ("g", {}))
+    calls: tuple[tuple[str, dict[str, Any]], ...] = (("f", {"b": "<x>", "a": 1.0}), ("g", {}))
     messages = [ollama.Message("assistant", "", calls), ollama.Message("tool", "21")]
     prompt = ollama.render_prompt(ollama.CORRECTED_TEMPLATE.rstrip(), messages, [])
     block = '\n<tool_call>\n{"name": "%s", "arguments": %s}\n</tool_call>'

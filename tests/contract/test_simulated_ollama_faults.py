@@ -25,7 +25,9 @@ SCRIPT = {
 }
 
 
-def chat(server: RunningServer, message: str = "two", path: str = "/v1/chat/completions", **more: Any) -> Reply:
+def chat(
+    server: RunningServer, message: str = "two", path: str = "/v1/chat/completions", **more: Any
+) -> Reply:
     body = {"model": "qwen", "messages": [{"role": "user", "content": message}], "tools": TOOLS, **more}
     return send(server.port, "POST", path, json.dumps(body).encode())
 
@@ -84,7 +86,9 @@ def test_no_done_ends_a_stream_without_its_last_line() -> None:
 
 
 def test_503_refuses_as_a_full_queue_does() -> None:
-    recorded = next(e for e in load_case("life", "queue_full")["12_at_once_model_not_loaded"] if e["status"] == 503)
+    recorded = next(
+        e for e in load_case("life", "queue_full")["12_at_once_model_not_loaded"] if e["status"] == 503
+    )
     with start_server(script=SCRIPT, faults=["503"]) as server:
         reply = chat(server)
         assert send(server.port, "GET", "/api/version").status == 200
@@ -129,10 +133,17 @@ def test_die_ends_the_process_in_the_middle_of_a_stream(fault: str, events: int,
     script.write_text(json.dumps(SCRIPT))
     arguments = ["serve", "--port", str(port), "--script", str(script), "--fault", fault]
     env = {"PATH": os.environ["PATH"], "TMPDIR": str(tmp_path)}
-    with subprocess.Popen([ollama.__file__, *arguments], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen(
+        [ollama.__file__, *arguments], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
         wait_for_answer(port)
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-        body = {"model": "bare", "messages": [{"role": "user", "content": "two"}], "tools": TOOLS, "stream": True}
+        body = {
+            "model": "bare",
+            "messages": [{"role": "user", "content": "two"}],
+            "tools": TOOLS,
+            "stream": True,
+        }
         connection.request("POST", "/v1/chat/completions", json.dumps({**body, "model": "qwen"}))
         with pytest.raises((http.client.IncompleteRead, ConnectionResetError)) as caught:
             connection.getresponse().read()
@@ -191,7 +202,7 @@ def test_a_wrong_script_is_refused_with_what_is_wrong(script: str, message: str)
 
 def test_a_wrong_script_file_stops_the_start(tmp_path: Path) -> None:
     (tmp_path / "s.json").write_text('{"a": 1}')
-    with pytest.raises(StartError, match="s.json"):
+    with pytest.raises(StartError, match=r"s\.json"):
         ollama.read_script(str(tmp_path / "s.json"))
     with pytest.raises(StartError, match="No such file"):
         ollama.read_script(str(tmp_path / "absent.json"))
@@ -220,10 +231,32 @@ def test_a_scripted_server_has_ready_models_and_more_by_name(tmp_path: Path) -> 
     with ollama.open_server("127.0.0.1", 0, settings, preload=["team/mine:v1"]) as server:
         server.start()
         names = [model["name"] for model in json.loads(send(server.port, "GET", "/api/tags").text)["models"]]
-        assert sorted(names) == ["bare:latest", "canary:latest", "myqwen2:latest", "qwen:latest", "team/mine:v1"]
+        assert sorted(names) == [
+            "bare:latest",
+            "canary:latest",
+            "myqwen2:latest",
+            "qwen:latest",
+            "team/mine:v1",
+        ]
         store = Path(server.models_dir)
         assert store.is_dir()
     assert not store.exists()
+
+
+def test_a_port_given_by_flag_means_a_temporary_store_and_leaves_home_alone(tmp_path: Path) -> None:
+    port, home = free_port(), tmp_path / "home"
+    home.mkdir()
+    env = {"PATH": os.environ["PATH"], "TMPDIR": str(tmp_path), "HOME": str(home)}
+    arguments = [ollama.__file__, "serve", "--port", str(port), "--model", "mine"]
+    with subprocess.Popen(
+        arguments, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        wait_for_answer(port)
+        assert '"mine:latest"' in send(port, "GET", "/api/tags").text
+        process.terminate()
+        assert process.wait(timeout=10) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+    assert list(home.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Every recorded request of `http/`: the simulated server answers as the real 0.17.5 did, or the case is named here."""
+"""Every recorded request of `http/`: answered as by a real 0.17.5, or the case is named here with why not."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ NOT_COVERED = {
     **{name: UNKNOWN_TEMPLATE for name in case_names("http") if name.startswith("template_")},
 }
 
-# ---- what has an order: one store from its first blob to its last model. None runs nothing recorded: a step between.
+# ---- what has an order: one store from its first blob to its last model; `>` marks steps of ours between
 STORY = """
 tags_empty tags_head ps_empty ps_head v1_models_empty
 blob_head_absent blob_head_uppercase blob_head_dash blob_post_created blob_head_present blob_post_present
@@ -79,22 +79,34 @@ NAMES_STORY = [">names", "name_case_tags", "name_case_lookup", ">delete-name", "
 STATELESS = [
     name
     for name in case_names("http")
-    if name.startswith(("host_", "origin_", "options_", "method_", "version_", "root_", "status_", "any_", "not_found_"))
+    if name.startswith(
+        ("host_", "origin_", "options_", "method_", "version_", "root_", "status_", "any_", "not_found_")
+    )
     or name in {"health", "metrics", "pprof", "double_slash", "trailing_slash", "v1_root"}
 ]
 
 # ---- what the real model said: played here; texts by value, counts by type
 HELLO = ("Hello", ",", " welcome", " to", " my", " world", ".")
-CALL = ("{", "\n", " ", ' "', "name", '":', ' "', "get", "_", "current_weather", '", "arguments": {"location": "Paris,')
+CALL = (
+    "{",
+    "\n",
+    " ",
+    ' "',
+    "name",
+    '":',
+    ' "',
+    "get",
+    "_",
+    "current_weather",
+    '", "arguments": {"location": "Paris,',
+)
 PIECES: dict[str, tuple[str, ...]] = {
     "v1_chat_tool": ("Hello", ",", " my", " name", " is", " Alex", "."),
     "v1_chat_tools_text": ("Hello", ",", " my", " name", " is", " Alex", "."),
     "v1_real_tool_call": (*CALL, ' France", "format": "celsius"}}'),
     "chat_real_tool_call": (*CALL, ' France", "format": "celsius"}}'),
 }
-COUNTS = frozenset(
-    "prompt_tokens completion_tokens total_tokens usage prompt_eval_count eval_count".split()
-)
+COUNTS = frozenset("prompt_tokens completion_tokens total_tokens usage prompt_eval_count eval_count".split())
 
 
 def recorded_text(name: str) -> tuple[str, ...]:
@@ -113,7 +125,9 @@ def pieces_of(name: str) -> tuple[str, ...]:
     """What the model says in a played case."""
     if name.startswith(("v1_real_tag_", "chat_real_tag_")):
         number = "one" if "_one_" in name else "two"
-        text = load_case("http", f"v1_real_tag_{number}_raw_text")["response"]["body"]["choices"][0]["message"]["content"]
+        text = load_case("http", f"v1_real_tag_{number}_raw_text")["response"]["body"]["choices"][0][
+            "message"
+        ]["content"]
         return tuple(ollama.split_pieces(text))
     longest = max((key for key in PIECES if name.startswith(key)), key=len, default="")
     if longest:
@@ -125,9 +139,7 @@ def pieces_of(name: str) -> tuple[str, ...]:
     return recorded_text(name)
 
 
-PLAYED = sorted(
-    set(case_names("http")) - set(NOT_COVERED) - set(STORY) - set(NAMES_STORY) - set(STATELESS)
-)
+PLAYED = sorted(set(case_names("http")) - set(NOT_COVERED) - set(STORY) - set(NAMES_STORY) - set(STATELESS))
 
 
 def write_gguf(path: Path) -> str:
@@ -150,15 +162,23 @@ def write_gguf(path: Path) -> str:
 
     width, hidden = 576, 1536
     layer = {
-        "attn_norm": (width,), "ffn_down": (hidden, width), "ffn_gate": (width, hidden), "ffn_up": (width, hidden),
-        "ffn_norm": (width,), "attn_k": (width, 192), "attn_output": (width, width), "attn_q": (width, width),
+        "attn_norm": (width,),
+        "ffn_down": (hidden, width),
+        "ffn_gate": (width, hidden),
+        "ffn_up": (width, hidden),
+        "ffn_norm": (width,),
+        "attn_k": (width, 192),
+        "attn_output": (width, width),
+        "attn_q": (width, width),
         "attn_v": (width, 192),
-    }  # fmt: skip
+    }
     tensors: list[tuple[str, tuple[int, ...]]] = [("token_embd.weight", (width, 49152))]
     tensors += [(f"blk.{at}.{name}.weight", shape) for at in range(30) for name, shape in layer.items()]
     tensors += [("output_norm.weight", (width,))]
     order = ["blk.0.attn_norm.weight", "blk.0.ffn_down.weight"]
-    tensors.sort(key=lambda item: (item[0] != "token_embd.weight", order.index(item[0]) if item[0] in order else 9))
+    tensors.sort(
+        key=lambda item: (item[0] != "token_embd.weight", order.index(item[0]) if item[0] in order else 9)
+    )
     values = {key: value for key, value in info.items() if key != "general.parameter_count"}
     values["tokenizer.chat_template"] = ollama.CHATML_JINJA[4][0]
     parts = [b"GGUF", struct.pack("<IQQ", 3, len(tensors), len(values))]
@@ -171,8 +191,8 @@ def write_gguf(path: Path) -> str:
     with path.open("wb") as file:
         file.write(b"".join(parts))
         file.truncate(GGUF_BYTES)
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    with path.open("rb") as written:
+        return hashlib.file_digest(written, "sha256").hexdigest()
 
 
 @pytest.fixture(scope="module")
@@ -206,7 +226,7 @@ class Player:
         self.found[name] = differences(case["response"], reply, self.replace, loose)
 
     def _compare_lists(self, name: str, recorded: dict[str, Any], body: dict[str, Any]) -> None:
-        """Entries of the same second have no order, and three recorded sizes are of models whose request is not recorded."""
+        """Entries of one second have no order; the sizes of name_case depend on requests not recorded."""
         (key,) = set(recorded) - {"object"}
         loose = {"digest", "modified_at", "created"} | ({"size"} if name.startswith("name_case") else set())
 
@@ -233,7 +253,12 @@ class Player:
         self.place()
         for name, parameters in (("anchor", {}), ("Mixed", {}), ("MIXED", {"num_ctx": 512})):
             files = {"a.gguf": f"sha256:{self.gguf[1]}"}
-            body = {"model": name, "files": files, "template": ollama.CHATML_TEMPLATE, "parameters": parameters}
+            body = {
+                "model": name,
+                "files": files,
+                "template": ollama.CHATML_TEMPLATE,
+                "parameters": parameters,
+            }
             assert send(self.server.port, "POST", "/api/create", json.dumps(body).encode()).status == 200
 
     def delete_name(self) -> None:
@@ -292,7 +317,9 @@ def _special_body(name: str) -> bytes | None:
         return json.dumps({"model": "nope", "messages": [{"role": "user", "content": content}]}).encode()
     if name == "chat_too_long_no_truncate":
         message = {"role": "user", "content": "word " * 6000}
-        return json.dumps({"model": "smol", "messages": [message], "truncate": False, "stream": False}).encode()
+        return json.dumps(
+            {"model": "smol", "messages": [message], "truncate": False, "stream": False}
+        ).encode()
     return None
 
 
@@ -301,9 +328,15 @@ def test_what_the_real_model_said_is_told_in_the_recorded_shape(name: str, store
     case = load_case("http", name)
     request = case["request"]
     body = request["body"] if isinstance(request.get("body"), dict) else {}
-    users = [m for m in body.get("messages") or [] if isinstance(m, dict) and isinstance(m.get("content"), str)]
+    users = [
+        m for m in body.get("messages") or [] if isinstance(m, dict) and isinstance(m.get("content"), str)
+    ]
     asked = [m["content"] for m in users if m.get("role") == "user"] or [body.get("prompt", "")]
-    final = "length" if "raw_text" not in name and '"length"' in json.dumps(case["response"]).replace("\\", "") else "stop"
+    final = (
+        "length"
+        if "raw_text" not in name and '"length"' in json.dumps(case["response"]).replace("\\", "")
+        else "stop"
+    )
     entry: dict[str, Any] = {"chunks": pieces_of(name), "done_reason": final}
     if "repeat_guard" in name:
         entry = {"chunks": recorded_text(name), "done_reason": None, "then": "no_final_message"}
@@ -329,7 +362,9 @@ def test_every_recorded_request_is_covered_or_named_with_a_reason() -> None:
     assert covered | set(NOT_COVERED) == set(case_names("http"))
 
 
-@pytest.mark.parametrize("name", ["template_json_function", "embed", "v1_embeddings", "v1_messages", "v1_responses"])
+@pytest.mark.parametrize(
+    "name", ["template_json_function", "embed", "v1_embeddings", "v1_messages", "v1_responses"]
+)
 def test_what_is_not_simulated_is_told_with_501(name: str, store: Path, tmp_path: Path) -> None:
     case = load_case("http", name)
     with start_server(models_dir=str(tmp_path)) as server:
@@ -339,7 +374,11 @@ def test_what_is_not_simulated_is_told_with_501(name: str, store: Path, tmp_path
                 if blob.stat().st_size > 1 << 20:
                     (tmp_path / "blobs" / blob.name).hardlink_to(blob)
                     digest = blob.name.replace("-", ":")
-                    create = {"model": case["request"]["body"]["model"], "files": {"a.gguf": digest}, "template": case["template"]}
+                    create = {
+                        "model": case["request"]["body"]["model"],
+                        "files": {"a.gguf": digest},
+                        "template": case["template"],
+                    }
                     reply = send(server.port, "POST", "/api/create", json.dumps(create).encode())
                     assert events_of(reply.text)[-1] == '{"status":"success"}'
         reply = send_recorded(server.port, case["request"])

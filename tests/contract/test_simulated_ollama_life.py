@@ -1,7 +1,9 @@
-"""Start, store, damage, loading and stopping of the simulated server, held to the recorded life of a real 0.17.5."""
+"""Start, store, damage, loading and stopping of the simulated server, held to the life of a real 0.17.5."""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
 import re
@@ -16,7 +18,7 @@ from typing import Any
 import pytest
 
 from testbed import ollama
-from testbed.ollama import RunningServer, Settings, open_server, start_server
+from testbed.ollama import Settings, open_server, start_server
 from tests.contract.test_simulated_ollama_http import RECORDED_GGUF, write_gguf
 from tests.contract.test_simulated_ollama_replay import CAPTURES, Reply, load_case, send
 
@@ -29,22 +31,27 @@ LIFE_NOT_COVERED = {
     "default_repeat_penalty": "no model, no penalty",
     "disk_full": "needs a full file system",
     "ps_during_load": "a load takes no time",
-    "queue_full": "nothing waits for a load; the fault 503 gives the recorded refusal (test_simulated_ollama_faults)",
+    "queue_full": "nothing waits for a load; the tests of faults hold the fault 503 to the recorded refusal",
     "runner_killed_during_generation": NO_RUNNER,
     "second_server_same_store": "the pruning at start that causes it is in prune_at_start",
     "sigkill_during_generation": NO_RUNNER,
     "store_of_other_version": "one store format only",
 }
-LIFE_COVERED = {
-    "aborted_blob_upload", "blob_sharing", "corrupt_store", "default_context", "files_after_create", "files_after_delete",
-    "heal_damaged_blob", "keep_alive_and_reload", "non_gguf_blob_at_start", "preplaced_blob", "prune_at_start", "raw_http",
-    "sigint_during_generation", "sigterm_during_generation", "startup_times", "umask_077", "unprivileged_user",
-}  # fmt: skip
-CLI_COVERED = {
-    "help_unknown", "serve_bad_host", "serve_bad_keepalive", "serve_first_start", "serve_host_0000", "serve_models_is_file",
-    "serve_models_unwritable", "serve_no_home", "serve_port_taken", "version_client_differs", "version_other_port",
-    "version_server_down", "version_server_up",
-}  # fmt: skip
+LIFE_COVERED = set(
+    """
+    aborted_blob_upload blob_sharing corrupt_store default_context files_after_create files_after_delete
+    heal_damaged_blob keep_alive_and_reload non_gguf_blob_at_start preplaced_blob prune_at_start
+    raw_http sigint_during_generation sigterm_during_generation startup_times umask_077
+    unprivileged_user
+    """.split()
+)
+CLI_COVERED = set(
+    """
+    help_unknown serve_bad_host serve_bad_keepalive serve_first_start serve_host_0000
+    serve_models_is_file serve_models_unwritable serve_no_home serve_port_taken version_client_differs
+    version_other_port version_server_down version_server_up
+    """.split()
+)
 CLI_NOT_COVERED = {
     **{path.stem: NO_VERBS for path in (CAPTURES / "cli").glob("*.txt") if path.stem not in CLI_COVERED},
     "serve_debug_start": "the debug log is not simulated",
@@ -76,9 +83,16 @@ def place(models: Path, gguf: tuple[Path, str]) -> Path:
     return blob
 
 
-def create(port: int, name: str, digest: str, template: str = ollama.CHATML_TEMPLATE, **parameters: Any) -> Reply:
+def create(
+    port: int, name: str, digest: str, template: str = ollama.CHATML_TEMPLATE, **parameters: Any
+) -> Reply:
     parameters = parameters or {"num_ctx": 2048, "stop": ["<|im_end|>"]}
-    body = {"model": name, "files": {"m.gguf": f"sha256:{digest}"}, "template": template, "parameters": parameters}
+    body = {
+        "model": name,
+        "files": {"m.gguf": f"sha256:{digest}"},
+        "template": template,
+        "parameters": parameters,
+    }
     return post(port, "/api/create", {**body, "stream": False})
 
 
@@ -106,10 +120,15 @@ def test_create_and_delete_leave_the_recorded_files(gguf: tuple[Path, str], tmp_
         assert create(server.port, "smol", gguf[1]).text == '{"status":"success"}'
         manifest = (models / case["manifest_path"]).read_text()
         here = {RECORDED_GGUF: gguf[1], "$MODELS": str(models)}
-        wanted, config = case["manifest_raw"], case["small_blobs"][case["manifest"]["config"]["digest"]]["text"]
+        wanted, config = (
+            case["manifest_raw"],
+            case["small_blobs"][case["manifest"]["config"]["digest"]]["text"],
+        )
         for old, new in here.items():
             wanted, config = wanted.replace(old, new), config.replace(old, new)
-        wanted = wanted.replace(case["manifest"]["config"]["digest"], json.loads(manifest)["config"]["digest"])
+        wanted = wanted.replace(
+            case["manifest"]["config"]["digest"], json.loads(manifest)["config"]["digest"]
+        )
         assert manifest == wanted
         blob = models / "blobs" / json.loads(manifest)["config"]["digest"].replace(":", "-")
         assert blob.read_text() == config
@@ -117,7 +136,9 @@ def test_create_and_delete_leave_the_recorded_files(gguf: tuple[Path, str], tmp_
             text = (models / "blobs" / layer["digest"].replace(":", "-")).read_text()
             assert text == case["small_blobs"][layer["digest"]]["text"]
         found = [(oct(path.stat().st_mode & 0o777), path.is_dir()) for path in sorted(models.rglob("*"))]
-        assert sorted(found) == sorted((entry["mode"], entry["type"] == "dir") for entry in case["after_create"])
+        assert sorted(found) == sorted(
+            (entry["mode"], entry["type"] == "dir") for entry in case["after_create"]
+        )
         tags = json.loads(send(server.port, "GET", "/api/tags").text)["models"][0]
         assert tags["size"] == case["size_in_api_tags"]
         assert post(server.port, "/api/delete", {"model": "smol"}, "DELETE").status == 200
@@ -134,7 +155,9 @@ def test_blobs_are_shared_and_go_with_their_last_user(gguf: tuple[Path, str], tm
             create(server.port, name, gguf[1], template=ollama.CHATML_TEMPLATE + extra)
         post(server.port, "/api/delete", {"model": "a"}, "DELETE")
         assert [size for _, size in listing(tmp_path)].count(414) == 2
-        assert sorted(size for _, size in listing(tmp_path)) == sorted(s for _, s in case["blobs_after_deleting_a"])
+        assert sorted(size for _, size in listing(tmp_path)) == sorted(
+            s for _, s in case["blobs_after_deleting_a"]
+        )
         create(server.port, "c", gguf[1], template=ollama.CHATML_TEMPLATE + "\n\n")
         recorded = case["blobs_after_recreate_with_another_template"]
         assert sorted(size for _, size in listing(tmp_path)) == sorted(size for _, size in recorded)
@@ -162,12 +185,14 @@ def test_a_preplaced_blob_is_taken_as_it_is(gguf: tuple[Path, str], tmp_path: Pa
         server.start()
         source = tmp_path / "source.gguf"
         source.write_bytes(ollama.render_gguf({"general.architecture": "qwen2"}, [("t", (32, 2))]))
-        digest = __import__("hashlib").sha256(source.read_bytes()).hexdigest()
+        digest = hashlib.sha256(source.read_bytes()).hexdigest()
         source.chmod(0o640)
         blob = tmp_path / "blobs" / f"sha256-{digest}"
         blob.hardlink_to(source)
         assert send(server.port, "HEAD", f"/api/blobs/sha256:{digest}").status == case["head"]
-        assert send(server.port, "POST", f"/api/blobs/sha256:{digest}", b"other").status == case["post_status"]
+        assert (
+            send(server.port, "POST", f"/api/blobs/sha256:{digest}", b"other").status == case["post_status"]
+        )
         assert create(server.port, "smol", digest).status == 200
         assert blob.stat().st_nlink == case["links"]
         assert oct(blob.stat().st_mode & 0o777) == case["mode_after"]
@@ -183,7 +208,11 @@ def test_a_preplaced_blob_is_taken_as_it_is(gguf: tuple[Path, str], tmp_path: Pa
 def test_an_aborted_upload_leaves_nothing(tmp_path: Path) -> None:
     with start_server(models_dir=str(tmp_path)) as server:
         with socket.create_connection(("127.0.0.1", server.port)) as connection:
-            head = b"POST /api/blobs/sha256:" + b"0" * 64 + b" HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n"
+            head = (
+                b"POST /api/blobs/sha256:"
+                + b"0" * 64
+                + b" HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n"
+            )
             connection.sendall(head + b"x" * 100_000)
             wait_until(lambda: bool(listing(tmp_path)))
             assert re.fullmatch(r"sha256-\d+", listing(tmp_path)[0][0])
@@ -211,11 +240,11 @@ DAMAGE_NOT_COVERED = {
 def _layer_path(blob: Path, manifest: Path, index: int | None) -> Path:
     value = json.loads(manifest.read_text())
     layer = value["config"] if index is None else value["layers"][index]
-    return blob.parent / layer["digest"].replace(":", "-")
+    return blob.parent / str(layer["digest"]).replace(":", "-")
 
 
 @pytest.fixture
-def damaged(gguf: tuple[Path, str], tmp_path: Path) -> Iterator[tuple[Path, Path]]:
+def damaged(gguf: tuple[Path, str], tmp_path: Path) -> tuple[Path, Path]:
     """A store with the model `smol`, its GGUF no hard link any more, and its manifest; no server runs."""
     with start_server(models_dir=str(tmp_path)) as server:
         blob = place(tmp_path, gguf)
@@ -224,29 +253,43 @@ def damaged(gguf: tuple[Path, str], tmp_path: Path) -> Iterator[tuple[Path, Path
     with blob.open("wb") as file, gguf[0].open("rb") as source:
         file.write(source.read(20_000))
         file.truncate(gguf[0].stat().st_size)
-    yield blob, tmp_path / "manifests" / "registry.ollama.ai" / "library" / "smol" / "latest"
+    return blob, tmp_path / "manifests" / "registry.ollama.ai" / "library" / "smol" / "latest"
 
 
 def _equal(recorded: Mapping[str, Any], reply: Reply, here: Mapping[str, str]) -> None:
     body = recorded["body"]
     for old, new in here.items():
         body = body.replace(old, new)
-    plain = lambda text: re.sub(r"tensor .* exceeds", "tensor exceeds", text)  # noqa: E731
+
+    def plain(text: str) -> str:
+        return re.sub(r"tensor .* exceeds", "tensor exceeds", text)
+
     assert (reply.status, plain(reply.text)) == (recorded["status"], plain(body))
 
 
 @pytest.mark.parametrize("name", sorted(DAMAGE))
-def test_a_damaged_store_answers_as_recorded(name: str, damaged: tuple[Path, Path], gguf: tuple[Path, str], tmp_path: Path) -> None:
+def test_a_damaged_store_answers_as_recorded(
+    name: str, damaged: tuple[Path, Path], gguf: tuple[Path, str], tmp_path: Path
+) -> None:
     recorded = load_case("life", "corrupt_store")["damage"][name]
     DAMAGE[name](*damaged)
     with start_server(models_dir=str(tmp_path)) as server:
         here = {RECORDED_GGUF: gguf[1], "$MODELS": str(tmp_path)}
         _equal(recorded["show"], post(server.port, "/api/show", {"model": "smol"}), here)
-        _equal(recorded["generate"], post(server.port, "/api/generate", {"model": "smol", "prompt": "x"}), here)
+        _equal(
+            recorded["generate"], post(server.port, "/api/generate", {"model": "smol", "prompt": "x"}), here
+        )
         chat = {"model": "smol", "messages": [{"role": "user", "content": "x"}]}
         _equal(recorded["v1_chat"], post(server.port, "/v1/chat/completions", chat), here)
-        _equal(recorded["v1_chat_stream"], post(server.port, "/v1/chat/completions", {**chat, "stream": True}), here)
-        assert send(server.port, "HEAD", f"/api/blobs/sha256:{gguf[1]}").status == recorded["blob_head"]["status"]
+        _equal(
+            recorded["v1_chat_stream"],
+            post(server.port, "/v1/chat/completions", {**chat, "stream": True}),
+            here,
+        )
+        assert (
+            send(server.port, "HEAD", f"/api/blobs/sha256:{gguf[1]}").status
+            == recorded["blob_head"]["status"]
+        )
         listed = [line.split()[0] for line in recorded["tags"]["body"] if "smol" in line]
         models = json.loads(send(server.port, "GET", "/api/tags").text)["models"]
         assert [model["name"] for model in models] == listed
@@ -269,18 +312,25 @@ BAD_BYTES = {
 
 
 @pytest.mark.parametrize("name", sorted(load_case("life", "non_gguf_blob_at_start")["damage"]))
-def test_a_blob_that_is_no_gguf_answers_as_recorded(name: str, damaged: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_blob_that_is_no_gguf_answers_as_recorded(
+    name: str, damaged: tuple[Path, Path], tmp_path: Path
+) -> None:
     recorded = load_case("life", "non_gguf_blob_at_start")["damage"][name]["starts"][0]
     damaged[0].write_bytes(BAD_BYTES[name])
     with start_server(models_dir=str(tmp_path)) as server:
         chat = {"model": "smol", "messages": [{"role": "user", "content": "x"}]}
-        show, talk = post(server.port, "/api/show", {"model": "smol"}), post(server.port, "/v1/chat/completions", chat)
+        show, talk = (
+            post(server.port, "/api/show", {"model": "smol"}),
+            post(server.port, "/v1/chat/completions", chat),
+        )
         assert [show.status, show.headers.get("Content-Type"), show.text] == recorded["show"]
         assert [talk.status, talk.headers.get("Content-Type"), talk.text] == recorded["v1_chat"]
         assert send(server.port, "GET", "/api/tags").status == recorded["tags"][0]
 
 
-def test_a_truncated_blob_is_healed_by_removing_it_first(damaged: tuple[Path, Path], gguf: tuple[Path, str], tmp_path: Path) -> None:
+def test_a_truncated_blob_is_healed_by_removing_it_first(
+    damaged: tuple[Path, Path], gguf: tuple[Path, str], tmp_path: Path
+) -> None:
     recorded = load_case("life", "heal_damaged_blob")
     os.truncate(damaged[0], recorded["blob_size_after"])
     with start_server(models_dir=str(tmp_path)) as server:
@@ -292,7 +342,9 @@ def test_a_truncated_blob_is_healed_by_removing_it_first(damaged: tuple[Path, Pa
 
 
 # ---- loading
-def test_context_and_size_of_a_loaded_model_are_the_recorded_ones(gguf: tuple[Path, str], tmp_path: Path) -> None:
+def test_context_and_size_of_a_loaded_model_are_the_recorded_ones(
+    gguf: tuple[Path, str], tmp_path: Path
+) -> None:
     recorded = load_case("life", "default_context")
     lengths = {0: "ps", 3000: "with_OLLAMA_CONTEXT_LENGTH_3000", 300000: "with_OLLAMA_CONTEXT_LENGTH_300000"}
     for at, (length, key) in enumerate(lengths.items()):
@@ -303,7 +355,10 @@ def test_context_and_size_of_a_loaded_model_are_the_recorded_ones(gguf: tuple[Pa
                 place(tmp_path, gguf)
                 create(server.port, "noctx", gguf[1], seed=1)
                 create(server.port, "smol", gguf[1])
-            for name, wanted in (("noctx", recorded[key]), ("smol", recorded["model_num_ctx_2048_beats_env"])):
+            for name, wanted in (
+                ("noctx", recorded[key]),
+                ("smol", recorded["model_num_ctx_2048_beats_env"]),
+            ):
                 post(server.port, "/api/generate", {"model": name})
                 assert shown_ps(server.port) == [
                     (m["name"], m["size"], m["size_vram"], m["context_length"]) for m in wanted
@@ -312,7 +367,9 @@ def test_context_and_size_of_a_loaded_model_are_the_recorded_ones(gguf: tuple[Pa
 
 def test_keep_alive_and_reloads_are_as_recorded(gguf: tuple[Path, str], tmp_path: Path) -> None:
     recorded = load_case("life", "keep_alive_and_reload")
-    settings = Settings(models_dir=str(tmp_path), keep_alive_seconds=0.3, script={"x": ollama.Played(("y",), "stop")})
+    settings = Settings(
+        models_dir=str(tmp_path), keep_alive_seconds=0.3, script={"x": ollama.Played(("y",), "stop")}
+    )
 
     def ps(key: str) -> list[tuple[Any, ...]]:
         return [(m["name"], m["size"], m["size_vram"], m["context_length"]) for m in recorded[key]]
@@ -368,9 +425,13 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
         values = {"PATH": os.environ["PATH"], "HOME": str(tmp_path / "home"), "OLLAMA_NO_CLOUD": "1", **env}
         (tmp_path / "home").mkdir(exist_ok=True)
         process = subprocess.Popen(
-            [str(PROGRAM), *arguments], env={k: v for k, v in values.items() if v is not None}, umask=umask, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
+            [str(PROGRAM), *arguments],
+            env={k: v for k, v in values.items() if v is not None},
+            umask=umask,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
         started.append(process)
         return process
 
@@ -429,16 +490,16 @@ def test_a_signal_cuts_what_is_in_the_air_and_exits_0(
 ) -> None:
     recorded = load_case("life", f"{number.name.lower()}_during_generation")
     port = free_port()
-    process = serve("serve", "--fault", "hang=/v1", OLLAMA_HOST=f"127.0.0.1:{port}", OLLAMA_MODELS=str(tmp_path / "m"))
+    process = serve(
+        "serve", "--fault", "hang=/v1", OLLAMA_HOST=f"127.0.0.1:{port}", OLLAMA_MODELS=str(tmp_path / "m")
+    )
     wait_for_answer(port)
     with socket.create_connection(("127.0.0.1", port)) as connection:
         connection.sendall(b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n")
         process.send_signal(number)
         assert process.wait(timeout=10) == recorded["exit_code"]
-        try:
+        with contextlib.suppress(ConnectionResetError):
             assert connection.recv(100) == b""
-        except ConnectionResetError:
-            pass
 
 
 def test_files_under_umask_077_have_the_recorded_modes(
@@ -474,7 +535,9 @@ def test_a_start_that_fails_fails_as_recorded(
     assert wanted in ours.splitlines()
 
 
-def test_a_store_or_home_that_cannot_be_written_is_told_as_recorded(serve: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
+def test_a_store_or_home_that_cannot_be_written_is_told_as_recorded(
+    serve: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
     recorded = load_case("life", "unprivileged_user")
     (tmp_path / "file").write_text("")
     store = str(tmp_path / "file" / "m")
@@ -491,7 +554,9 @@ def test_a_store_or_home_that_cannot_be_written_is_told_as_recorded(serve: Calla
     assert ours.splitlines()[-1].startswith(wanted[1].partition("$RUN")[0])
 
 
-def test_a_taken_port_is_told_as_recorded(serve: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
+def test_a_taken_port_is_told_as_recorded(
+    serve: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
     code, _, log = read_cli("serve_port_taken")
     with start_server(models_dir=str(tmp_path)) as server:
         process = serve("serve", OLLAMA_HOST=f"127.0.0.1:{server.port}")
@@ -522,7 +587,9 @@ def test_nonsense_in_settings_falls_back_as_recorded() -> None:
     assert (settings.keep_alive_seconds, settings.context_length) == (300.0, 0)
 
 
-def test_a_foreign_interface_is_told_as_recorded(serve: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
+def test_a_foreign_interface_is_told_as_recorded(
+    serve: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
     recorded, port = (CAPTURES / "cli" / "serve_host_0000.txt").read_text(), free_port()
     process = serve("serve", OLLAMA_HOST=f"0.0.0.0:{port}", OLLAMA_MODELS=str(tmp_path / "m"))
     wait_for_answer(port)
@@ -532,7 +599,9 @@ def test_a_foreign_interface_is_told_as_recorded(serve: Callable[..., subprocess
     assert wanted in log
 
 
-@pytest.mark.parametrize("name", ["version_server_up", "version_server_down", "version_other_port", "version_client_differs"])
+@pytest.mark.parametrize(
+    "name", ["version_server_up", "version_server_down", "version_other_port", "version_client_differs"]
+)
 def test_the_version_is_told_as_recorded_and_as_simulated(
     name: str, serve: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
@@ -546,8 +615,12 @@ def test_the_version_is_told_as_recorded_and_as_simulated(
     assert ours.splitlines() == [*out.splitlines(), "Warning: this ollama is simulated"]
 
 
-@pytest.mark.parametrize(("arguments", "message"), [(["nosuch"], None), (["pull", "x"], "simulated"), (["serve", "--x"], "--x")])
-def test_another_verb_or_flag_exits_1(arguments: list[str], message: str | None, serve: Callable[..., subprocess.Popen[str]]) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "message"), [(["nosuch"], None), (["pull", "x"], "simulated"), (["serve", "--x"], "--x")]
+)
+def test_another_verb_or_flag_exits_1(
+    arguments: list[str], message: str | None, serve: Callable[..., subprocess.Popen[str]]
+) -> None:
     code, _, log = read_cli("help_unknown")
     process = serve(*arguments)
     _, ours = process.communicate(timeout=10)
@@ -557,7 +630,11 @@ def test_another_verb_or_flag_exits_1(arguments: list[str], message: str | None,
 
 def test_without_a_python_it_exits_127_and_says_so(tmp_path: Path) -> None:
     done = subprocess.run(
-        ["/bin/sh", str(PROGRAM), "serve"], env={"PATH": str(tmp_path)}, capture_output=True, text=True, check=False
+        ["/bin/sh", str(PROGRAM), "serve"],
+        env={"PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 127
     assert "needs Python 3.9" in done.stderr
@@ -567,5 +644,3 @@ def test_the_help_names_every_fault(capsys: pytest.CaptureFixture[str]) -> None:
     assert ollama.main(["--help"]) == 0
     text = capsys.readouterr().out
     assert [name for name in ollama.FAULTS if f"  {name}" not in text] == []
-
-

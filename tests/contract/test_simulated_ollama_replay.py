@@ -1,4 +1,4 @@
-"""How recorded exchanges are sent to a server and compared: volatile fields by type, everything else by value and order."""
+"""How recorded exchanges are sent and compared: volatile fields by type, all else by value and order."""
 
 from __future__ import annotations
 
@@ -107,7 +107,11 @@ def normalise(value: Any, key: str = "", loose: frozenset[str] = frozenset()) ->
 def shape(value: Any) -> Any:
     """The order of keys at every depth; arguments have none."""
     if isinstance(value, dict):
-        return [(key, shape(item) if key != "arguments" else "") for key, item in value.items() if key != "context"]
+        return [
+            (key, shape(item) if key != "arguments" else "")
+            for key, item in value.items()
+            if key != "context"
+        ]
     return [shape(item) for item in value] if isinstance(value, list) else ""
 
 
@@ -158,9 +162,11 @@ def differences(
 
 
 def _near_the_limit(recorded: Mapping[str, Any]) -> bool:
-    """Whether the body was cut by the capture or so long that a few bytes decide between length and chunks."""
+    """Whether the body was cut by the capture, or a few bytes decide between length and chunks."""
     length = int(recorded["headers"].get("Content-Length", 0))
-    cut = "cut by the capture" in json.dumps(recorded) or isinstance(recorded.get("body"), dict) and "models" in recorded["body"]
+    cut = "cut by the capture" in json.dumps(recorded) or (
+        isinstance(recorded.get("body"), dict) and "models" in recorded["body"]
+    )
     return cut or abs(length - 2048) < 64 or "_debug_info" in json.dumps(recorded.get("body"))
 
 
@@ -188,7 +194,11 @@ def test_replies_that_differ_only_in_volatile_fields_are_equal() -> None:
         _reply(finish_reason="length"),
         _reply(created="now"),
         _reply(more=1),
-        Reply(200, {"Content-Type": "application/json"}, '{"created":9,"id":"chatcmpl-1","finish_reason":"stop","total_duration":1}'),
+        Reply(
+            200,
+            {"Content-Type": "application/json"},
+            '{"created":9,"id":"chatcmpl-1","finish_reason":"stop","total_duration":1}',
+        ),
     ],
     ids=["status", "header", "value", "type", "another key", "order of keys"],
 )

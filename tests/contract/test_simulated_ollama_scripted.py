@@ -1,4 +1,4 @@
-"""What the simulated server makes of a given model output, held to the recorded exchanges of a real 0.17.5."""
+"""What the simulated server makes of a given model output, held to the exchanges of a real 0.17.5."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from testbed.ollama import RunningServer, start_server
+from testbed.ollama import RunningServer, ToolParser, parse_template, start_server
 from tests.contract.test_simulated_ollama_replay import case_names, differences, load_case, send_recorded
 
 # Texts that the recorded runs put into the runner's final message; the captures do not hold them.
@@ -57,7 +57,8 @@ def test_every_streamed_event_is_a_chunk_of_its_own(server: RunningServer) -> No
 
     exchange = load_case("scripted", "text_before_call")["exchanges"][1]
     body = json.dumps({**exchange["request"]["body"], "tools": []}).encode()
-    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
+    head += b"Connection: close\r\nContent-Length: %d\r\n\r\n"
     with socket.create_connection(("127.0.0.1", server.port)) as connection:
         connection.sendall(head % len(body) + body)
         raw = b"".join(iter(lambda: connection.recv(65536), b""))
@@ -66,3 +67,83 @@ def test_every_streamed_event_is_a_chunk_of_its_own(server: RunningServer) -> No
     assert all(text.startswith(b"data: {") for text in texts)
     assert texts[-1].endswith(b"}\n\ndata: [DONE]\n\n")
     assert len(texts) == len(load_case("scripted", "text_before_call")["model_output"]["chunks"]) + 1
+
+
+# What tools/tools.go of 0.17.5 gives: tag, declared tools, pieces, and calls and text of each piece.
+PARSED: list[tuple[str, list[str], list[str], list[tuple[list[Any], str]]]] = [
+    (
+        "<tool_call>",
+        ["lookup", "lookup_all"],
+        ['<tool_call>{"name": "x", "arguments": {"a": 1}} lookup', "_all", " "],
+        [([], ""), ([], ""), ([["lookup_all", {"a": 1}, 0]], "")],
+    ),
+    (
+        "<tool_call>",
+        ["get", "get_time"],
+        ["<tool_", 'call>{"get_time": {"a": [1, 2.50, 1e2]}}'],
+        [([], ""), ([["get_time", {"a": [1, 2.5, 100]}, 0]], "")],
+    ),
+    (
+        "<tool_call>",
+        ["f"],
+        ["a<tool", "b<tool_call", '> f {"parameters": {"x": "\\ud800"}, "name": 1}'],
+        [([], "a"), ([], "<toolb"), ([["f", {"x": "\ufffd"}, 0]], "")],
+    ),
+    (
+        "{",
+        ["f"],
+        [" \n", '{"name": "f", "arguments": "{\\"a\\": 1}"}', "tail"],
+        [([], " \n"), ([["f", {"a": 1}, 0]], ""), ([], "")],
+    ),
+    (
+        "[",
+        ["f"],
+        ['[{"name": "f", "arguments": {"a": 1}}, ', '{"name": "f", "arguments": {"b": 2}}]', "done"],
+        [([["f", {"a": 1}, 0]], ""), ([["f", {"b": 2}, 1]], ""), ([], "")],
+    ),
+    (
+        "<tool_call>",
+        ["f"],
+        ['<tool_call>f {"x": [{"name": "y"}, {"name": "z", "arguments": {"k": null}}]}'],
+        [([], "")],
+    ),
+    (
+        "<tool_call>",
+        ["f"],
+        ['<tool_call>f {"a": 01} {"a": 1e400} {"a": 2}'],
+        [([["f", {"a": 2}, 0]], "")],
+    ),
+]
+
+
+@pytest.mark.parametrize(("tag", "tools", "pieces", "steps"), PARSED)
+def test_the_parser_gives_what_the_original_gives(
+    tag: str, tools: list[str], pieces: list[str], steps: list[tuple[list[Any], str]]
+) -> None:
+    parser = ToolParser(tag, tools)
+    found = []
+    for piece in pieces:
+        calls, text = parser.add(piece)
+        found.append(([[call.name, call.arguments, call.index] for call in calls], text))
+    assert found == steps
+
+
+@pytest.mark.parametrize(
+    ("template", "tag"),
+    [
+        ('{{ if .ToolCalls }}\n<call> {"name"{{ end }}', "<call>"),
+        ("{{- range .M }}{{ if .ToolCalls }}{{ range .ToolCalls }}[T]{{ end }}{{ end }}{{ end }}", "[T]"),
+        ("{{ if .ToolCalls }}{{ if .Content }} {{ end }}<tool_call>{{ end }}", "{"),
+        ("{{ if .ToolCalls }}{{ .Content }}<tool_call>{{ end }}", "{"),
+        ("{{ if .Messages }}{{ else if .ToolCalls }}x{y{{ end }}", "x"),
+        ("{{ with .A }}{{ if and .B .C.ToolCalls }}\r\n <a>\r\n<b> {{ end }}{{ end }}", "<a>\n<b>"),
+        ("{{ if (len .ToolCalls) }}no{{ end }}{{ if not .ToolCalls }}yes{{ end }}", "yes"),
+        ("{{ if .ToolCalls }}{{ end }}{{ if .ToolCalls }}second{{ end }}", "{"),
+        ("{{ if $.ToolCalls }}var{{ else }}{{ if .ToolCalls }}field{{ end }}{{ end }}", "field"),
+        ('{{ define "x" }}{{ if .ToolCalls }}hidden{{ end }}{{ end }}{{ template "x" . }}', "{"),
+        ("{{ if .ToolCalls }}{{/* c */}}{{ with .A }}{{ else }}W{{ end }}{{ end }}", "W"),
+        ("no calls", "{"),
+    ],
+)
+def test_the_tag_comes_from_the_template_by_the_original_rule(template: str, tag: str) -> None:
+    assert parse_template(template).tag == tag
