@@ -6,6 +6,7 @@ so that relative paths on the command line mean what they say.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from contextlib import contextmanager
 from invoke import Collection, Exit, ParseError, Program
 
 import tasks
-from deploy.errors import ExitCode, UsageError, render_error
+from deploy.errors import ExitCode, UsageError, designed_error, render_error
 
 VERSION = "0.1.0"
 
@@ -43,11 +44,13 @@ class Fleet(Program):
             super().parse_cleanup()
 
     def execute(self) -> None:
-        """Raises `Exit` with code 130 after Ctrl-C; Invoke itself would end with 1."""
+        """Ends with 130 after Ctrl-C; Invoke itself would end with 1."""
         try:
             super().execute()
-        except KeyboardInterrupt as interrupt:
-            raise Exit(code=ExitCode.INTERRUPTED) from interrupt
+        except KeyboardInterrupt:
+            sys.stdout.flush()
+            # At once: the interpreter's own end would wait for a thread that is in the middle of a step.
+            os._exit(ExitCode.INTERRUPTED)
 
 
 def help_wanted(argv: list[str]) -> list[str]:
@@ -75,7 +78,22 @@ def main() -> None:
     pyc = [] if sys.dont_write_bytecode else ["--write-pyc"]
     namespace = Collection.from_module(tasks)
     program = Fleet(name="ollama-fleet", binary="./fleet", version=VERSION, namespace=namespace)
-    program.run(["fleet", *pyc, *with_first_word(help_wanted(sys.argv[1:]))])
+    try:
+        try:
+            program.run(["fleet", *pyc, *with_first_word(help_wanted(sys.argv[1:]))])
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except OSError as error:
+        # Standard output takes nothing any more: without this the interpreter would try again at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        ended = error.__context__
+        code: object = ended.code if isinstance(ended, SystemExit) else ExitCode.DONE
+        if not isinstance(error, BrokenPipeError):
+            # For `./fleet --list | head -1` the reader has what it wanted; a full disk is a failure.
+            print(render_error(designed_error(error)), file=sys.stderr)
+            code = code or ExitCode.FAILED
+        raise SystemExit(code) from None
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from console.proof import check_served, smoke_database, verify_model
 from console.run import Run, may_change, transport_for
@@ -11,6 +11,7 @@ from deploy import services
 from deploy.converge import Options, converge, probe_host
 from deploy.desired import Desired
 from deploy.errors import ExitCode, FleetError, UsageError
+from deploy.facts import HostFacts
 from deploy.fleet import each, interrupts
 from deploy.host_lock import host_lock
 from deploy.outcomes import HostOutcome, ModelVerdict, Outcome, VerifyRequest
@@ -98,9 +99,15 @@ def deploy_hosts(
             selection=selection,
             endpoint=run.endpoint,
         )
-        return each(
-            hosts, lambda host: tell_outcome(run, converge(host, transport_for(host), options)), run.forks
-        )
+
+        def one(desired: Desired) -> HostOutcome:
+            try:
+                transport = transport_for(desired)
+            except FleetError as error:
+                return tell_outcome(run, _failed(desired, error))
+            return tell_outcome(run, converge(desired, transport, options))
+
+        return each(hosts, one, run.forks)
 
 
 def service_asking(run: Run, action: str, *, yes: bool) -> ExitCode:
@@ -114,22 +121,35 @@ def service_asking(run: Run, action: str, *, yes: bool) -> ExitCode:
             hint="./fleet service converge|start|stop|restart",
         )
     hosts = run.hosts()
-    running = sum(len(probe_host(desired, transport_for(desired)).servers) for desired in hosts)
-    run.report.say(f"{action}: {running} running server{'' if running == 1 else 's'}")
+    if action == "restart":
+        for desired in hosts:
+            _check_can_start(desired)
+    running = _announce(
+        run, hosts, lambda _, facts: [f"would {action} pid {server.process.pid}" for server in facts.servers]
+    )
     if running and not may_change(run.report, yes=yes):
         run.report.summary([HostOutcome(host=desired.host, outcome=Outcome.SKIPPED) for desired in hosts])
         return ExitCode.USAGE
     outcomes = each(hosts, lambda desired: tell_outcome(run, _stop(desired, run)), run.forks)
-    if action == "restart" and not exit_code(outcomes):
-        outcomes = deploy_hosts(run, hosts, "service", only_service)
+    if action == "restart":
+        stopped = [host for host, outcome in zip(hosts, outcomes, strict=True) if outcome.error is None]
+        failed = [outcome for outcome in outcomes if outcome.error is not None]
+        outcomes = (*deploy_hosts(run, stopped, "service", only_service), *failed)
     run.report.summary(outcomes)
     return exit_code(outcomes)
 
 
-def _stop(desired: Desired, run: Run) -> HostOutcome:
-    transport = transport_for(desired)
+def _check_can_start(desired: Desired) -> None:
+    """What would keep the server from starting is told before it is stopped."""
+    facts = probe_host(desired, transport_for(desired))
+    own = {server.process.pid for server in facts.servers}
+    listener = None if facts.listener is None or facts.listener.pid in own else facts.listener
+    plan(desired, replace(facts, servers=(), listener=listener), only_service)
 
+
+def _stop(desired: Desired, run: Run) -> HostOutcome:
     def stop() -> int:
+        transport = transport_for(desired)
         with host_lock(transport, desired.paths.lock, "service stop"):
             servers = probe_host(desired, transport).servers
             for server in servers:
@@ -144,12 +164,13 @@ def remove_asking(run: Run, *, yes: bool, models: bool) -> ExitCode:
     """`remove`: everything of ours, the model store only when asked."""
     hosts = run.hosts()
     store = Models.REMOVE if models else Models.KEEP
-    doomed = 0
-    for desired in hosts:
-        transport = transport_for(desired)
-        for thing in doomed_things(desired, transport, probe_host(desired, transport), store):
-            run.report("note", desired.host, text=f"would remove {thing}")
-            doomed += 1
+    doomed = _announce(
+        run,
+        hosts,
+        lambda desired, facts: tuple(
+            f"would remove {thing}" for thing in doomed_things(desired, transport_for(desired), facts, store)
+        ),
+    )
     if doomed and not may_change(run.report, yes=yes):
         run.report.summary([HostOutcome(host=desired.host, outcome=Outcome.SKIPPED) for desired in hosts])
         return ExitCode.USAGE
@@ -161,14 +182,36 @@ def remove_asking(run: Run, *, yes: bool, models: bool) -> ExitCode:
 def remove_hosts(run: Run, hosts: Sequence[Desired], models: Models) -> tuple[HostOutcome, ...]:
     """Remove without asking."""
 
-    def one(desired: Desired) -> HostOutcome:
+    def one(desired: Desired) -> int:
         transport = transport_for(desired)
-        probe = lambda: probe_host(desired, transport)  # noqa: E731
-        return tell_outcome(
-            run, _outcome_of(desired, lambda: remove_host(desired, transport, probe, run.report, models))
-        )
+        return remove_host(desired, transport, lambda: probe_host(desired, transport), run.report, models)
 
-    return each(hosts, one, run.forks)
+    return each(
+        hosts, lambda desired: tell_outcome(run, _outcome_of(desired, lambda: one(desired))), run.forks
+    )
+
+
+def _announce(
+    run: Run, hosts: Sequence[Desired], things: Callable[[Desired, HostFacts], Sequence[str]]
+) -> int:
+    """Tell what would become of every host; returns how many things. A host that cannot say fails later."""
+
+    def one(desired: Desired) -> int:
+        try:
+            found = things(desired, probe_host(desired, transport_for(desired)))
+        except FleetError:
+            return 1
+        for thing in found:
+            run.report("note", desired.host, text=thing)
+        return len(found)
+
+    return sum(each(hosts, one, run.forks))
+
+
+def _failed(desired: Desired, error: FleetError) -> HostOutcome:
+    error.host = error.host or desired.host
+    outcome = Outcome.UNREACHABLE if error.exit_code is ExitCode.UNREACHABLE else Outcome.FAILED
+    return HostOutcome(host=desired.host, outcome=outcome, error=error)
 
 
 def _outcome_of(desired: Desired, work: Callable[[], int]) -> HostOutcome:
@@ -176,8 +219,7 @@ def _outcome_of(desired: Desired, work: Callable[[], int]) -> HostOutcome:
     try:
         changed = work()
     except FleetError as error:
-        error.host = error.host or desired.host
-        return HostOutcome(host=desired.host, outcome=Outcome.FAILED, error=error)
+        return _failed(desired, error)
     return HostOutcome(
         host=desired.host, outcome=Outcome.CHANGED if changed else Outcome.OK, steps_done=changed
     )

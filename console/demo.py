@@ -9,14 +9,23 @@ from pathlib import Path
 
 from console.changes import count_cases, deploy_hosts, exit_code, ollama_word, remove_hosts
 from console.paths import CANARY, MODELFILES
-from console.run import Run
+from console.run import Run, refused_binary
 from console.views import show_cases, smoke_hosts
 from deploy.compose import Sources
-from deploy.errors import ExitCode, HostLocked, NotConverged, PortTaken
+from deploy.errors import ExitCode, HostLocked, Interrupted, NotConverged, PortTaken
+from deploy.fleet import interrupts
 from deploy.outcomes import HostOutcome, Outcome
 from deploy.remove import Models
 from deploy.report import Report
-from testbed.demo import DemoRunning, DemoSite, demo_directory, demo_site, free_port, write_inventory
+from testbed.demo import (
+    DemoRunning,
+    DemoSite,
+    UnusableBinary,
+    demo_directory,
+    demo_site,
+    free_port,
+    write_inventory,
+)
 
 PORT_ATTEMPTS = 3
 
@@ -29,6 +38,8 @@ def run_demo(report: Report, *, keep: bool, database: Path | None) -> ExitCode:
             for note in site.notes:
                 report("note", None, text=note)
             outcomes = _play(report, site, database, keep=keep)
+    except UnusableBinary as error:
+        raise refused_binary(error) from error
     except DemoRunning as running:
         raise HostLocked(
             sentence=f"another demo runs in `{directory}`",
@@ -38,8 +49,6 @@ def run_demo(report: Report, *, keep: bool, database: Path | None) -> ExitCode:
         ) from None
     if keep:
         _tell_what_stays(report, site)
-    else:
-        _forget(directory)
     report.summary(outcomes, **count_cases(outcomes), **ollama_word(outcomes))
     return exit_code(outcomes)
 
@@ -54,21 +63,33 @@ def _play(report: Report, site: DemoSite, database: Path | None, *, keep: bool) 
         endpoint=site.endpoint,
         database=database,
     )
+    with interrupts(run.stop_requested, report.say):
+        try:
+            return _deploy_twice_and_smoke(run, site)
+        except KeyboardInterrupt:
+            # The second Ctrl-C: at once. The next demo begins with what this one leaves.
+            keep = True
+            raise
+        finally:
+            if not keep:
+                remove_hosts(run, run.hosts(), Models.REMOVE)
+                # Under the demo's lock: a demo that waits for nothing could be making it anew.
+                shutil.rmtree(site.directory, ignore_errors=True)
+
+
+def _deploy_twice_and_smoke(run: Run, site: DemoSite) -> tuple[HostOutcome, ...]:
     first = _deploy_on_free_port(run, site)
-    outcomes = first
-    try:
-        if not exit_code(first):
-            report("note", None, text="deploying a second time: nothing may change")
-            second = deploy_hosts(run, run.hosts(), "deploy")
-            _check_unchanged(second)
-            smoked = smoke_hosts(run, run.hosts(), None)
-            show_cases(report, smoked)
-            # What changed is told by the first deploy, what works by the suite over the served name.
-            outcomes = tuple(_joined(one, other) for one, other in zip(first, smoked, strict=True))
-    finally:
-        if not keep:
-            remove_hosts(run, run.hosts(), Models.REMOVE)
-    return outcomes
+    if exit_code(first):
+        return first
+    run.report("note", None, text="deploying a second time: nothing may change")
+    second = deploy_hosts(run, run.hosts(), "deploy")
+    _check_unchanged(second)
+    smoked = smoke_hosts(run, run.hosts(), None)
+    show_cases(run.report, smoked)
+    if run.stop_requested.is_set():
+        raise Interrupted(sentence="`demo` was interrupted", hint="./fleet demo")
+    # What changed is told by the first deploy, what works by the suite over the served name.
+    return tuple(_joined(one, other) for one, other in zip(first, smoked, strict=True))
 
 
 def _deploy_on_free_port(run: Run, site: DemoSite) -> tuple[HostOutcome, ...]:
@@ -77,7 +98,7 @@ def _deploy_on_free_port(run: Run, site: DemoSite) -> tuple[HostOutcome, ...]:
     for _ in range(PORT_ATTEMPTS):
         if not any(isinstance(outcome.error, PortTaken) for outcome in outcomes):
             break
-        write_inventory(site.inventory, free_port())
+        write_inventory(site.inventory, free_port(), site.server)
         outcomes = deploy_hosts(run, run.hosts(), "deploy")
     return outcomes
 
@@ -109,13 +130,3 @@ def _tell_what_stays(report: Report, site: DemoSite) -> None:
     report("note", None, text=f"kept: {site.directory}")
     for task in ("status", "plan", "smoke", "remove --models"):
         report("note", None, text=f"  ./fleet {task} --inventory {inventory}")
-
-
-def _forget(directory: Path) -> None:
-    """The demo's own directory, and the parents that only it had a reason to make."""
-    shutil.rmtree(directory, ignore_errors=True)
-    for parent in (directory.parent,):
-        try:
-            parent.rmdir()
-        except OSError:
-            return

@@ -72,4 +72,18 @@ def may_change(report: Report, *, yes: bool) -> bool:
     if not is_terminal():
         report.say("nothing was changed: there is no terminal to ask on; give --yes to make these changes")
         return False
-    return input("make these changes? [y/N] ").strip().lower() in ("y", "yes")
+    report.say("make these changes? [y/N]")
+    try:
+        return input().strip().lower() in ("y", "yes")
+    except EOFError:
+        return False
+
+
+def refused_binary(cause: Exception) -> UsageError:
+    """`OLLAMA_BIN` is the only variable that chooses a real server for the testbed."""
+    return UsageError(
+        sentence="`OLLAMA_BIN` names no usable Ollama",
+        cause=str(cause),
+        unchanged="everything",
+        hint="give the path of a real `bin/ollama`, or unset it for the simulated one",
+    )

@@ -6,43 +6,49 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from console.paths import CANARY
+from console.run import refused_binary
 from deploy.errors import PortTaken, UsageError
-from testbed.demo import demo_directory, embedded_repos
-from testbed.mirror import MirrorRepo, serve_mirror
+from testbed import mirror, ollama
+from testbed.demo import UnusableBinary, chosen_server, demo_directory, embedded_repos
+from testbed.mirror import MirrorRepo
 
 
-def run_testbed(
-    action: str, port: int, directory: str | None, script: str | None, faults: list[str], models: str | None
+def serve_ollama(
+    port: int, *, script: str | None, models: str | None, names: Sequence[str], faults: Sequence[str]
 ) -> int:
-    """`testbed mirror` and `testbed ollama`; both serve until Ctrl-C."""
-    if action == "mirror":
-        return _serve_mirror(port, Path(directory) if directory else None)
-    if action == "ollama":
-        from testbed import ollama
-
-        argv = ["serve", "--port", str(port)]
-        argv += ["--script", script] if script else []
-        argv += ["--models", models] if models else []
-        for fault in faults:
-            argv += ["--fault", fault]
-        return ollama.main(argv)
-    raise UsageError(
-        sentence=f"`testbed {action}` is no part of the testbed",
-        unchanged="everything",
-        hint="./fleet testbed mirror|ollama",
-    )
+    """`testbed ollama`: the simulated Ollama until Ctrl-C; its own exit code."""
+    argv = ["serve", "--port", str(port)]
+    argv += ["--script", script] if script else []
+    argv += ["--models", models] if models else []
+    for name in names:
+        argv += ["--model", name]
+    for fault in faults:
+        argv += ["--fault", fault]
+    return ollama.main(argv)
 
 
-def _serve_mirror(port: int, directory: Path | None) -> int:
+def serve_mirror(action: str, port: int, directory: str | None) -> int:
+    """`testbed mirror`: a directory, or the demo's own repositories, until Ctrl-C."""
+    if action != "mirror":
+        raise UsageError(
+            sentence=f"`testbed {action}` is no part of the testbed",
+            unchanged="everything",
+            hint="./fleet testbed mirror|ollama",
+        )
     work = demo_directory().with_name("testbed")
 
     def embedded() -> Sequence[MirrorRepo]:
-        return embedded_repos(work, CANARY)
+        return embedded_repos(work, CANARY, chosen_server())
 
     try:
-        serve_mirror(
-            port=port, directory=directory, default_repos=embedded, log=lambda line: print(line, flush=True)
+        mirror.serve_mirror(
+            port=port,
+            directory=Path(directory) if directory else None,
+            default_repos=embedded,
+            log=lambda line: print(line, flush=True),
         )
+    except UnusableBinary as error:
+        raise refused_binary(error) from error
     except OSError as error:
         raise PortTaken(
             sentence=f"the mirror cannot listen on port `{port}`",

@@ -11,7 +11,7 @@ from typing import assert_never
 
 from deploy import commands, mirror, services
 from deploy.desired import Artefact, Desired, DesiredModel
-from deploy.errors import ChecksumMismatch, CommandFailed, ModelRefused, ServiceError, VerifyFailed
+from deploy.errors import ChecksumMismatch, CommandFailed, FleetError, ModelRefused, VerifyFailed
 from deploy.facts import HostFacts
 from deploy.ollama_api import OllamaApi
 from deploy.outcomes import Events, ModelVerdict, Verify, VerifyRequest
@@ -108,7 +108,7 @@ def start(site: Site, version: str, environment: Mapping[str, str]) -> None:
     try:
         actual = services.wait_until_ready(site.transport, site.desired, lambda: bool(site.probe().servers))
         services.check_version(site.host, version, actual)
-    except ServiceError:
+    except FleetError:
         for server in site.probe().servers:
             services.stop_server(site.transport, server.process)
         raise
@@ -167,9 +167,25 @@ def _artefact_path(artefact: Artefact, site: Site) -> Path:
     )
 
 
+def _damaged(artefact: Artefact, site: Site) -> ChecksumMismatch:
+    """It was verified when it came, and is not what it was: away with it, so that it is fetched anew."""
+    path = _artefact_path(artefact, site)
+    _run(site, commands.remove([str(path.parent)]), f"`{path}` could not be removed")
+    return ChecksumMismatch(
+        sentence=f"`{path}` has changed since it was verified",
+        expected=artefact.digest,
+        actual="another sha256",
+        cause="a failing disk or a hand; the file was removed",
+        hint="run the same command again: it is fetched anew",
+    )
+
+
 def _unpack(step: UnpackRelease, site: Site) -> None:
     release = site.transport.local_path(site.desired.paths.release(step.version))
     archive = _artefact_path(step.artefact, site)
+    with archive.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != step.artefact.sha256:
+            raise _damaged(step.artefact, site)
 
     def tell(written: int) -> None:
         site.emit("progress", file=archive.name, doing="unpacking", bytes=written)
@@ -184,7 +200,12 @@ def _create(model: DesiredModel, site: Site) -> None:
     name = f"{model.name}:candidate"
     source = site.desired.paths.artefacts / f"sha256-{model.weights.sha256}" / Path(model.weights.file).name
     place = commands.place_blob(source, site.desired.paths.models_dir, model.weights.sha256)
-    how = _run(site, place, f"the weights of `{model.name}` could not be placed", PLACE_SECONDS)
+    try:
+        how = _run(site, place, f"the weights of `{model.name}` could not be placed", PLACE_SECONDS)
+    except CommandFailed as error:
+        if commands.WRONG_SHA256 in str(error.cause):
+            raise _damaged(model.weights, site) from error
+        raise
     site.emit("blob", model=model.name, digest=model.weights.digest, how=how)
     with site.transport.http_url(site.desired.url) as url:
         OllamaApi(site.host, url).create(create_request(model, name))
@@ -233,7 +254,7 @@ def prove(site: Site, model: DesiredModel, tag: str, verify: Verify) -> None:
 def _load(api: OllamaApi, name: str) -> None:
     """Load under this very name: names on one GGUF share a runner, and `/api/ps` knows it by the first.
 
-    That first name would be the deleted candidate's for as long as the model stays loaded (measured on 0.17.5).
+    That first name would be the deleted candidate's while the model stays loaded (measured on 0.17.5).
     """
     if name.lower() not in api.loaded_names():
         api.unload(name)

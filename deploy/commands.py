@@ -18,6 +18,8 @@ umask 022
 log=$1
 shift
 mkdir -p "$(dirname "$log")"
+# Here and not in the background, where nobody would hear that the disk is full.
+: >>"$log"
 # A session of its own: no signal of the caller's terminal reaches it.
 setsid "$@" </dev/null >>"$log" 2>&1 &
 echo "$!"
@@ -38,6 +40,8 @@ mv -T "$temporary" "$current"
 sync "$directory" 2>/dev/null || sync
 """
 
+WRONG_SHA256 = "wrong sha256"
+
 _PLACE_BLOB = r"""
 set -eu
 source=$1 blobs=$2 hex=$3
@@ -55,7 +59,7 @@ rm -f "$blobs"/.place-*
 if ln "$source" "$temporary" 2>/dev/null; then how=linked; else cp "$source" "$temporary"; how=copied; fi
 chmod 0644 "$temporary"
 sync "$temporary" 2>/dev/null || sync
-mv "$temporary" "$blob"
+mv -T "$temporary" "$blob"
 sync "$blobs" 2>/dev/null || sync
 echo "$how"
 """
@@ -64,13 +68,15 @@ echo "$how"
 _HOLD_LOCK = r"""
 set -eu
 lock=$1 owner=$2
+exec 2>&1
 mkdir -p "$(dirname "$lock")"
 exec 9>>"$lock"
 if ! flock -n 9; then
     echo "held $(head -n 1 "$lock" 2>/dev/null)"
     exit 0
 fi
-printf '%s\n' "$owner" >"$lock"
+# On a full disk the name is lost, not the lock: `remove` must be able to make room.
+printf '%s\n' "$owner" 2>/dev/null >"$lock" || :
 echo locked
 while timeout 60 sh -c 'IFS= read -r line' 9>&-; do :; done
 : >"$lock"
@@ -106,9 +112,13 @@ def probe(root: PurePosixPath, models_dir: PurePosixPath, port: int) -> Argv:
 
 
 def start_process(log: PurePosixPath, environment: Mapping[str, str], argv: Sequence[str]) -> Argv:
-    """Starts a command with exactly this environment; prints its pid."""
+    """Starts a command with exactly this environment; prints its pid.
+
+    The script has that environment already: the process is known by its mark from its first moment on, not
+    only once it has become the command.
+    """
     settings = [f"{name}={value}" for name, value in sorted(environment.items())]
-    return shell(_START_PROCESS, str(log), "env", "-i", *settings, *argv)
+    return ("env", *settings, *shell(_START_PROCESS, str(log), "env", "-i", *settings, *argv))
 
 
 def switch_current(current: PurePosixPath, release: PurePosixPath) -> Argv:

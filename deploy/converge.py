@@ -9,9 +9,17 @@ from dataclasses import dataclass, replace
 from deploy import commands, services
 from deploy.apply import Site, apply_step, prove, start
 from deploy.desired import Desired
-from deploy.errors import ExitCode, FleetError, Interrupted, NotConverged, ProbeFailed
+from deploy.errors import (
+    ExitCode,
+    FleetError,
+    HostLocked,
+    Interrupted,
+    NotConverged,
+    ProbeFailed,
+    designed_error,
+)
 from deploy.facts import HostFacts
-from deploy.host_lock import host_lock
+from deploy.host_lock import CheckHeld, host_lock
 from deploy.ollama_api import OllamaApi
 from deploy.outcomes import Events, HostOutcome, Outcome, Verify
 from deploy.plan import Plan, Selection, everything, plan, render_plan
@@ -47,7 +55,7 @@ def probe_host(desired: Desired, transport: Transport) -> HostFacts:
 
 
 def converge(desired: Desired, transport: Transport, options: Options) -> HostOutcome:
-    """Make a host as desired and prove it. Never raises FleetError: it is the outcome's `error`."""
+    """Make a host as desired and prove it. Never raises: what went wrong is the outcome's `error`."""
     started = time.monotonic()
     site = Site(
         desired=desired,
@@ -61,11 +69,11 @@ def converge(desired: Desired, transport: Transport, options: Options) -> HostOu
     done: list[Step] = []
     error: FleetError | None = None
     try:
-        with host_lock(transport, desired.paths.lock, options.task):
-            _converge_locked(site, options, done)
-    except FleetError as failure:
-        failure.host = failure.host or desired.host
-        error = failure
+        with host_lock(transport, desired.paths.lock, options.task) as check_held:
+            _converge_locked(site, options, done, check_held)
+    except Exception as failure:  # noqa: BLE001 - one host's failure must not hide the others' outcomes
+        error = designed_error(failure)
+        error.host = error.host or desired.host
     return HostOutcome(
         host=desired.host,
         outcome=_outcome(error, done),
@@ -83,7 +91,7 @@ def _outcome(error: FleetError | None, done: list[Step]) -> Outcome:
     return Outcome.UNREACHABLE if error.exit_code is ExitCode.UNREACHABLE else Outcome.FAILED
 
 
-def _converge_locked(site: Site, options: Options, done: list[Step]) -> None:
+def _converge_locked(site: Site, options: Options, done: list[Step], check_held: CheckHeld) -> None:
     before = site.probe()
     todo = plan(site.desired, before, options.selection)
     site.emit("plan", **{key: value for key, value in render_plan(todo).items() if key != "host"})
@@ -93,11 +101,18 @@ def _converge_locked(site: Site, options: Options, done: list[Step]) -> None:
     try:
         for step in todo.steps:
             _stop_if_asked(options)
+            check_held()
             _apply(step, site)
             done.append(step)
-    except FleetError as error:
-        error.unchanged = _go_back(site, before, todo, error)
+    except HostLocked:
+        # Without the lock nothing may be touched, to go back neither.
         raise
+    except Exception as failure:
+        error = designed_error(failure)
+        error.unchanged = _go_back(site, before, todo, error)
+        if error is failure:
+            raise
+        raise error from failure
     left = plan(site.desired, site.probe(), options.selection)
     if not left.is_empty:
         raise NotConverged(
@@ -140,7 +155,8 @@ def _go_back(site: Site, before: HostFacts, todo: Plan, error: FleetError) -> st
             said.append(_serve_as_before(site, before, now))
         if any(isinstance(step, CreateModel) for step in todo.steps):
             said.append(_drop_candidates(site, todo))
-    except FleetError as second:
+    except Exception as failure:  # noqa: BLE001 - the first error is the one to tell
+        second = designed_error(failure)
         said.append(f"going back failed too: {second.sentence} ({second.cause})")
     kept = "; ".join(part for part in said if part)
     return "; ".join(part for part in (error.unchanged, kept) if part) or "what was served before"
@@ -154,14 +170,14 @@ def _serve_as_before(site: Site, before: HostFacts, now: HostFacts) -> str:
         else:
             site.transport.run(commands.switch_current(paths.current, paths.release(before.current)))
     served = before.servers[0] if before.servers else None
+    binary = services.binary_of(served) if served is not None else None
+    version = binary.parent.parent.name if binary is not None else "of an unknown origin"
     if served is not None and any(item.process.same_as(served.process) for item in now.servers):
-        return f"release {before.current} serves on (pid {served.process.pid})"
+        return f"release {version} serves on (pid {served.process.pid})"
     for server in now.servers:
         services.stop_server(site.transport, server.process)
-    binary = services.binary_of(served) if served is not None else None
     if served is None or binary is None:
         return "no server ran before and none runs now"
-    version = binary.parent.parent.name
     old = replace(site.desired.server, version=version, environment=served.environment)
     start(replace(site, desired=replace(site.desired, server=old)), version, served.environment)
     return f"release {version} serves again, as before"

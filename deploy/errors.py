@@ -6,6 +6,7 @@ exact next command. It carries fields instead of a formatted text, so that `--js
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass, fields
 from enum import IntEnum
 from typing import Any
@@ -148,6 +149,26 @@ class Interrupted(FleetError):
     """Ctrl-C: the running step was finished and the host brought back to what it served."""
 
     exit_code = ExitCode.INTERRUPTED
+
+
+def designed_error(error: Exception) -> FleetError:
+    """Any exception as a designed one: a full disk, a file that cannot be used, or a mistake of ours."""
+    if isinstance(error, FleetError):
+        return error
+    if not isinstance(error, OSError) or error.errno is None:
+        return CommandFailed(
+            sentence=f"`{type(error).__name__}` was not expected here",
+            cause=str(error) or "it says nothing more",
+            hint="./fleet status; if it comes again, report it with the command and this text",
+        )
+    path = str(error.filename) if error.filename is not None else "a file"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DiskTooSmall(
+            sentence=f"`{path}` could not be written", cause=error.strerror, hint="df -h; df -i"
+        )
+    return CommandFailed(
+        sentence=f"`{path}` could not be used", cause=error.strerror, hint="check its owner and mode"
+    )
 
 
 def render_error(error: FleetError) -> str:

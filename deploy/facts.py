@@ -74,10 +74,11 @@ class StoredModel:
 class HostFacts:
     """One probe's reply. Absent things are absent from the mappings, never an error.
 
-    `releases` maps a version to the sha256 of the archive it was unpacked from. `artefacts` maps the
-    sha256 of a verified file to its size. `models` maps `name:tag` in lower case. `leftovers` are
-    temporary files and directories of runs that were cut short. `orphans` are runners whose server was
-    killed: they live on, idle, with their memory (measured on 0.17.5).
+    `releases` maps a version to the sha256 of the archive it was unpacked from, `""` where the directory is
+    not what was unpacked. `current` is the version it links to, or the whole target where that is no release
+    of ours. `artefacts` maps `<sha256>/<file name>` of a verified file to its size. `models` maps `name:tag`
+    in lower case. `leftovers` are temporary files and directories of runs that were cut short. `orphans` are
+    runners whose server was killed: they live on, idle, with their memory (measured on 0.17.5).
     """
 
     architecture: str

@@ -7,13 +7,13 @@ import json
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
 
 from deploy.commands import hold_lock
-from deploy.errors import FleetError, HostLocked, HostUnreachable
+from deploy.errors import CommandFailed, FleetError, HostLocked, HostUnreachable
 from deploy.transport import Transport
 
 HEARTBEAT_SECONDS = 20.0
@@ -24,7 +24,7 @@ def render_owner(what: str) -> str:
     """One line of JSON: who holds the lock, since when, for what."""
     return json.dumps(
         {
-            "owner": f"{getpass.getuser()}@{socket.gethostname()}",
+            "owner": f"{_user()}@{socket.gethostname()}",
             "pid": os.getpid(),
             "since": datetime.now(UTC).isoformat(timespec="seconds"),
             "what": what,
@@ -32,8 +32,20 @@ def render_owner(what: str) -> str:
     )
 
 
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        # Containers run under numbers that no passwd file knows.
+        return str(os.getuid())
+
+
+CheckHeld = Callable[[], None]
+"""Raises HostLocked when the lock was lost, as after a laptop's sleep; asked before every step."""
+
+
 @contextmanager
-def host_lock(transport: Transport, lock: PurePosixPath, what: str) -> Iterator[None]:
+def host_lock(transport: Transport, lock: PurePosixPath, what: str) -> Iterator[CheckHeld]:
     """Hold the host's lock while the context lasts.
 
     Raises HostLocked with the owner's line when somebody else holds it. A holder whose controller died,
@@ -49,13 +61,24 @@ def host_lock(transport: Transport, lock: PurePosixPath, what: str) -> Iterator[
             except HostUnreachable:
                 return
 
+    def check_held() -> None:
+        try:
+            channel.write_line("alive")
+        except HostUnreachable as error:
+            raise HostLocked(
+                sentence=f"the lock of `{transport.host}` was lost",
+                host=transport.host,
+                cause="this process slept for more than a minute, or somebody ended the lock's holder",
+                hint="run the same command again",
+            ) from error
+
     try:
         answer = channel.read_line(timeout_seconds=30)
         if answer != "locked":
             raise _refused(transport.host, lock, answer)
         beater = threading.Thread(target=beat, daemon=True)
         beater.start()
-        yield
+        yield check_held
     finally:
         stop.set()
         channel.close()
@@ -64,10 +87,10 @@ def host_lock(transport: Transport, lock: PurePosixPath, what: str) -> Iterator[
 def _refused(host: str, lock: PurePosixPath, answer: str) -> FleetError:
     word, _, owner = answer.partition(" ")
     if word != "held":
-        return HostUnreachable(
+        return CommandFailed(
             sentence=f"the lock `{lock}` could not be taken",
             host=host,
-            cause="flock (util-linux) is missing, or the directory cannot be written",
+            cause=answer or "the shell that should hold it said nothing",
             unchanged="everything",
             hint=f"ls -ld {lock.parent}; command -v flock timeout",
         )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import subprocess
 import threading
 from collections.abc import Iterator, Sequence
@@ -23,7 +25,10 @@ class LocalChannel:
 
     def __init__(self, host: str, argv: Sequence[str]) -> None:
         self._host = host
-        self._process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        # A session of its own: Ctrl-C goes to the terminal's whole group, and must not free the lock.
+        self._process = subprocess.Popen(
+            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+        )
         self._lines: SimpleQueue[str] = SimpleQueue()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -80,19 +85,24 @@ class LocalTransport:
         return self._host
 
     def run(self, argv: Sequence[str], *, stdin: bytes = b"", timeout_seconds: float = 60.0) -> Completed:
+        pipe = subprocess.PIPE
         try:
-            done = subprocess.run(
-                argv, input=stdin, capture_output=True, timeout=timeout_seconds, check=False
-            )
-        except subprocess.TimeoutExpired as error:
-            raise CommandFailed(
-                sentence=f"`{_shown(argv)}` did not end within {timeout_seconds:g} s", host=self._host
-            ) from error
+            # A session of its own: Ctrl-C goes to the terminal's whole group, and a step is finished first.
+            process = subprocess.Popen(argv, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True)
         except (OSError, ValueError) as error:
             raise CommandFailed(
                 sentence=f"`{_shown(argv)}` could not be started", host=self._host, cause=str(error)
             ) from error
-        return Completed(exit_code=done.returncode, stdout=done.stdout, stderr=done.stderr)
+        with process:
+            try:
+                stdout, stderr = process.communicate(stdin, timeout=timeout_seconds)
+            except subprocess.TimeoutExpired as error:
+                # The script's own children too: one of them would keep the pipes open.
+                os.killpg(process.pid, signal.SIGKILL)
+                raise CommandFailed(
+                    sentence=f"`{_shown(argv)}` did not end within {timeout_seconds:g} s", host=self._host
+                ) from error
+        return Completed(exit_code=process.returncode, stdout=stdout, stderr=stderr)
 
     def open_channel(self, argv: Sequence[str]) -> LocalChannel:
         return LocalChannel(self._host, argv)

@@ -184,19 +184,34 @@ def _steps(desired: Desired, facts: HostFacts, archive: Artefact) -> Iterator[St
 
     if facts.leftovers:
         yield RemoveLeftovers(reason="an earlier run was cut short", paths=facts.leftovers)
-    if unpacks and archive.sha256 not in facts.artefacts:
+    if unpacks and not _is_on_host(archive, facts):
         yield FetchArchive(reason=f"release {version} is not on the host", artefact=archive)
+    placed: set[str] = set()
     for item in models:
-        if item.needs_weights:
+        weights = item.model.weights
+        # Two models on the same weights: the first one's file gets into the store and serves the other too.
+        if item.needs_weights and weights.sha256 not in placed and not _is_on_host(weights, facts):
             yield FetchWeights(
-                reason="the weights are not on the host", model=item.model.name, artefact=item.model.weights
+                reason="the weights are not on the host", model=item.model.name, artefact=weights
             )
+        placed.add(weights.sha256)
     if unpacks:
-        reason = "not on the host" if version not in facts.releases else "unpacked from another archive"
+        reason = {None: "not on the host", "": "damaged"}.get(
+            facts.releases.get(version), "unpacked from another archive"
+        )
         yield UnpackRelease(reason=reason, version=version, artefact=archive)
     service = tuple(_service_steps(desired, facts, archive))
     yield from service
-    yield from _model_steps(models, facts, starts=any(isinstance(step, StartServer) for step in service))
+    starts = any(isinstance(step, StartServer) for step in service)
+    for item in models:
+        if starts and not item.differences:
+            yield LoadModel(reason="the server was started anew", name=item.model.name, phase=Phase.SERVICE)
+    yield from _model_steps(models, facts, starts=starts)
+
+
+def _is_on_host(artefact: Artefact, facts: HostFacts) -> bool:
+    name = PurePosixPath(artefact.file).name
+    return facts.artefacts.get(f"{artefact.sha256}/{name}") == artefact.size_bytes
 
 
 def _model_steps(models: Sequence[_ModelPlan], facts: HostFacts, *, starts: bool) -> Iterator[Step]:
@@ -217,9 +232,8 @@ def _model_steps(models: Sequence[_ModelPlan], facts: HostFacts, *, starts: bool
         elif f"{item.name}:candidate" in facts.models:
             yield RemoveCandidate(reason="an earlier run was cut short", name=item.model.name)
     for item in models:
-        if item.differences or starts:
-            reason = "promoted" if item.differences else "the server was started anew"
-            yield LoadModel(reason=reason, name=item.model.name)
+        if item.differences:
+            yield LoadModel(reason="promoted", name=item.model.name, phase=Phase.PROMOTE)
 
 
 class _ModelPlan:
@@ -239,13 +253,17 @@ class _ModelPlan:
             wanted = f"{model.weights.size_bytes} bytes"
             differences.append(Difference(what="weights in the store", actual=actual, desired=wanted))
         self.differences = tuple(differences)
-        self.needs_weights = bool(differences) and not healthy and model.weights.sha256 not in facts.artefacts
+        self.needs_weights = bool(differences) and not healthy
 
 
 def _service_steps(desired: Desired, facts: HostFacts, archive: Artefact) -> Iterator[Step]:
     version = desired.server.version
     environment = server_environment(desired, archive)
     keep, differences = _kept_server(desired, facts, environment)
+    if keep is not None and facts.releases.get(version) != archive.sha256:
+        # Its binary is replaced: it could start no runner any more (measured on 0.17.5 and 0.24.0).
+        differences = [Difference(what="release directory", actual="replaced", desired="that of the server")]
+        keep = None
     if facts.current != version:
         change = Difference(what="current release", actual=facts.current, desired=version)
         yield SwitchRelease(

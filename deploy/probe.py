@@ -67,9 +67,20 @@ class _Reply:
 def parse_reply(reply: bytes, root: PurePosixPath) -> HostFacts:
     """Read the reply of `probe.sh` for the host paths below `root`.
 
-    Raises ProbeFailed when it is not a probe's reply or was cut short.
+    Raises ProbeFailed when it is not a probe's reply, was cut short or makes no sense.
     """
-    parsed = _Reply(reply)
+    try:
+        return _facts(_Reply(reply), root)
+    except (ValueError, IndexError) as error:
+        raise ProbeFailed(
+            sentence="the `probe`'s reply makes no sense",
+            cause=str(error),
+            unchanged="everything: a probe changes nothing",
+            hint="run the same command again; a file that changed while it was read is usual",
+        ) from error
+
+
+def _facts(parsed: _Reply, root: PurePosixPath) -> HostFacts:
     processes = _processes(parsed, root)
     return HostFacts(
         architecture=parsed.first("@architecture"),
@@ -83,9 +94,7 @@ def parse_reply(reply: bytes, root: PurePosixPath) -> HostFacts:
         },
         releases=_releases(parsed),
         current=parsed.first("@current") or None,
-        artefacts={
-            fields[0].removeprefix("sha256-"): int(fields[1]) for fields in parsed.rows.get("@artefact", [])
-        },
+        artefacts={fields[0]: int(fields[1]) for fields in parsed.rows.get("@artefact", [])},
         leftovers=tuple(fields[0] for fields in parsed.rows.get("@leftover", [])),
         servers=_servers(processes),
         orphans=_orphans(processes),
@@ -101,10 +110,12 @@ def parse_reply(reply: bytes, root: PurePosixPath) -> HostFacts:
 
 
 def _releases(reply: _Reply) -> dict[str, str]:
+    found = {fields[0]: int(fields[1]) for fields in reply.rows.get("@release_bytes", [])}
     releases = {}
     for version, data in reply.under("release/").items():
-        record = _json_object(data)
-        releases[version] = str(record.get("archive_sha256", "")) if record else ""
+        record = _json_object(data) or {}
+        whole = record.get("bytes", found.get(version)) == found.get(version)
+        releases[version] = str(record.get("archive_sha256", "")) if whole else ""
     return releases
 
 
@@ -167,7 +178,10 @@ def _models(reply: _Reply) -> dict[str, StoredModel]:
 
 def _stored_model(manifest: Mapping[str, Any], layers: Mapping[str, bytes]) -> StoredModel:
     digests: dict[str, str] = {}
-    for layer in manifest.get("layers") or []:
+    layers_told = manifest.get("layers")
+    for layer in layers_told if isinstance(layers_told, list) else []:
+        if not isinstance(layer, dict):
+            continue
         digests[str(layer.get("mediaType"))] = str(layer.get("digest", "")).removeprefix("sha256:")
 
     def text(kind: str) -> str | None:
@@ -188,6 +202,6 @@ def _stored_model(manifest: Mapping[str, Any], layers: Mapping[str, bytes]) -> S
 def _json_object(data: bytes) -> dict[str, Any] | None:
     try:
         value = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None

@@ -48,20 +48,36 @@ done
 for directory in "$state" "$releases" "$models"; do
     existing=$directory
     while [ ! -d "$existing" ]; do existing=$(dirname "$existing"); done
-    df -Pk "$existing" 2>/dev/null | awk -v d="$directory" -v OFS="$tab" 'NR == 2 { print "@disk", d, $4, $6 }'
+    # A device or a mount point may hold spaces: the column with `%` tells where the numbers end.
+    disk=$(df -Pk "$existing" 2>/dev/null | sed -n "2s/^.* \([0-9][0-9]*\)  *[0-9-]*%  *\(.*\)\$/\1$tab\2/p")
+    [ -n "$disk" ] && say @disk "$directory" "$disk"
 done
 
 for directory in "$releases"/*/; do
-    [ -f "${directory}release.json" ] && send_file "release/$(basename "$directory")" "${directory}release.json"
+    [ -f "${directory}release.json" ] || continue
+    send_file "release/$(basename "$directory")" "${directory}release.json"
+    # As many bytes as were unpacked, or somebody has been at it.
+    bytes=$(find "$directory" -type f ! -name release.json -exec ls -ln {} + 2>/dev/null |
+        awk '{ sum += $5 } END { printf "%.0f", sum }')
+    say @release_bytes "$(basename "$directory")" "$bytes"
 done
-[ -L "$prefix/opt/ollama/current" ] && say @current "$(basename "$(readlink "$prefix/opt/ollama/current")")"
+current=$prefix/opt/ollama/current
+if [ -L "$current" ]; then
+    target=$(readlink "$current")
+    case $target in
+        releases/*/*) ;;
+        releases/*) target=${target#releases/} ;;
+    esac
+    say @current "$target"
+fi
 for path in "$releases"/.unpack-* "$prefix/opt/ollama"/.current-* "$state/parts"/* "$state"/.*.part \
     "$models/blobs"/.place-*; do
     if [ -e "$path" ] || [ -L "$path" ]; then say @leftover "$path"; fi
 done
 for path in "$state/artefacts"/sha256-*/*; do
-    case $path in *.incomplete | */.*) continue ;; esac
-    [ -f "$path" ] && say @artefact "$(basename "$(dirname "$path")")" "$(($(wc -c <"$path")))"
+    # A download on its way, and nothing else, has a directory that ends in .part.
+    case $path in */sha256-*.part/*) continue ;; esac
+    [ -f "$path" ] && say @artefact "${path#"$state/artefacts/sha256-"}" "$(($(wc -c <"$path")))"
 done
 
 for path in "$models/blobs"/sha256-*; do

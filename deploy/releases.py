@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO, cast
 
-from deploy.errors import ArchiveRefused, DiskTooSmall, FleetError
+from deploy.errors import ArchiveRefused, FleetError, designed_error
 
 RECORD = "release.json"
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
@@ -26,26 +26,29 @@ def unpack_release(archive: Path, release: Path, *, version: str, sha256: str, o
 
     `on_progress` gets the bytes written so far. Members that are absolute, contain `..`, are devices, carry
     setuid or setgid, or lead through a link out of the directory are refused before anything is kept.
-    Raises ArchiveRefused or DiskTooSmall; an existing release of this name is replaced by rename.
+    Raises ArchiveRefused, DiskTooSmall or CommandFailed. A release of this name is replaced by rename.
     """
     temporary = release.with_name(f".unpack-{version}-{os.getpid()}")
     try:
         temporary.mkdir(parents=True)
         _extract(archive, temporary, on_progress)
+        _check_links(archive, temporary)
+        (temporary / RECORD).unlink(missing_ok=True)
         binary = temporary / "bin/ollama"
         if not (binary.is_file() and os.access(binary, os.X_OK)):
             raise _refused(archive, "`bin/ollama` is missing or not executable")
-        record = {"version": version, "archive_sha256": sha256}
+        # What the probe counts to see whether somebody has been at it.
+        sizes = [path.lstat() for path in temporary.rglob("*")]
+        size_bytes = sum(found.st_size for found in sizes if stat.S_ISREG(found.st_mode))
+        record = {"version": version, "archive_sha256": sha256, "bytes": size_bytes}
         _write_file(temporary / RECORD, json.dumps(record).encode() + b"\n")
         _sync_tree(temporary)
         _take_place(temporary, release)
     except OSError as error:
-        raise DiskTooSmall(
-            sentence=f"release `{version}` could not be written below `{release.parent}`",
-            cause=error.strerror or str(error),
-            unchanged="the releases that were there; what was unpacked so far was removed",
-            hint=f"df -h {release.parent}",
-        ) from error
+        failure = designed_error(error)
+        failure.sentence = f"release `{version}` could not be written below `{release.parent}`"
+        failure.unchanged = "the releases that were there; what was unpacked so far was removed"
+        raise failure from error
     finally:
         _remove_tree(temporary)
 
@@ -98,7 +101,10 @@ def _check_member(archive: Path, target: Path, member: tarfile.TarInfo) -> None:
         raise _refused(archive, f"member `{member.name}` carries setuid or setgid")
     if member.issym() or member.islnk():
         base = name.parent if member.issym() else PurePosixPath()
-        if _leaves(base / member.linkname):
+        leads_out = member.islnk() and not (target / member.linkname).parent.resolve().is_relative_to(
+            target.resolve()
+        )
+        if leads_out or _leaves(base / member.linkname):
             raise _refused(
                 archive, f"member `{member.name}` links to `{member.linkname}`, outside the release"
             )
@@ -106,6 +112,16 @@ def _check_member(archive: Path, target: Path, member: tarfile.TarInfo) -> None:
     for parent in name.parents:
         if (target / parent).is_symlink():
             raise _refused(archive, f"member `{member.name}` would be written through the link `{parent}`")
+
+
+def _check_links(archive: Path, root: Path) -> None:
+    """A link over a link can lead out although each alone seems to stay: where they end is what counts."""
+    inside = root.resolve()
+    for directory, directories, files in os.walk(root):
+        for name in (*directories, *files):
+            path = Path(directory, name)
+            if path.is_symlink() and not path.resolve().is_relative_to(inside):
+                raise _refused(archive, f"link `{path.relative_to(root)}` leads outside the release")
 
 
 def _leaves(path: PurePosixPath) -> bool:

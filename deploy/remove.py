@@ -39,7 +39,11 @@ def remove_host(
     elsewhere may be somebody else's. Raises CommandFailed with what is left.
     """
     paths = desired.paths
-    if not doomed_things(desired, transport, probe(), models):
+    if models is Models.REMOVE and paths.models_dir not in _doomed(paths, models):
+        text = f"kept {paths.models_dir}: it lies outside {paths.root} and may be somebody else's"
+        events("note", desired.host, text=text)
+    # A deploy that was refused has made nothing but the lock.
+    if not doomed_things(desired, transport, probe(), models) and not _is_there(transport, paths.lock):
         return 0
     taken = 0
     with host_lock(transport, paths.lock, "remove"):

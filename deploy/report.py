@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from deploy.errors import FleetError, error_fields, render_error
@@ -24,21 +28,24 @@ class Report:
     """Receives every event of a run (`deploy.outcomes.Events`); safe to call from many threads.
 
     With `as_json` each event is one line on standard output and nothing else is; otherwise standard output
-    gets words for people, with a progress bar where it is a terminal.
+    gets words for people, with a progress bar where it is a terminal. A reader that goes away (`| head -1`, a
+    closed terminal) never stops the work: the rest is told to nobody.
     """
 
     def __init__(self, *, as_json: bool, stdout: TextIO | None = None, stderr: TextIO | None = None) -> None:
-        self._stdout = stdout or sys.stdout
-        self._stderr = stderr or sys.stderr
+        self._stdout = _forgiving(stdout or sys.stdout)
+        self._stderr = _forgiving(stderr or sys.stderr)
         self._json = as_json
         self._lock = threading.RLock()
         self._last_progress: dict[str, float] = {}
+        self._ended = False
         self._bars = None if as_json or not self._stdout.isatty() else _Bars(self._stdout)
         self.started = time.monotonic()
 
     def __call__(self, event: str, host: str | None, **fields: Any) -> None:
-        with self._lock:
-            if event == "progress" and not self._is_due(host, fields):
+        with self._lock, self._without_reader():
+            # After a second Ctrl-C a thread may still run: the summary stays the last event.
+            if self._ended or (event == "progress" and not self._is_due(host, fields)):
                 return
             if self._json:
                 self._write_json({"event": event, **({"host": host} if host else {}), **fields})
@@ -55,20 +62,21 @@ class Report:
 
     def say(self, text: str) -> None:
         """Words for people only; never on standard output with `--json`."""
-        with self._lock:
+        with self._lock, self._without_reader():
             print(text, file=self._stderr if self._json else self._stdout, flush=True)
 
     def text(self, event: str, text: str, **fields: Any) -> None:
         """A whole text as it is, without a prefix; with `--json` the field `text` of one event."""
         if self._json:
             self(event, None, **fields, text=text)
-        else:
+            return
+        with self._lock, self._without_reader():
             self._stdout.write(text)
             self._stdout.flush()
 
     def error(self, error: FleetError) -> None:
         """A designed error: to standard error, and as an event with `--json`."""
-        with self._lock:
+        with self._lock, self._without_reader():
             if self._json:
                 self._write_json({"event": "error", **error_fields(error)})
             print(render_error(error), file=self._stderr, flush=True)
@@ -77,6 +85,10 @@ class Report:
         """A table for people; with `--json` the rows were events already."""
         if self._json or not rows:
             return
+        with self._lock, self._without_reader():
+            self._table(title, columns, rows)
+
+    def _table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         if self._stdout.isatty():
             from rich.console import Console
             from rich.table import Table
@@ -106,11 +118,21 @@ class Report:
         }
         self.close()
         self("summary", None, **counts, **more, seconds=round(time.monotonic() - self.started, 2))
+        self._ended = True
 
     def close(self) -> None:
         """Take progress bars off the terminal."""
         if self._bars is not None:
-            self._bars.clear()
+            with self._lock, self._without_reader():
+                self._bars.clear()
+
+    @contextlib.contextmanager
+    def _without_reader(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            for stream in (self._stdout, self._stderr):
+                _turn_away(stream)
 
     def _print(self, text: str) -> None:
         print(text, file=self._stdout, flush=True)
@@ -128,6 +150,25 @@ class Report:
             return False
         self._last_progress[key] = now
         return True
+
+
+def _forgiving(stream: TextIO | None) -> TextIO:
+    """The stream itself; nowhere where the caller closed it (`>&-`). What it cannot spell is escaped."""
+    if stream is None:
+        return Path(os.devnull).open("w")
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="backslashreplace")
+    return stream
+
+
+def _turn_away(stream: TextIO) -> None:
+    """Let a stream that cannot be written to end in nothing, its unwritten rest too; a good one stays."""
+    try:
+        stream.flush()
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
 
 
 class _Bars:

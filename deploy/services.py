@@ -10,7 +10,7 @@ import tenacity
 
 from deploy import commands
 from deploy.desired import Desired, HostPaths
-from deploy.errors import FleetError, ServiceError
+from deploy.errors import FleetError, PortTaken, ServiceError
 from deploy.facts import ProcessId, ServerProcess
 from deploy.ollama_api import OllamaApi
 from deploy.transport import Transport
@@ -69,6 +69,14 @@ def wait_until_ready(transport: Transport, desired: Desired, is_alive: Callable[
 
 def _not_ready(transport: Transport, desired: Desired, cause: str) -> FleetError:
     log = transport.run(commands.tail(desired.paths.log, LOG_LINES)).stdout.decode(errors="replace").strip()
+    if "bind: address already in use" in log.rpartition("\n")[2]:
+        # Free when the plan was made and taken since.
+        return PortTaken(
+            sentence=f"port `{desired.port}` was taken while the server started",
+            host=transport.host,
+            cause=log.rpartition("\n")[2],
+            hint=f"./fleet plan --limit {transport.host} names the process, if it still listens",
+        )
     return ServiceError(
         sentence=f"the server of release `{desired.server.version}` did not become ready",
         host=transport.host,

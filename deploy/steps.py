@@ -136,9 +136,13 @@ class RemoveCandidate(_Step):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadModel(_Step):
-    """Load `NAME:latest`, so that the first user does not wait for it."""
+    """Load `NAME:latest`, so that the first user does not wait for it.
+
+    It belongs to the phase that made it necessary: a start of the server, or a promotion.
+    """
 
     name: str
+    phase: Phase
 
 
 Step = (
@@ -170,13 +174,12 @@ PHASES: dict[type, Phase] = {
     VerifyModel: Phase.VERIFY,
     PromoteModel: Phase.PROMOTE,
     RemoveCandidate: Phase.PROMOTE,
-    LoadModel: Phase.PROMOTE,
 }
 
 
 def phase_of(step: Step) -> Phase:
     """The phase a step belongs to."""
-    return PHASES[type(step)]
+    return step.phase if isinstance(step, LoadModel) else PHASES[type(step)]
 
 
 def subject_of(step: Step) -> str:  # noqa: PLR0911 - one short arm for each kind of step

@@ -194,3 +194,28 @@ def test_a_killed_holder_frees_the_lock_by_itself(tmp_path: Path) -> None:
                 break
         except HostLocked:
             assert time.monotonic() < deadline
+
+
+def test_a_script_is_given_up_with_its_children(tmp_path: Path) -> None:
+    # The child keeps the pipes open: waiting for their end would take as long as the child.
+    script = 'sleep 60 & echo $! >"$1"; wait'
+    started = time.monotonic()
+    with pytest.raises(CommandFailed, match="did not end"):
+        BOX.run(commands.shell(script, str(tmp_path / "pid")), timeout_seconds=0.5)
+    assert time.monotonic() - started < 30
+    child = int((tmp_path / "pid").read_text())
+    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+
+
+def test_ctrl_c_on_the_terminal_does_not_reach_a_command(tmp_path: Path) -> None:
+    done = BOX.run(commands.shell('ps -o pgid= -p $$ 2>/dev/null || cut -d " " -f 5 /proc/$$/stat'))
+    assert int(done.stdout) != os.getpgrp()
+
+
+def test_a_log_that_cannot_be_written_is_told_at_once(tmp_path: Path) -> None:
+    (tmp_path / "log").mkdir()
+    done = BOX.run(
+        commands.start_process(PurePosixPath(tmp_path / "log"), {"PATH": "/bin:/usr/bin"}, ["true"])
+    )
+    assert done.exit_code != 0
+    assert "log" in done.last_words

@@ -82,7 +82,9 @@ def test_releases_artefacts_blobs_and_leftovers_are_found(tmp_path: Path, shell:
     root, models = tmp_path / "a root", tmp_path / "the models"
     release = root / "opt/ollama/releases/0.17.5"
     release.mkdir(parents=True)
-    (release / "release.json").write_text('{"version": "0.17.5", "archive_sha256": "abc"}')
+    (release / "release.json").write_text('{"version": "0.17.5", "archive_sha256": "abc", "bytes": 3}')
+    (release / "bin").mkdir()
+    (release / "bin/ollama").write_bytes(b"123")
     (root / "opt/ollama/releases/.unpack-0.17.6-1").mkdir()
     (root / "opt/ollama/current").symlink_to("releases/0.17.5")
     artefact = root / "var/lib/ollama-fleet/artefacts/sha256-beef"
@@ -95,7 +97,7 @@ def test_releases_artefacts_blobs_and_leftovers_are_found(tmp_path: Path, shell:
     facts = probe(root, models, shell=shell)
     assert facts.releases == {"0.17.5": "abc"}
     assert facts.current == "0.17.5"
-    assert facts.artefacts == {"beef": 5}
+    assert facts.artefacts == {"beef/w.gguf": 5}
     assert facts.leftovers == (str(root / "opt/ollama/releases/.unpack-0.17.6-1"),)
     assert facts.blobs == {
         "0001": Blob(size_bytes=13, is_gguf=True),
@@ -195,3 +197,35 @@ def test_a_server_of_another_root_is_not_ours(tmp_path: Path, sleeper: subproces
 def test_what_is_no_whole_reply_is_refused(reply: bytes) -> None:
     with pytest.raises(ProbeFailed):
         parse_reply(reply, PurePosixPath("/"))
+
+
+def test_a_mount_point_and_a_device_with_spaces_are_read_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As df(1) prints a network share; POSIX promises one line, not that its names are words.
+    fake = tmp_path / "tools/df"
+    fake.parent.mkdir()
+    fake.write_text(
+        "#!/bin/sh\n"
+        "echo 'Filesystem 1024-blocks Used Available Capacity Mounted on'\n"
+        "echo '//nas/My Share 1000 400 600 40% /mnt/My Share'\n"
+    )
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
+    disk = probe(tmp_path / "root", tmp_path / "models").disks[str(tmp_path / "models")]
+    assert (disk.available_bytes, disk.mount) == (600 * 1024, "/mnt/My Share")
+
+
+def test_a_current_that_is_no_release_of_ours_is_told_as_it_is(
+    tmp_path: Path, shell: tuple[str, ...]
+) -> None:
+    current = tmp_path / "opt/ollama/current"
+    current.parent.mkdir(parents=True)
+    current.symlink_to("/elsewhere/0.17.5")
+    assert probe(tmp_path, tmp_path / "models", shell=shell).current == "/elsewhere/0.17.5"
+
+
+@pytest.mark.parametrize("line", ["@user_id\tme", "@artefact\tbeef/x", "@file\tmanifest/x/y\tmany"])
+def test_a_reply_that_makes_no_sense_is_a_designed_error(line: str) -> None:
+    with pytest.raises(ProbeFailed, match="probe"):
+        parse_reply(f"@fleet-probe\t1\n{line}\n@end\n".encode(), PurePosixPath("/"))

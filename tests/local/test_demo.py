@@ -17,6 +17,8 @@ import psutil
 import pytest
 
 PROJECT = Path(__file__).resolve().parents[2]
+# The same tests, the same results, against the real server that this variable names.
+REAL = bool(os.environ.get("OLLAMA_BIN"))
 KILLS = int(os.environ.get("FLEET_DEMO_KILLS", "3"))
 SECONDS = 120
 
@@ -76,16 +78,22 @@ def listing(state: Path) -> list[str]:
 
 
 def commands(state: Path) -> list[list[str]]:
-    return sorted(
+    """What runs below the state directory; a runner's port is another one each time."""
+    lines = [
         [word.replace(str(state), "STATE") for word in process.cmdline()] for process in servers_below(state)
-    )
+    ]
+    return sorted(line[:-1] if "--port" in line else line for line in lines)
 
 
 def test_the_demo_does_the_whole_job_and_leaves_nothing(state: Path) -> None:
     done = fleet(state, "demo", "--json")
     assert done.returncode == 0, done.stderr
     last = summary(done)
-    assert (last["cases_passed"], last["cases_failed"], last["ollama"]) == (10, 0, "simulated")
+    assert (last["cases_passed"], last["cases_failed"], last["ollama"]) == (
+        10,
+        0,
+        "real" if REAL else "simulated",
+    )
     assert (last["hosts"], last["changed"], last["failed"], last["unreachable"]) == (1, 1, 0, 0)
     assert listing(state) == []
     assert servers_below(state) == []
@@ -95,7 +103,7 @@ def test_the_demo_says_on_plain_lines_what_stands_behind_its_names(state: Path) 
     done = fleet(state, "demo")
     assert done.returncode == 0, done.stderr
     assert "`qwen2-7b-instruct-q5_k_m.gguf` is really the canary" in done.stdout
-    assert "a simulated Ollama" in done.stdout
+    assert ("a real Ollama" if REAL else "a simulated Ollama") in done.stdout
     assert len(re.findall(r"\bpassed\b", done.stdout)) >= 10
 
 
@@ -113,7 +121,7 @@ def test_a_kept_demo_is_converged_and_its_drift_is_named(state: Path) -> None:
 
     status = fleet(state, "status", "--inventory", inventory)
     assert "not supervised" in status.stdout
-    assert "0.17.5 (simulated)" in status.stdout
+    assert ("(real)" if REAL else "0.17.5 (simulated)") in status.stdout
 
     removed = fleet(state, "remove", "--models", "--yes", "--inventory", inventory)
     assert removed.returncode == 0, removed.stderr
@@ -134,7 +142,17 @@ def test_a_deploy_without_a_terminal_and_without_yes_changes_nothing(state: Path
     assert servers_below(state) == []
 
     assert fleet(state, "service", "start", "--yes", "--inventory", inventory).returncode == 0
-    assert len(servers_below(state)) == 1
+    assert [line[-1] for line in commands(state)].count("serve") == 1
+
+
+def test_a_binary_that_is_no_ollama_is_refused_before_anything_is_made(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OLLAMA_BIN", "/bin/true")
+    refused = fleet(state, "demo", "--json")
+    assert refused.returncode == 1
+    assert "`OLLAMA_BIN` names no usable Ollama" in refused.stderr
+    assert servers_below(state) == []
 
 
 def test_a_second_demo_in_the_same_state_directory_is_locked_out(state: Path) -> None:

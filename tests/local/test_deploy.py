@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from console.changes import service_asking
 from console.paths import CANARY
 from deploy.errors import (
     ArchiveRefused,
@@ -288,6 +289,25 @@ def test_a_locked_host_is_refused_with_its_owner_and_exit_code_5(site: Site) -> 
     assert outcome.error.exit_code is ExitCode.LOCKED
     assert "another deploy" in outcome.error.sentence
     assert site.deploy().error is None
+
+
+def test_a_restart_that_could_not_start_again_stops_nothing(site: Site) -> None:
+    site.deploy()
+    pids = [process.pid for process in site.processes()]
+    site.add_release("0.17.6")
+    site.pins.unlink()
+    site.version = "0.17.6"
+    with pytest.raises(ServiceError, match=r"release `0\.17\.6` is not installed"):
+        service_asking(site.run, "restart", yes=True)
+    assert [process.pid for process in site.processes()] == pids
+
+
+def test_a_restart_loads_the_model_again(site: Site) -> None:
+    site.deploy()
+    pids = [process.pid for process in site.processes()]
+    assert service_asking(site.run, "restart", yes=True) == 0
+    assert [process.pid for process in site.processes()] != pids
+    assert [entry["name"] for entry in site.get("/api/ps")["models"]] == ["myqwen2:latest"]
 
 
 def test_a_server_killed_between_deploys_is_started_again(site: Site) -> None:

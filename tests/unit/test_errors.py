@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from pathlib import Path
 
@@ -70,3 +71,25 @@ def test_every_class_renders_and_has_fields_and_a_docstring(kind: type[FleetErro
 def test_the_page_for_operators_lists_every_class_with_its_exit_code() -> None:
     rows = dict(re.findall(r"^\| `(\w+)` \| (\d+) \|", LISTED.read_text(), re.MULTILINE))
     assert rows == {kind.__name__: str(int(kind.exit_code)) for kind in CLASSES}
+
+
+@pytest.mark.parametrize(
+    ("raised", "kind", "words"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/x"), errors.DiskTooSmall, "`/x`"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), errors.DiskTooSmall, "quota"),
+        (PermissionError(errno.EACCES, "Permission denied", "/x"), errors.CommandFailed, "`/x`"),
+        (KeyError("tag"), errors.CommandFailed, "`KeyError`"),
+    ],
+)
+def test_any_exception_becomes_a_designed_error(
+    raised: Exception, kind: type[FleetError], words: str
+) -> None:
+    error = errors.designed_error(raised)
+    assert type(error) is kind
+    assert words in str(error)
+
+
+def test_a_designed_error_stays_the_one_it_is() -> None:
+    error = UsageError(sentence="`x`")
+    assert errors.designed_error(error) is error

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from testbed.archive import Compression, make_release_archive
+from testbed.archive import Compression, make_release_archive, pack_real_release
 
 SIMULATED = Path(__file__).resolve().parents[2] / "testbed/ollama.py"
 SMALL = b"#!/bin/sh\n''':'\npython=\nexit 1\n'''\nVERSION = \"0.17.5\"  # a comment\n"
@@ -145,3 +145,22 @@ def test_the_packed_simulated_ollama_runs_with_the_given_interpreter(tmp_path: P
     )
     assert done.returncode == 0, done.stderr
     assert "0.99.1" in done.stdout + done.stderr
+
+
+def test_a_real_release_is_packed_with_its_libraries_and_links(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "lib/ollama").mkdir(parents=True)
+    binary = tmp_path / "bin/ollama"
+    binary.write_bytes(b"ELF")
+    binary.chmod(0o755)
+    (tmp_path / "lib/ollama/libggml.so.1").write_bytes(b"library")
+    (tmp_path / "lib/ollama/libggml.so").symlink_to("libggml.so.1")
+    first = pack_real_release(tmp_path / "out/a.tar.zst", binary).read_bytes()
+    os.utime(binary, (1, 1))
+    assert pack_real_release(tmp_path / "out/a.tar.zst", binary).read_bytes() == first
+    with tarfile.open(
+        fileobj=io.BytesIO(zstandard.ZstdDecompressor().decompressobj().decompress(first))
+    ) as tar:
+        found = {member.name: (member.mode & 0o777, member.linkname) for member in tar if not member.isdir()}
+    assert found["bin/ollama"] == (0o755, "")
+    assert found["lib/ollama/libggml.so"][1] == "libggml.so.1"

@@ -143,14 +143,14 @@ def test_a_truncated_blob_is_healed() -> None:
 
 
 def test_weights_that_are_on_the_host_are_not_fetched_again() -> None:
-    facts = replace(CONVERGED, blobs={}, artefacts={WEIGHTS.sha256: 5000})
+    facts = replace(CONVERGED, blobs={}, artefacts={f"{WEIGHTS.sha256}/{WEIGHTS.file}": WEIGHTS.size_bytes})
     assert "FetchWeights" not in kinds(plan(DESIRED, facts))
 
 
 def test_a_changed_setting_restarts_the_server_and_proves_the_model_again() -> None:
     changed = replace(SERVER, environment={**SERVER.environment, "OLLAMA_KEEP_ALIVE": "5m"})
     planned = plan(DESIRED, replace(CONVERGED, servers=(changed,)))
-    assert kinds(planned) == ["StopServer", "StartServer", "VerifyModel", "LoadModel"]
+    assert kinds(planned) == ["StopServer", "StartServer", "LoadModel", "VerifyModel"]
     assert "OLLAMA_KEEP_ALIVE is `5m`, desired absent" in planned.steps[0].reason
 
 
@@ -178,7 +178,10 @@ def test_a_runner_whose_server_is_gone_is_stopped() -> None:
 
 
 def test_healed_weights_do_not_overwrite_the_previous_model() -> None:
-    healed = plan(DESIRED, replace(CONVERGED, blobs={}, artefacts={WEIGHTS.sha256: 5000}))
+    healed = plan(
+        DESIRED,
+        replace(CONVERGED, blobs={}, artefacts={f"{WEIGHTS.sha256}/{WEIGHTS.file}": WEIGHTS.size_bytes}),
+    )
     drifted = plan(DESIRED, replace(CONVERGED, models={"myqwen2:latest": replace(STORED, template="x")}))
     keeps = [
         step.keeps_previous
@@ -191,7 +194,9 @@ def test_healed_weights_do_not_overwrite_the_previous_model() -> None:
 
 def test_a_release_unpacked_from_other_bytes_is_replaced() -> None:
     planned = plan(DESIRED, replace(CONVERGED, releases={"0.17.5": "d" * 64}))
-    assert kinds(planned) == ["FetchArchive", "UnpackRelease"]
+    # Restarted too: a server whose binary is gone starts no runner any more (measured on 0.17.5 and 0.24.0).
+    restart = ["StopServer", "StartServer", "LoadModel", "VerifyModel"]
+    assert kinds(planned) == ["FetchArchive", "UnpackRelease", *restart]
 
 
 def test_weights_that_are_no_gguf_are_removed_before_the_server_starts() -> None:
@@ -259,6 +264,11 @@ def test_a_phase_without_its_precondition_names_the_task_that_makes_it(selection
     with pytest.raises(ServiceError) as refused:
         plan(DESIRED, EMPTY, selection)
     assert f"./fleet {task} --limit h1" in str(refused.value.hint)
+
+
+def test_a_started_server_loads_the_models_that_are_as_desired_in_the_same_phase() -> None:
+    stopped = replace(CONVERGED, servers=(), listener=None)
+    assert kinds(plan(DESIRED, stopped, only_service)) == ["StartServer", "LoadModel"]
 
 
 def test_the_same_input_gives_the_same_plan_and_its_json_has_stable_keys() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from deploy.errors import ArchiveRefused
+from deploy.errors import ArchiveRefused, CommandFailed
 from deploy.releases import unpack_release
 
 SHA = "e" * 64
@@ -57,7 +57,13 @@ def test_both_kinds_of_archive_are_unpacked_whatever_their_name(
     assert (release / "bin/ollama").stat().st_mode & 0o7777 == 0o755
     assert (release / "lib/ollama/libggml.so").read_bytes() == b"elf"
     assert (release / "lib/ollama/libggml.so.1").stat().st_mode & 0o7777 == 0o644
-    assert json.loads((release / "release.json").read_text()) == {"version": "0.17.5", "archive_sha256": SHA}
+    assert json.loads((release / "release.json").read_text()) == {
+        "version": "0.17.5",
+        "archive_sha256": SHA,
+        "bytes": sum(
+            path.stat().st_size for path in (release / "bin/ollama", release / "lib/ollama/libggml.so.1")
+        ),
+    }
 
 
 def test_a_mode_of_0777_in_the_archive_is_not_taken_over(tmp_path: Path) -> None:
@@ -108,6 +114,7 @@ def test_a_write_through_a_link_of_the_archive_is_refused(tmp_path: Path) -> Non
         (gzip.compress(tar_of(member("README", b"x"))), "`bin/ollama` is missing"),
         (gzip.compress(tar_of(member("bin/ollama", b"x", mode=0o644))), "not executable"),
     ],
+    ids=["cut gzip", "cut zstd", "a page", "no tar", "no binary", "not executable"],
 )
 def test_a_damaged_or_foreign_archive_leaves_the_release_that_was_there(
     tmp_path: Path, packed: bytes, cause: str
@@ -125,3 +132,42 @@ def test_a_release_of_the_same_version_is_replaced_whole(tmp_path: Path) -> None
     release = unpack(tmp_path, gzip.compress(tar_of(member("bin/ollama", b"new"))))
     assert (release / "bin/ollama").read_bytes() == b"new"
     assert not (release / "lib/old").exists()
+
+
+SYM, HARD = tarfile.SYMTYPE, tarfile.LNKTYPE
+
+
+@pytest.mark.parametrize(
+    "links",
+    [
+        # `a/b` is the release itself, so `c` is its parent, although each link alone stays inside.
+        [("a/b", SYM, ".."), ("c", SYM, "a/b/..")],
+        [("a/b", SYM, ".."), ("c", SYM, "a/b/.."), ("d", HARD, "c/secret")],
+    ],
+)
+def test_a_link_over_a_link_does_not_lead_out(tmp_path: Path, links: list[tuple[str, bytes, str]]) -> None:
+    (tmp_path / "releases").mkdir()
+    secret = tmp_path / "releases/secret"
+    secret.write_text("not theirs")
+    members = [member(name, type=kind, linkname=target) for name, kind, target in links]
+    with pytest.raises(ArchiveRefused):
+        unpack(tmp_path, gzip.compress(tar_of(BINARY, *members)))
+    assert secret.stat().st_nlink == 1
+    assert [path.name for path in (tmp_path / "releases").iterdir()] == ["secret"]
+
+
+def test_a_record_in_the_archive_is_not_written_through(tmp_path: Path) -> None:
+    link = member("release.json", type=SYM, linkname="bin/ollama")
+    release = unpack(tmp_path, gzip.compress(tar_of(BINARY, link)))
+    assert (release / "bin/ollama").read_bytes() == b"#!/bin/sh\n"
+    assert not (release / "release.json").is_symlink()
+
+
+def test_a_directory_that_cannot_be_made_is_not_called_a_full_disk(tmp_path: Path) -> None:
+    (tmp_path / "releases").write_text("a file")
+    archive = tmp_path / "a.tgz"
+    archive.write_bytes(gzip.compress(tar_of(BINARY)))
+    with pytest.raises(CommandFailed, match="could not be written"):
+        unpack_release(
+            archive, tmp_path / "releases/0.17.5", version="0.17.5", sha256=SHA, on_progress=lambda _: None
+        )

@@ -1,0 +1,228 @@
+"""What a hand, a disk or a mistake did to a host, and that one deploy (or two) makes it good again."""
+
+from __future__ import annotations
+
+import getpass
+import io
+import json
+import os
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from console.changes import deploy_hosts, remove_hosts
+from console.paths import CANARY
+from console.run import Run
+from deploy import apply
+from deploy.compose import Sources
+from deploy.errors import ChecksumMismatch, CommandFailed, HostLocked, PortTaken, UsageError
+from deploy.host_lock import host_lock
+from deploy.local import LocalChannel, LocalTransport
+from deploy.outcomes import Outcome
+from deploy.remove import Models
+from deploy.report import Report
+from deploy.steps import Step
+from tests.local.conftest import Site
+
+
+def step_names(site: Site) -> list[str]:
+    return [type(step).__name__ for step in site.plan().steps]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda release: (release / "bin/ollama").unlink(),
+        lambda release: (release / "bin/ollama").write_text("exit 1"),
+        lambda release: (release / "lib/ollama/README").unlink(),
+    ],
+)
+def test_a_damaged_release_is_unpacked_again_and_the_server_restarted(
+    site: Site, damage: Callable[[Path], object]
+) -> None:
+    site.deploy()
+    pids = [process.pid for process in site.processes()]
+    damage(site.root / "opt/ollama/releases/0.17.5")
+    assert any("damaged" in step.reason for step in site.plan().steps)
+    outcome = site.deploy()
+    assert outcome.error is None, str(outcome.error)
+    assert [process.pid for process in site.processes()] != pids
+    assert site.plan().is_empty
+
+
+def test_a_current_link_that_leads_elsewhere_is_put_right(site: Site) -> None:
+    site.deploy()
+    current = site.root / "opt/ollama/current"
+    current.unlink()
+    current.symlink_to("/somewhere/0.17.5")
+    assert step_names(site) == ["SwitchRelease"]
+    assert site.deploy().error is None
+    assert str(current.readlink()) == "releases/0.17.5"
+
+
+@pytest.mark.parametrize(
+    "manifest", ["[]", '{"layers": [1]}', '{"layers": [{"digest": 5}]}', "", "[" * 200_000]
+)
+def test_a_damaged_manifest_is_a_model_to_make_again(site: Site, manifest: str) -> None:
+    site.deploy()
+    path = site.root / "var/lib/ollama/models/manifests/registry.ollama.ai/library/myqwen2/latest"
+    path.write_text(manifest)
+    assert step_names(site)[0] == "CreateModel"
+    assert site.deploy().error is None
+    assert site.plan().is_empty
+
+
+def weights_on_host(site: Site) -> tuple[Path, Path]:
+    blob = next((site.root / "var/lib/ollama/models/blobs").glob("sha256-971af595*"))
+    artefact = next((site.root / "var/lib/ollama-fleet/artefacts").glob("sha256-971af595*/*.gguf"))
+    return blob, artefact
+
+
+def test_weights_cut_short_in_the_cache_are_fetched_again(site: Site) -> None:
+    site.deploy()
+    blob, artefact = weights_on_host(site)
+    artefact.write_bytes(b"GGUF")  # the blob is the same file by hard link
+    assert step_names(site)[0] == "FetchWeights"
+    assert site.deploy().error is None
+    assert blob.read_bytes() == CANARY.read_bytes()
+
+
+def test_weights_that_rotted_in_the_cache_are_refused_and_then_fetched_again(site: Site) -> None:
+    site.deploy()
+    blob, artefact = weights_on_host(site)
+    blob.unlink()
+    artefact.write_bytes(bytes(CANARY.stat().st_size))
+    error = site.deploy().error
+    assert isinstance(error, ChecksumMismatch)
+    assert "was there before" in str(error.unchanged)
+    outcome = site.deploy()
+    assert outcome.error is None, str(outcome.error)
+    assert blob.read_bytes() == CANARY.read_bytes()
+
+
+def test_two_models_on_one_gguf_are_fetched_once_and_healed_alone(site: Site) -> None:
+    site.model = "myqwen2,canary"
+    outcome = site.deploy()
+    assert outcome.error is None, str(outcome.error)
+    assert set(site.served()) == {"myqwen2:latest", "canary:latest"}
+    assert [s["step"] for s in site.events("plan")[0]["steps"]].count("FetchWeights") == 1
+
+    # The file in the cache has the other model's file name.
+    weights_on_host(site)[0].unlink()
+    site.model = "canary"
+    outcome = site.deploy()
+    assert outcome.error is None, str(outcome.error)
+
+
+def test_an_error_that_nobody_designed_brings_the_old_state_back_and_is_told(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.deploy()
+    model = site.served()
+    site.settings["ollama_num_parallel"] = "2"
+
+    def fail(_step: Step, _site: apply.Site) -> None:
+        raise KeyError("tag")
+
+    monkeypatch.setattr("deploy.apply._verify", fail)
+    outcome = site.deploy()
+    assert outcome.outcome is Outcome.FAILED
+    assert isinstance(outcome.error, CommandFailed)
+    assert "KeyError" in outcome.error.sentence
+    assert "serves again, as before" in str(outcome.error.unchanged)
+    assert "OLLAMA_NUM_PARALLEL" not in site.processes()[0].environ()
+    assert site.served() == model
+
+
+def test_a_directory_that_cannot_be_made_is_a_designed_error(site: Site) -> None:
+    site.root.mkdir()
+    (site.root / "opt").write_text("a file")
+    error = site.deploy().error
+    assert isinstance(error, CommandFailed)
+    assert str(site.root / "opt") in str(error)
+
+
+def test_a_lock_that_cannot_be_made_says_why(site: Site) -> None:
+    site.root.mkdir()
+    (site.root / "var").write_text("a file")
+    error = site.deploy().error
+    assert isinstance(error, CommandFailed)
+    assert "could not be taken" in error.sentence
+    assert "var" in str(error.cause)
+
+
+def test_a_host_of_another_transport_fails_alone(site: Site) -> None:
+    site.write()
+    site.inventory.write_text(
+        site.inventory.read_text().replace("[all]\n", "[all]\nfar ansible_connection=ssh\n", 1)
+    )
+    run = Run(
+        report=Report(as_json=True, stdout=site.output, stderr=io.StringIO()),
+        sources=Sources(inventory=site.inventory, modelfiles=site.modelfiles, pins=site.pins),
+        limit=None,
+        forks=2,
+        stop_requested=threading.Event(),
+        endpoint=site.mirror.url,
+    )
+    for outcomes in (deploy_hosts(run, run.hosts(), "deploy"), remove_hosts(run, run.hosts(), Models.REMOVE)):
+        far, box = outcomes
+        assert isinstance(far.error, UsageError)
+        assert box.outcome is Outcome.CHANGED, str(box.error)
+
+
+def test_a_lost_lock_stops_the_deploy_before_its_next_step(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    channels: list[LocalChannel] = []
+    open_channel = LocalTransport.open_channel
+
+    def remember(self: LocalTransport, argv: tuple[str, ...]) -> LocalChannel:
+        channels.append(open_channel(self, argv))
+        return channels[-1]
+
+    def lose(_step: Step, _site: apply.Site) -> None:
+        # What the holder does itself after a minute without a word.
+        holder = channels[-1]._process
+        os.killpg(holder.pid, signal.SIGKILL)
+        holder.wait(10)
+
+    monkeypatch.setattr(LocalTransport, "open_channel", remember)
+    monkeypatch.setattr("deploy.apply._unpack", lose)
+    error = site.deploy().error
+    assert isinstance(error, HostLocked)
+    assert "was lost" in error.sentence
+    assert site.processes() == []
+
+
+def test_a_user_without_a_name_can_hold_the_lock(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nameless() -> str:
+        raise KeyError("getpwuid(): uid not found: 54321")
+
+    monkeypatch.setattr(getpass, "getuser", nameless)
+    lock = site.run.hosts()[0].paths.lock
+    with host_lock(LocalTransport("box"), lock, "a test"):
+        assert json.loads(Path(lock).read_text())["what"] == "a test"
+
+
+def test_remove_says_that_a_store_elsewhere_is_kept(site: Site, tmp_path: Path) -> None:
+    site.settings["ollama_models_dir"] = str(tmp_path / "elsewhere")
+    site.deploy()
+    run = site.run
+    assert remove_hosts(run, run.hosts(), Models.REMOVE)[0].error is None
+    assert any("elsewhere" in note["text"] and "kept" in note["text"] for note in site.events("note"))
+    assert (tmp_path / "elsewhere/blobs").is_dir()
+
+
+def test_remove_takes_away_what_a_refused_deploy_made(site: Site) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        site.port = other.getsockname()[1]
+        assert isinstance(site.deploy().error, PortTaken)
+        run = site.run
+        assert remove_hosts(run, run.hosts(), Models.REMOVE)[0].outcome is Outcome.OK
+    assert not site.root.exists()

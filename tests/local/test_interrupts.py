@@ -1,0 +1,145 @@
+"""What Ctrl-C, a closed terminal and a reader that goes away do to a running `./fleet`."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from deploy.fleet import each
+from tests.local.test_demo import environment, listing, servers_below
+
+PROJECT = Path(__file__).resolve().parents[2]
+SECONDS = 60
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Iterator[Path]:
+    yield tmp_path
+    for process in servers_below(tmp_path):
+        process.kill()
+        process.wait(10)
+
+
+def start(state: Path, *words: str) -> subprocess.Popen[str]:
+    """In a process group of its own, as a shell starts it: a terminal signals the whole group."""
+    return subprocess.Popen(
+        [sys.executable, str(PROJECT), *words],
+        env=environment(state),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def read_until(process: subprocess.Popen[str], event: str, step: str) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        told = json.loads(line)
+        if (told["event"], told.get("step")) == (event, step):
+            return
+    pytest.fail(f"no {event} of {step}")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_the_whole_group_lets_the_step_end_and_cleans_up(
+    state: Path, number: signal.Signals
+) -> None:
+    process = start(state, "demo", "--json")
+    read_until(process, "step_started", "UnpackRelease")
+    os.killpg(process.pid, number)
+    out, err = process.communicate(timeout=SECONDS)
+    assert process.returncode == 130, err
+    told = [json.loads(line) for line in out.splitlines()]
+    assert told[-1]["event"] == "summary"
+    assert [item["kind"] for item in told if item["event"] == "error"] == ["Interrupted"]
+    assert any(item["event"] == "step_done" and item["step"] == "UnpackRelease" for item in told)
+    assert servers_below(state) == []
+    assert listing(state) == []
+
+
+def test_the_second_ctrl_c_ends_at_once_and_the_next_demo_converges(state: Path) -> None:
+    process = start(state, "demo", "--json")
+    read_until(process, "step_started", "StartServer")
+    assert process.stderr is not None
+    process.send_signal(signal.SIGINT)
+    assert "press Ctrl-C again" in process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=SECONDS)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert json.loads(out.splitlines()[-1])["event"] == "summary"
+
+    again = start(state, "demo", "--json")
+    out, err = again.communicate(timeout=SECONDS)
+    assert again.returncode == 0, err
+    assert listing(state) == []
+
+
+def test_a_second_ctrl_c_does_not_wait_for_the_work_of_a_thread() -> None:
+    running, end = threading.Event(), threading.Event()
+
+    def work(_: int) -> None:
+        running.set()
+        end.wait(SECONDS)
+
+    def interrupt() -> None:
+        assert running.wait(SECONDS)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        each([1], work, 1)
+    assert not end.is_set()
+    end.set()
+
+
+def test_all_hosts_end_before_the_error_of_one_is_raised() -> None:
+    ended = []
+
+    def work(number: int) -> None:
+        if number == 0:
+            raise ValueError("the first")
+        ended.append(number)
+
+    with pytest.raises(ValueError, match="the first"):
+        each([0, 1, 2], work, 1)
+    assert ended == [1, 2]
+
+
+def test_a_reader_that_goes_away_does_not_stop_the_work(state: Path) -> None:
+    process = start(state, "demo", "--keep")
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(SECONDS) == 0
+    assert process.stderr.read() == ""
+    process.stderr.close()
+    assert len(servers_below(state)) == 1
+
+
+@pytest.mark.parametrize("redirection", [">&-", ">/dev/full", "2>&-", "| true"])
+@pytest.mark.parametrize("words", ["--list", "plan", "plan --json", "render myqwen2"])
+def test_output_that_cannot_be_written_is_no_traceback(state: Path, words: str, redirection: str) -> None:
+    inventory = state / "inventory.ini"
+    inventory.write_text("h ansible_connection=local ollama_rooot=/x\n")
+    where = f"--inventory {inventory}" if words.startswith("plan") else ""
+    done = subprocess.run(
+        ["sh", "-c", f'"$0" "$1" {words} {where} {redirection}', sys.executable, str(PROJECT)],
+        env=environment(state),
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
