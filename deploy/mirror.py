@@ -21,7 +21,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
@@ -60,11 +60,16 @@ _import_lock = threading.Lock()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MirrorFile:
-    """A file (never a directory) in a repository's listing. `size_bytes` is 0 where the mirror names none."""
+    """A file (never a directory) in a repository's listing. `size_bytes` is 0 where the mirror names none.
+
+    `commit` is one that has these bytes under this path: the client calls it the commit id of the file
+    (modelscope 1.40, `hub/utils/caching.py`).
+    """
 
     path: str
     size_bytes: int
     sha256: str | None
+    commit: str | None = field(default=None, compare=False)
 
 
 class Phase(StrEnum):
@@ -110,11 +115,17 @@ def list_files(repo: str, revision: str, *, endpoint: str | None = None) -> tupl
     """
     place = errors.Place(repo=repo, revision=revision, endpoint=_endpoint(endpoint))
     with errors.explained(place, lambda: list_tags(repo, endpoint=endpoint)):
-        found = _client(place.endpoint).list_repo_files(repo, "model", revision=revision)
+        # Below the client's own `list_repo_files`, which drops the commits.
+        found = _client(place.endpoint).legacy.list_repo_files(repo, "model", revision=revision)
         return tuple(
-            MirrorFile(path=file.path, size_bytes=file.size or 0, sha256=(file.sha256 or "").lower() or None)
+            MirrorFile(
+                path=file["Path"],
+                size_bytes=int(file.get("Size") or 0),
+                sha256=(file.get("Sha256") or "").lower() or None,
+                commit=file.get("Revision") or None,
+            )
             for file in found
-            if file.type != "tree" and file.path
+            if file.get("Type") != "tree" and file["Path"]
         )
 
 

@@ -140,7 +140,7 @@ class Pins:
             )
         elif versions:
             cause = f"pinned are {', '.join(versions)}"
-        wanted = "an Ollama release" if version is None else f"ollama {version}"
+        wanted = "modelscope/ollama-linux" if version is None else f"ollama {version}"
         return PinError(
             sentence=f"no pin for `{wanted} ({architecture})`",
             path=self.path,
