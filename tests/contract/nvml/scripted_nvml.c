@@ -1,0 +1,151 @@
+/* A libnvidia-ml.so.1 that plays the driver it is told to play, for the real binding to load.
+ *
+ *   SCRIPTED_NVML_INIT=CODE          nvmlInit answers CODE (nvml.h, nvmlReturn_t): 9 not loaded, 18 mismatch
+ *   SCRIPTED_NVML_HANG=init|memory   that call never returns
+ *   SCRIPTED_NVML_CRASH=1            nvmlInit ends the process
+ *   SCRIPTED_NVML_GPUS="NAME,TOTAL,RESERVED,USED;..."      MiB; one entry a GPU
+ *   SCRIPTED_NVML_PROCESSES="GPU,PID,USED,NAME;..."        MiB; USED - is not available, NAME - is not found
+ *   SCRIPTED_NVML_LOST=INDEX         that GPU fell off the bus
+ *   SCRIPTED_NVML_MIG=INDEX          that GPU is split: instances 0 and 2 exist, with a quarter of the memory each
+ *   SCRIPTED_NVML_MEMORY=CODE        both memory calls answer CODE
+ *   SCRIPTED_NVML_OLD=1              a driver that has no nvmlDeviceGetMemoryInfo_v2
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+enum { OK = 0, INVALID = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6, TOO_SMALL = 7, NO_FUNCTION = 13, LOST = 15 };
+enum { GPUS = 8, PROCESSES = 16, PLACES = 7 };
+static const unsigned long long MIB = 1024ULL * 1024;
+
+struct device { int index, instance; char name[96]; unsigned long long total, reserved, used; };
+struct memory_v1 { unsigned long long total, free, used; };
+struct memory_v2 { unsigned version; unsigned long long total, reserved, free, used; };
+struct process { unsigned pid; unsigned long long used; unsigned gpu_instance, compute_instance; };
+
+static struct device gpus[GPUS], instances[PLACES];
+static int count;
+
+static const char *told(const char *name) { const char *value = getenv(name); return value ? value : ""; }
+static int number(const char *name, int otherwise) { return *told(name) ? atoi(told(name)) : otherwise; }
+static void hang_if(const char *where) { while (!strcmp(told("SCRIPTED_NVML_HANG"), where)) pause(); }
+
+int nvmlInitWithFlags(unsigned flags) {
+    (void)flags;
+    hang_if("init");
+    if (number("SCRIPTED_NVML_CRASH", 0)) abort();
+    char *list = strdup(told("SCRIPTED_NVML_GPUS")), *rest = NULL;
+    count = 0;
+    for (char *item = strtok_r(list, ";", &rest); item && count < GPUS; item = strtok_r(NULL, ";", &rest)) {
+        struct device *gpu = &gpus[count];
+        gpu->index = count++;
+        gpu->instance = -1;
+        sscanf(item, "%95[^,],%llu,%llu,%llu", gpu->name, &gpu->total, &gpu->reserved, &gpu->used);
+    }
+    free(list);
+    return number("SCRIPTED_NVML_INIT", OK);
+}
+
+int nvmlShutdown(void) { return OK; }
+const char *nvmlErrorString(int code) { (void)code; return "a scripted error"; }
+
+int nvmlSystemGetDriverVersion(char *text, unsigned size) { snprintf(text, size, "550.54.15"); return OK; }
+int nvmlDeviceGetCount_v2(unsigned *found) { *found = (unsigned)count; return OK; }
+
+int nvmlDeviceGetHandleByIndex_v2(unsigned index, struct device **device) {
+    if (index >= (unsigned)count) return INVALID;
+    if ((int)index == number("SCRIPTED_NVML_LOST", -1)) return LOST;
+    *device = &gpus[index];
+    return OK;
+}
+
+int nvmlDeviceGetName(struct device *device, char *text, unsigned size) {
+    snprintf(text, size, "%s", device->name);
+    return OK;
+}
+
+int nvmlDeviceGetUUID(struct device *device, char *text, unsigned size) {
+    if (device->instance < 0) snprintf(text, size, "GPU-%08d", device->index);
+    else snprintf(text, size, "MIG-%08d-%d", device->index, device->instance);
+    return OK;
+}
+
+int nvmlDeviceGetMigMode(struct device *device, unsigned *current, unsigned *pending) {
+    if (!*told("SCRIPTED_NVML_MIG")) return NOT_SUPPORTED;
+    *current = *pending = device->index == number("SCRIPTED_NVML_MIG", -1);
+    return OK;
+}
+
+int nvmlDeviceGetMaxMigDeviceCount(struct device *device, unsigned *found) {
+    (void)device;
+    *found = PLACES;
+    return OK;
+}
+
+int nvmlDeviceGetMigDeviceHandleByIndex(struct device *device, unsigned place, struct device **instance) {
+    if (place != 0 && place != 2) return NOT_FOUND;
+    instances[place] = *device;
+    instances[place].instance = (int)place;
+    instances[place].total /= 4;
+    instances[place].reserved = instances[place].used = 0;
+    *instance = &instances[place];
+    return OK;
+}
+
+int nvmlDeviceGetMemoryInfo(struct device *device, struct memory_v1 *memory) {
+    hang_if("memory");
+    memory->total = device->total * MIB;
+    memory->used = (device->reserved + device->used) * MIB;
+    memory->free = memory->total - memory->used;
+    return number("SCRIPTED_NVML_MEMORY", OK);
+}
+
+int nvmlDeviceGetMemoryInfo_v2(struct device *device, struct memory_v2 *memory) {
+    hang_if("memory");
+    if (number("SCRIPTED_NVML_OLD", 0)) return NO_FUNCTION;
+    if (memory->version != (sizeof *memory | 2U << 24)) return INVALID;
+    memory->total = device->total * MIB;
+    memory->reserved = device->reserved * MIB;
+    memory->used = device->used * MIB;
+    memory->free = memory->total - memory->reserved - memory->used;
+    return number("SCRIPTED_NVML_MEMORY", OK);
+}
+
+/* One entry of SCRIPTED_NVML_PROCESSES at a time; NULL at the end. */
+static const char *next_process(const char *from, int *gpu, struct process *process, char name[1024]) {
+    char used[32] = "";
+    if (!*from || sscanf(from, "%d,%u,%31[^,],%1023[^;]", gpu, &process->pid, used, name) != 4) return NULL;
+    process->used = *used == '-' ? ~0ULL : strtoull(used, NULL, 10) * MIB;
+    const char *end = strchr(from, ';');
+    return end ? end + 1 : from + strlen(from);
+}
+
+int nvmlDeviceGetComputeRunningProcesses_v3(struct device *device, unsigned *size, struct process *found) {
+    struct process process = {0}, all[PROCESSES];
+    char name[1024];
+    int gpu = 0;
+    unsigned have = 0;
+    const char *at = told("SCRIPTED_NVML_PROCESSES");
+    while ((at = next_process(at, &gpu, &process, name)) && have < PROCESSES)
+        if (gpu == device->index && device->instance < 0) all[have++] = process;
+    unsigned given = *size;
+    *size = have;
+    if (!have) return OK;
+    if (given < have) return TOO_SMALL;
+    memcpy(found, all, have * sizeof *all);
+    return OK;
+}
+
+int nvmlSystemGetProcessName(unsigned pid, char *text, unsigned size) {
+    struct process process = {0};
+    char name[1024];
+    int gpu = 0;
+    const char *at = told("SCRIPTED_NVML_PROCESSES");
+    while ((at = next_process(at, &gpu, &process, name)))
+        if (process.pid == pid && strcmp(name, "-")) {
+            snprintf(text, size, "%s", name);
+            return OK;
+        }
+    return NOT_FOUND;
+}
