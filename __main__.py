@@ -7,6 +7,7 @@ so that relative paths on the command line mean what they say.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,8 @@ def _usage_errors() -> Iterator[None]:
     except (ParseError, ValueError) as error:
         # Invoke lets the ValueError of `--forks=many` through.
         sentence = str(error) if isinstance(error, ParseError) else f"a flag takes a number: {error}"
+        # Invoke's words for a task that does not exist.
+        sentence = re.sub(r"^No idea what '(.*)' is!$", r"there is no task or flag `\1`", sentence)
         hint = "`./fleet --list` names the tasks, `./fleet TASK --help` its flags"
         raise Exit(render_error(UsageError(sentence=sentence, hint=hint)), code=ExitCode.USAGE) from error
 

@@ -34,15 +34,19 @@ def _help(*names: str, **more: str) -> dict[str, str]:
 
 
 @contextmanager
-def _reporting(as_json: bool) -> Iterator[Report]:
+def _reporting(as_json: bool, inventory: str | None = None) -> Iterator[Report]:
     """Turns designed errors into their text, their event and their exit code."""
-    from deploy.errors import FleetError
+    from deploy.errors import FleetError, designed_error
     from deploy.report import Report
 
-    report = Report(as_json=as_json)
+    report = Report(as_json=as_json, inventory=inventory)
     try:
         yield report
-    except FleetError as error:
+    except KeyboardInterrupt:
+        report.summary(())
+        raise
+    except (FleetError, OSError, RuntimeError) as failure:
+        error = designed_error(failure)
         report.close()
         report.error(error)
         report.summary(())
@@ -82,7 +86,7 @@ def plan(
     """Show what deploy would change; change nothing."""
     from console.changes import show_plans
 
-    with _reporting(json) as report:
+    with _reporting(json, inventory) as report:
         code = show_plans(_run(report, inventory, limit, forks, pins), drift_code=exit_code)
     _end(code)
 
@@ -92,7 +96,7 @@ def _deploy(name: str, selection: Callable[[], Selection], **given: Any) -> None
 
     from console.changes import deploy_asking
 
-    with _reporting(given["json"]) as report:
+    with _reporting(given["json"], given["inventory"]) as report:
         database = given.get("database")
         run = _run(
             report,
@@ -177,7 +181,7 @@ def service(
     """Run the server as desired: switch, start, stop, restart. The `process` backend does not supervise."""
     from console.changes import service_asking
 
-    with _reporting(json) as report:
+    with _reporting(json, inventory) as report:
         code = service_asking(_run(report, inventory, limit, forks, pins), action, yes=yes)
     _end(code)
 
@@ -232,7 +236,7 @@ def smoke(
 
     from console.views import show_smoke
 
-    with _reporting(json) as report:
+    with _reporting(json, inventory) as report:
         run = _run(report, inventory, limit, forks, pins, database=Path(database) if database else None)
         code = show_smoke(run, case or None)
     _end(code)
@@ -251,7 +255,7 @@ def status(
     """Say what every host serves and how it differs from what is desired."""
     from console.views import show_status
 
-    with _reporting(json) as report:
+    with _reporting(json, inventory) as report:
         code = show_status(_run(report, inventory, limit, forks, pins), drift_code=exit_code)
     _end(code)
 
@@ -270,8 +274,61 @@ def remove(
     """Take away everything we made on the hosts; models are kept unless asked."""
     from console.changes import remove_asking
 
-    with _reporting(json) as report:
+    with _reporting(json, inventory) as report:
         code = remove_asking(_run(report, inventory, limit, forks, pins), yes=yes, models=models)
+    _end(code)
+
+
+@task(help={name: _HELP[name] for name in ("inventory", "limit", "forks", "json")})
+def gpu(
+    c: Context, inventory: str | None = None, limit: str | None = None, forks: int = 10, json: bool = False
+) -> None:
+    """Show every GPU's memory, driver and processes; no GPU is a failure unless ollama_gpu=none."""
+    from console.gpu import show_gpus
+
+    with _reporting(json, inventory) as report:
+        code = show_gpus(_run(report, inventory, limit, forks, pins=None))
+    _end(code)
+
+
+@task(
+    help={
+        "prompt": "one question (`chat [flags] TEXT` is the same); without it a talk, or standard input",
+        "model": "a name that the host serves (default: the first of its `ollama_models`)",
+        "tools": "weather (a local stub) or database (read-only SQL)",
+        "database": "SQLite file with Chinook's tables for --tools database",
+        "limit": "the one host to talk to",
+    }
+    | {name: _HELP[name] for name in ("inventory", "json")}
+)
+def chat(
+    c: Context,
+    prompt: str | None = None,
+    inventory: str | None = None,
+    limit: str | None = None,
+    json: bool = False,
+    model: str | None = None,
+    tools: str | None = None,
+    database: str | None = None,
+) -> None:
+    """Talk to the model that a host serves, tools included."""
+    from pathlib import Path
+
+    with _reporting(json, inventory) as report:
+        from console.chat import ChatTask, chat
+        from console.run import inventory_path
+
+        task = ChatTask(
+            report=report,
+            inventory=inventory_path(inventory),
+            as_json=json,
+            limit=limit,
+            model=model,
+            tools=tools,
+            database=Path(database) if database else None,
+            prompt=prompt,
+        )
+        code = chat(task)
     _end(code)
 
 
@@ -288,6 +345,45 @@ def inventory(c: Context, inventory: str | None = None, limit: str | None = None
 
     with _reporting(as_json=False):
         show_inventory(inventory, limit)
+
+
+@task(
+    help={
+        "version": "the Ollama release to pin (default: the highest on the mirror, or none with --model)",
+        "model": "only this model's weights; may be given several times (default: all not contained here)",
+        "pins": "pins.toml to write (default: modelfiles/pins.toml)",
+        "endpoint": _HELP["endpoint"],
+        "json": _HELP["json"],
+        "yes": _HELP["yes"],
+    },
+    iterable=["model"],
+)
+def pin(
+    c: Context,
+    version: str | None = None,
+    model: list[str] | None = None,
+    pins: str | None = None,
+    endpoint: str | None = None,
+    json: bool = False,
+    yes: bool = False,
+) -> None:
+    """Resolve release, revisions, sizes and sha256 into pins.toml, each proven by a download."""
+    from pathlib import Path
+
+    from console.paths import MODELFILES
+    from console.pin import PinTask, cache_directory, pin_asking
+
+    with _reporting(json) as report:
+        task = PinTask(
+            report=report,
+            pins=Path(pins) if pins else MODELFILES / "pins.toml",
+            cache=cache_directory(),
+            version=version,
+            models=model or (),
+            endpoint=endpoint,
+        )
+        code = pin_asking(task, yes=yes)
+    _end(code)
 
 
 @task(
@@ -316,9 +412,10 @@ def demo(c: Context, keep: bool = False, json: bool = False, database: str | Non
         "script": "ollama: play the replies of this JSON file instead of the built-in ones",
         "fault": "ollama: misbehave (see `testbed/ollama.py --help`); may be given several times",
         "models": "ollama: the model store (default: a temporary one with ready models)",
+        "model": "ollama: a further ready model; may be given several times",
     },
     positional=["action"],
-    iterable=["fault"],
+    iterable=["fault", "model"],
 )
 def testbed(
     c: Context,
@@ -328,12 +425,16 @@ def testbed(
     script: str | None = None,
     fault: list[str] | None = None,
     models: str | None = None,
+    model: list[str] | None = None,
 ) -> None:
     """A fleet to practise on: an embedded ModelScope mirror, a simulated Ollama."""
-    from console.testbed import run_testbed
+    from console.testbed import serve_mirror, serve_ollama
 
     with _reporting(as_json=False):
-        _end(run_testbed(action, port, directory, script, fault or [], models))
+        if action == "ollama":
+            _end(serve_ollama(port, script=script, models=models, names=model or [], faults=fault or []))
+        else:
+            _end(serve_mirror(action, port, directory))
 
 
 @task(help={"pytest": "arguments for pytest in one string"})

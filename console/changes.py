@@ -127,7 +127,7 @@ def service_asking(run: Run, action: str, *, yes: bool) -> ExitCode:
     running = _announce(
         run, hosts, lambda _, facts: [f"would {action} pid {server.process.pid}" for server in facts.servers]
     )
-    if running and not may_change(run.report, yes=yes):
+    if (running or action == "restart") and not may_change(run.report, yes=yes):
         run.report.summary([HostOutcome(host=desired.host, outcome=Outcome.SKIPPED) for desired in hosts])
         return ExitCode.USAGE
     outcomes = each(hosts, lambda desired: tell_outcome(run, _stop(desired, run)), run.forks)
@@ -242,10 +242,8 @@ def tell_outcome(run: Run, outcome: HostOutcome) -> HostOutcome:
 
 def ollama_word(outcomes: Sequence[HostOutcome]) -> dict[str, str]:
     """`simulated` or `real`: every report says which kind of server it was made with, once it has met one."""
-    verdicts = [verdict for outcome in outcomes for verdict in outcome.verdicts.values()]
-    if not verdicts:
-        return {}
-    return {"ollama": "simulated" if any(verdict.simulated for verdict in verdicts) else "real"}
+    met = {verdict.ollama for outcome in outcomes for verdict in outcome.verdicts.values()} - {None}
+    return {"ollama": "simulated" if "simulated" in met else "real"} if met else {}
 
 
 def count_cases(outcomes: Sequence[HostOutcome]) -> dict[str, int]:

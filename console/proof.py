@@ -13,6 +13,7 @@ from deploy.errors import UsageError
 from deploy.outcomes import ModelVerdict, VerifyRequest
 from deploy.report import Report
 from healthchecks.api import load_model, server_version
+from healthchecks.case import UnknownCaseError
 from healthchecks.check import Check
 from healthchecks.database import UnusableDatabaseError, check_database, make_database
 from healthchecks.gpu import check_residency
@@ -55,6 +56,18 @@ def check_served(url: str, model: str) -> ModelVerdict:
     return _verdict(version, tuple(check.reason for check in checks if not check.ok))
 
 
+def check_cases(names: Sequence[str] | None) -> None:
+    """Raises UsageError for the name of a case that does not exist."""
+    try:
+        load_cases(names)
+    except UnknownCaseError as error:
+        raise UsageError(
+            sentence=f"`--case {error.unknown[0]}` is no case",
+            unchanged="everything",
+            hint=f"the cases are {', '.join(error.known)}",
+        ) from error
+
+
 @contextmanager
 def smoke_database(given: Path | None) -> Iterator[Path]:
     """The database of the `ask_database` case: the one given, else one with rows of our own."""
@@ -79,8 +92,8 @@ def smoke_database(given: Path | None) -> Iterator[Path]:
 def _verdict(
     version: Check, reasons: tuple[str, ...], cases: tuple[Mapping[str, Any], ...] = ()
 ) -> ModelVerdict:
-    simulated = bool(version.data.get("simulated"))
-    return ModelVerdict(passed=not reasons, reasons=reasons, cases=cases, simulated=simulated)
+    kind = ("simulated" if version.data.get("simulated") else "real") if version.ok else None
+    return ModelVerdict(passed=not reasons, reasons=reasons, cases=cases, ollama=kind)
 
 
 def _case_fields(result: CaseResult) -> dict[str, Any]:

@@ -49,10 +49,10 @@ def serve_mirror(action: str, port: int, directory: str | None) -> int:
         )
     except UnusableBinary as error:
         raise refused_binary(error) from error
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         raise PortTaken(
             sentence=f"the mirror cannot listen on port `{port}`",
-            cause=error.strerror,
+            cause=str(error),
             unchanged="everything",
             hint="give another --port, or none for a free one",
         ) from error

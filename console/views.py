@@ -8,7 +8,7 @@ from typing import Any
 
 from console.changes import count_cases, exit_code, ollama_word, tell_outcome
 from console.paths import MODELFILES
-from console.proof import smoke_database, verify_model
+from console.proof import check_cases, smoke_database, verify_model
 from console.run import Run, inventory_path, transport_for
 from deploy.converge import probe_host
 from deploy.desired import Desired, DesiredModel
@@ -23,6 +23,7 @@ from healthchecks.api import server_version
 
 def show_smoke(run: Run, cases: Sequence[str] | None) -> ExitCode:
     """`smoke`: the suite against what every host serves, and its table."""
+    check_cases(cases)
     outcomes = smoke_hosts(run, run.hosts(), cases)
     show_cases(run.report, outcomes)
     run.report.summary(outcomes, **count_cases(outcomes), **ollama_word(outcomes))

@@ -247,7 +247,7 @@ def prove(site: Site, model: DesiredModel, tag: str, verify: Verify) -> None:
             sentence=f"`{name}` did not pass verification",
             host=site.host,
             cause="\n".join(verdict.reasons),
-            hint=f"./fleet smoke --limit {site.host}",
+            hint="docs/smoke.md explains the rules; mend the cause and deploy again",
         )
 
 

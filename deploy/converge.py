@@ -189,6 +189,8 @@ def _drop_candidates(site: Site, todo: Plan) -> str:
         api = OllamaApi(site.host, url)
         for step in todo.steps:
             if isinstance(step, CreateModel) and site.probe().servers:
+                # Or the runner would go on under the deleted name for as long as it lives.
+                api.unload(f"{step.model.name}:candidate")
                 api.delete(f"{step.model.name}:candidate")
                 if f"{step.model.name.lower()}:latest" in site.probe().models:
                     served.append(f"`{step.model.name}:latest` is the one that was there before")

@@ -107,21 +107,8 @@ class HostPaths:
         return self.state / "artefacts"
 
     @property
-    def parts(self) -> PurePosixPath:
-        return self.state / "parts"
-
-    @property
-    def journal(self) -> PurePosixPath:
-        return self.state / "journal.jsonl"
-
-    @property
     def lock(self) -> PurePosixPath:
         return self.state / "lock"
-
-    @property
-    def process_record(self) -> PurePosixPath:
-        """Pid, create time and environment of the server that the `process` backend started."""
-        return self.state / "process.json"
 
     @property
     def server_home(self) -> PurePosixPath:

@@ -34,12 +34,15 @@ class VerifyRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelVerdict:
-    """What the verification says. `cases` are JSON objects: case, mode, passed, seconds, findings."""
+    """What the verification says. `cases` are JSON objects: case, mode, passed, seconds, findings.
+
+    `ollama` is `simulated` or `real`, and None where no server answered.
+    """
 
     passed: bool
     reasons: tuple[str, ...] = ()
     cases: tuple[Mapping[str, Any], ...] = ()
-    simulated: bool = False
+    ollama: str | None = None
 
 
 Verify = Callable[[VerifyRequest], ModelVerdict]

@@ -70,8 +70,7 @@ if [ -L "$current" ]; then
     esac
     say @current "$target"
 fi
-for path in "$releases"/.unpack-* "$prefix/opt/ollama"/.current-* "$state/parts"/* "$state"/.*.part \
-    "$models/blobs"/.place-*; do
+for path in "$releases"/.unpack-* "$prefix/opt/ollama"/.current-* "$models/blobs"/.place-*; do
     if [ -e "$path" ] || [ -L "$path" ]; then say @leftover "$path"; fi
 done
 for path in "$state/artefacts"/sha256-*/*; do

@@ -26,7 +26,7 @@ def doomed_things(
     desired: Desired, transport: Transport, facts: HostFacts, models: Models
 ) -> tuple[str, ...]:
     """What `remove_host` would take away, in words for people."""
-    servers = [f"the process {item.process.pid} ({item.command[-1]})" for item in _processes(facts)]
+    servers = [f"the running server, pid {item.process.pid}" for item in _processes(facts)]
     return (*servers, *(str(path) for path in _doomed(desired.paths, models) if _is_there(transport, path)))
 
 
@@ -49,7 +49,7 @@ def remove_host(
     with host_lock(transport, paths.lock, "remove"):
         for item in _processes(probe()):
             services.stop_server(transport, item.process)
-            events("note", desired.host, text=f"stopped the process {item.process.pid} ({item.command[-1]})")
+            events("note", desired.host, text=f"stopped the server, pid {item.process.pid}")
             taken += 1
         for path in _doomed(paths, models):
             if _is_there(transport, path):
@@ -83,7 +83,7 @@ def _remove(desired: Desired, transport: Transport, path: PurePosixPath) -> None
 
 
 def _doomed(paths: HostPaths, models: Models) -> tuple[PurePosixPath, ...]:
-    ours = (paths.current, paths.releases, paths.artefacts, paths.parts, paths.server_home, paths.log.parent)
+    ours = (paths.current, paths.releases, paths.artefacts, paths.server_home, paths.log.parent)
     if models is Models.REMOVE and paths.models_dir.is_relative_to(paths.root):
         return (*ours, paths.models_dir)
     return ours

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import shlex
 import sys
 import threading
 import time
@@ -32,10 +33,18 @@ class Report:
     closed terminal) never stops the work: the rest is told to nobody.
     """
 
-    def __init__(self, *, as_json: bool, stdout: TextIO | None = None, stderr: TextIO | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        as_json: bool,
+        inventory: str | None = None,
+        stdout: TextIO | None = None,
+        stderr: TextIO | None = None,
+    ) -> None:
         self._stdout = _forgiving(stdout or sys.stdout)
         self._stderr = _forgiving(stderr or sys.stderr)
         self._json = as_json
+        self._inventory = inventory
         self._lock = threading.RLock()
         self._last_progress: dict[str, float] = {}
         self._ended = False
@@ -75,7 +84,13 @@ class Report:
             self._stdout.flush()
 
     def error(self, error: FleetError) -> None:
-        """A designed error: to standard error, and as an event with `--json`."""
+        """A designed error: to standard error, and as an event with `--json`.
+
+        Its hint names the inventory that was given: the next command is about the same hosts.
+        """
+        if self._inventory is not None and error.hint is not None:
+            given = f" --inventory {shlex.quote(self._inventory)} --limit "
+            error.hint = error.hint.replace(" --limit ", given)
         with self._lock, self._without_reader():
             if self._json:
                 self._write_json({"event": "error", **error_fields(error)})
@@ -223,10 +238,14 @@ class _Bars:
         return Console(file=self._stdout)
 
 
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
 def _plan(fields: Mapping[str, Any]) -> str:
     if not fields["steps"]:
         return "nothing to change"
-    lines = [f"{len(fields['steps'])} steps:"]
+    lines = [f"{_count(len(fields['steps']), 'step')}:"]
     lines += [f"  {s['phase']:<8} {s['step']:<16} {s['subject']} ({s['reason']})" for s in fields["steps"]]
     return "\n".join(lines)
 
@@ -268,6 +287,6 @@ _LINES: Mapping[str, Callable[[Mapping[str, Any]], str | None]] = {
     "blob": lambda f: f"  weights of {f['model']} {f['how']} in the store, sha256 verified",
     "case": _case,
     "note": lambda f: str(f["text"]),
-    "host_done": lambda f: f"{f['outcome']}, {f['steps_done']} steps, {f['seconds']:.1f} s",
+    "host_done": lambda f: f"{f['outcome']}, {_count(f['steps_done'], 'step')}, {f['seconds']:.1f} s",
     "summary": _summary,
 }

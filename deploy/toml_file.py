@@ -31,7 +31,9 @@ def read_toml(path: Path, error: InputError) -> tuple[str, dict[str, Any]]:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
-        raise error(sentence=f"there is no `{path}`", path=str(path), hint=f"restore `{path.name}`") from None
+        raise error(
+            sentence=f"`{path.name}` is not there", path=str(path), hint=f"restore `{path.name}`"
+        ) from None
     except (OSError, UnicodeDecodeError) as failure:
         raise error(sentence=f"`{path}` cannot be read", path=str(path), cause=str(failure)) from None
     try:

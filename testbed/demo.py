@@ -176,7 +176,7 @@ def free_port() -> int:
     between choosing and listening.
     """
     while True:
-        port = random.randrange(20000, 32000)
+        port = random.randrange(20000, 32000)  # noqa: S311 - no secret
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))

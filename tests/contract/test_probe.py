@@ -79,7 +79,7 @@ def test_an_untouched_host_has_facts_too(tmp_path: Path, shell: tuple[str, ...])
 
 
 def test_releases_artefacts_blobs_and_leftovers_are_found(tmp_path: Path, shell: tuple[str, ...]) -> None:
-    root, models = tmp_path / "a root", tmp_path / "the models"
+    root, models = tmp_path / ".hidden/a root", tmp_path / "the models"
     release = root / "opt/ollama/releases/0.17.5"
     release.mkdir(parents=True)
     (release / "release.json").write_text('{"version": "0.17.5", "archive_sha256": "abc", "bytes": 3}')

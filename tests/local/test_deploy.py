@@ -12,6 +12,7 @@ import pytest
 
 from console.changes import service_asking
 from console.paths import CANARY
+from console.views import show_smoke, smoke_hosts
 from deploy.errors import (
     ArchiveRefused,
     ChecksumMismatch,
@@ -24,6 +25,7 @@ from deploy.errors import (
     NotAnArtefact,
     PortTaken,
     ServiceError,
+    UsageError,
     VerifyFailed,
 )
 from deploy.facts import Disk
@@ -178,6 +180,19 @@ def test_a_candidate_that_fails_is_removed_and_the_old_model_keeps_its_name(
     assert site.served() == before
 
 
+def test_what_is_served_is_loaded_under_its_own_name_after_a_candidate_failed(
+    site: Site, tmp_path: Path
+) -> None:
+    site.deploy()
+    site.modelfiles = shutil.copytree(site.modelfiles, tmp_path / "modelfiles")
+    template = site.modelfiles / "myqwen2.Modelfile.j2"
+    template.write_text(template.read_text().replace("PARAMETER top_p 0.8", "PARAMETER top_p 0.9"))
+    site.settings["ollama_gpu"] = "nvidia"
+    assert isinstance(error_of(site), VerifyFailed)
+    site.settings["ollama_gpu"] = "none"
+    assert smoke_hosts(site.run, site.run.hosts(), ["no_tools"])[0].outcome is Outcome.OK
+
+
 def test_a_candidate_that_fails_on_an_empty_host_promotes_nothing(site: Site, tmp_path: Path) -> None:
     line = "OLLAMA_SIMULATED_FAULT=index-zero; export OLLAMA_SIMULATED_FAULT"
     site.add_release("0.17.5", binary=broken_binary(tmp_path, line))
@@ -300,6 +315,23 @@ def test_a_restart_that_could_not_start_again_stops_nothing(site: Site) -> None:
     with pytest.raises(ServiceError, match=r"release `0\.17\.6` is not installed"):
         service_asking(site.run, "restart", yes=True)
     assert [process.pid for process in site.processes()] == pids
+
+
+def test_a_restart_without_yes_and_without_a_terminal_starts_nothing(site: Site) -> None:
+    site.deploy()
+    assert service_asking(site.run, "stop", yes=True) == 0
+    assert service_asking(site.run, "restart", yes=False) == 1
+    assert site.processes() == []
+
+
+def test_a_case_that_does_not_exist_is_a_usage_error(site: Site) -> None:
+    with pytest.raises(UsageError, match="`--case nope` is no case"):
+        show_smoke(site.run, ["nope"])
+
+
+def test_smoke_without_a_server_fails_and_claims_no_kind_of_ollama(site: Site) -> None:
+    assert show_smoke(site.run, None) == ExitCode.FAILED
+    assert "ollama" not in site.events("summary")[0]
 
 
 def test_a_restart_loads_the_model_again(site: Site) -> None:

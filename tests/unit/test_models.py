@@ -170,7 +170,7 @@ def test_broken_toml_is_refused_with_its_line(directory: Path, text: str, line: 
 
 
 def test_a_missing_models_toml_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"there is no `.*models\.toml`"):
+    with pytest.raises(ModelError, match=r"`models\.toml` is not there"):
         parse_models(tmp_path)
 
 
