@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path, PurePosixPath
 
 from console.paths import MODELFILES, PROJECT
 from deploy.compose import Sources, compose
-from deploy.desired import Desired
-from deploy.errors import UsageError
+from deploy.desired import Artefact, Desired, GpuKind
+from deploy.errors import NotAnArtefact, UsageError
+from deploy.fit import ModelShape
 from deploy.local import LocalTransport
 from deploy.report import Report
 
@@ -29,7 +32,39 @@ class Run:
 
     def hosts(self) -> tuple[Desired, ...]:
         """The desired state of every selected host. Raises InputErrors with all problems at once."""
-        return compose(self.sources, self.limit)
+        return tuple(map(_with_shapes, compose(self.sources, self.limit)))
+
+
+def _with_shapes(desired: Desired) -> Desired:
+    """The shapes of the models whose weights lie on this machine; only a GPU host needs them."""
+    if desired.gpu is not GpuKind.NVIDIA:
+        return desired
+    models = tuple(replace(model, shape=_shape(desired, model.weights)) for model in desired.models)
+    return replace(desired, models=models)
+
+
+def _shape(desired: Desired, weights: Artefact) -> ModelShape | None:
+    from console.pin import cache_directory
+
+    verified = PurePosixPath(f"sha256-{weights.sha256}", PurePosixPath(weights.file).name)
+    places = [cache_directory() / verified]
+    if weights.local_path is not None:
+        places = [Path(weights.local_path)]
+    elif desired.connection == "local":
+        places.append(Path(desired.paths.artefacts / verified))
+        places.append(Path(desired.paths.models_dir, "blobs", f"sha256-{weights.sha256}"))
+    for path in places:
+        with contextlib.suppress(OSError, NotAnArtefact):
+            if path.stat().st_size == weights.size_bytes:
+                return _read_shape(path)
+    return None
+
+
+@cache
+def _read_shape(path: Path) -> ModelShape:
+    from deploy.gguf_header import read_header
+
+    return read_header(path).shape
 
 
 def make_sources(inventory: str | None, pins: str | None) -> Sources:

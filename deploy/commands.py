@@ -106,9 +106,9 @@ def render_command(argv: Sequence[str]) -> str:
     return shlex.join(argv)
 
 
-def probe(root: PurePosixPath, models_dir: PurePosixPath, port: int) -> Argv:
-    """Reads `probe.sh` from standard input."""
-    return ("sh", "-s", "--", str(root), str(models_dir), str(port))
+def probe(root: PurePosixPath, models_dir: PurePosixPath, port: int, gpu: str = "none") -> Argv:
+    """Reads `probe.sh` from standard input; with `gpu` "nvidia" it asks `nvidia-smi`."""
+    return ("sh", "-s", "--", str(root), str(models_dir), str(port), gpu)
 
 
 def start_process(log: PurePosixPath, environment: Mapping[str, str], argv: Sequence[str]) -> Argv:

@@ -6,9 +6,9 @@ import threading
 import time
 from dataclasses import dataclass, replace
 
-from deploy import commands, services
+from deploy import commands, nvml, services
 from deploy.apply import Site, apply_step, prove, start
-from deploy.desired import Desired
+from deploy.desired import Desired, GpuKind
 from deploy.errors import (
     ExitCode,
     FleetError,
@@ -43,15 +43,20 @@ class Options:
 
 def probe_host(desired: Desired, transport: Transport) -> HostFacts:
     """All facts of a host in one reply. Raises ProbeFailed or HostUnreachable."""
-    argv = commands.probe(desired.paths.root, desired.paths.models_dir, desired.port)
+    local = desired.connection == "local"
+    gpu = GpuKind.NONE if local else desired.gpu
+    argv = commands.probe(desired.paths.root, desired.paths.models_dir, desired.port, gpu)
     done = transport.run(argv, stdin=PROBE_SCRIPT.read_bytes())
     try:
-        return parse_reply(done.stdout, desired.paths.root)
+        facts = parse_reply(done.stdout, desired.paths.root)
     except ProbeFailed as error:
         error.host = transport.host
         if done.stderr:
             error.cause = f"{error.cause}; it said: {done.last_words}"
         raise
+    if local and desired.gpu is GpuKind.NVIDIA:
+        return replace(facts, gpus=nvml.read_gpus())
+    return facts
 
 
 def converge(desired: Desired, transport: Transport, options: Options) -> HostOutcome:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import PurePosixPath
 
+from deploy.fit import ModelShape
+
 
 class ServiceBackend(StrEnum):
     """Who runs `ollama serve`."""
@@ -61,12 +63,13 @@ class Modelfile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DesiredModel:
-    """A model to be served as `name:latest`."""
+    """A model to be served as `name:latest`; `shape` is known where its weights lie on this machine."""
 
     name: str
     weights: Artefact
     modelfile: Modelfile
     uses_tools: bool
+    shape: ModelShape | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

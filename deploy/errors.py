@@ -125,6 +125,14 @@ class NotConverged(FleetError):
     """Every step ended well and the host still differs from what is desired."""
 
 
+class GpuUnusable(FleetError):
+    """The host should compute on an NVIDIA GPU and cannot."""
+
+
+class DoesNotFit(FleetError):
+    """A model needs more GPU memory than the host can give it; nothing was copied."""
+
+
 class ProbeFailed(FleetError):
     """The probe's reply could not be read."""
 

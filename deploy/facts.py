@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from deploy.gpu import GpuReading
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessId:
@@ -78,7 +80,8 @@ class HostFacts:
     not what was unpacked. `current` is the version it links to, or the whole target where that is no release
     of ours. `artefacts` maps `<sha256>/<file name>` of a verified file to its size. `models` maps `name:tag`
     in lower case. `leftovers` are temporary files and directories of runs that were cut short. `orphans` are
-    runners whose server was killed: they live on, idle, with their memory (measured on 0.17.5).
+    runners whose server was killed: they live on, idle, with their memory (measured on 0.17.5). `gpus` is
+    None where nobody asked.
     """
 
     architecture: str
@@ -96,3 +99,4 @@ class HostFacts:
     listener: Listener | None = None
     blobs: Mapping[str, Blob] = field(default_factory=dict)
     models: Mapping[str, StoredModel] = field(default_factory=dict)
+    gpus: GpuReading | None = None

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from deploy.errors import FleetError
+from deploy.errors import DoesNotFit
 from deploy.gpu import Gpu, Mig, size_text
 
 _GIB = 1024**3
@@ -20,10 +20,6 @@ OVERHEAD_BYTES = _GIB
 
 _BLOCK = 32
 _HONOURS_CACHE_TYPE_SINCE = (0, 30, 0)
-
-
-class DoesNotFit(FleetError):
-    """A model needs more GPU memory than the host can give it; nothing was copied."""
 
 
 class CacheType(StrEnum):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
-from deploy.errors import FleetError, ProbeFailed
+from deploy.errors import GpuUnusable, ProbeFailed
 
 _MIB = 1024 * 1024
 _GIB = 1024 * _MIB
@@ -33,10 +33,6 @@ done
 """`sh -c SCRIPT sh /sys`: PCI address and vendor of display controllers (class 03) and accelerators (12)."""
 
 _NVIDIA, _AMD = "0x10de", "0x1002"
-
-
-class GpuUnusable(FleetError):
-    """The host should compute on an NVIDIA GPU and cannot."""
 
 
 class Mig(StrEnum):

@@ -10,6 +10,7 @@ from typing import Any
 from deploy.desired import Artefact, Desired, DesiredModel, ServiceBackend
 from deploy.errors import DiskTooSmall, FleetError, PinError, PortTaken, ServiceError, UsageError
 from deploy.facts import HostFacts, ServerProcess, StoredModel
+from deploy.fit_plan import Running, fit_notes
 from deploy.steps import (
     CreateModel,
     Difference,
@@ -45,10 +46,11 @@ Selection = Callable[[Step], bool]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """The changes of one host in the order in which they are made."""
+    """The changes of one host in the order in which they are made; `notes` change nothing."""
 
     host: str
     steps: tuple[Step, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def is_empty(self) -> bool:
@@ -84,7 +86,8 @@ def plan(desired: Desired, facts: HostFacts, selection: Selection = everything) 
     """The steps of one host; none when it is as desired.
 
     Raises designed errors for what can be known to fail before anything is changed: no archive for the
-    architecture, the port taken, the disk too small, a phase whose precondition another phase makes.
+    architecture, the port taken, the disk or the GPU memory too small, a phase whose precondition another
+    phase makes.
     """
     if desired.server.backend is not ServiceBackend.PROCESS:
         raise UsageError(
@@ -99,7 +102,11 @@ def plan(desired: Desired, facts: HostFacts, selection: Selection = everything) 
     _check_preconditions(desired, steps, selected)
     _check_port(desired, facts, selected)
     _check_disks(desired, facts, selected)
-    return Plan(host=desired.host, steps=selected)
+    created = {step.model.name for step in selected if isinstance(step, CreateModel)}
+    created |= {step.model for step in selected if isinstance(step, FetchWeights)}
+    stops = any(isinstance(step, StopServer) for step in selected)
+    notes = fit_notes(desired, facts, created, Running.STOPPED if stops else Running.KEPT)
+    return Plan(host=desired.host, steps=selected, notes=notes)
 
 
 def server_environment(desired: Desired, archive: Artefact) -> dict[str, str]:
@@ -141,6 +148,7 @@ def render_plan(plan: Plan) -> dict[str, Any]:
     """The stable JSON form: see `docs/plan.md`."""
     return {
         "host": plan.host,
+        "notes": list(plan.notes),
         "steps": [
             {
                 "phase": str(phase_of(step)),

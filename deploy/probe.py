@@ -9,10 +9,12 @@ from typing import Any
 
 from deploy.errors import ProbeFailed
 from deploy.facts import Blob, Disk, HostFacts, Listener, ProcessId, ServerProcess, StoredModel
+from deploy.gpu import GpuReading, Problem, parse_nvidia_smi, problem_of
 
 PROBE_SCRIPT = Path(__file__).with_name("probe.sh")
 FIRST_LINE = b"@fleet-probe\t1"
 LAST_LINE = b"@end"
+_TIMED_OUT = 124  # timeout(1)
 
 _MODEL_LAYER = "application/vnd.ollama.image.model"
 _TEMPLATE_LAYER = "application/vnd.ollama.image.template"
@@ -83,6 +85,7 @@ def parse_reply(reply: bytes, root: PurePosixPath) -> HostFacts:
 def _facts(parsed: _Reply, root: PurePosixPath) -> HostFacts:
     processes = _processes(parsed, root)
     return HostFacts(
+        gpus=_gpus(parsed),
         architecture=parsed.first("@architecture"),
         kernel=parsed.first("@kernel"),
         user_id=int(parsed.first("@user_id", "-1")),
@@ -107,6 +110,19 @@ def _facts(parsed: _Reply, root: PurePosixPath) -> HostFacts:
         },
         models=_models(parsed),
     )
+
+
+def _gpus(reply: _Reply) -> GpuReading | None:
+    ended = {fields[0]: int(fields[1]) for fields in reply.rows.get("@gpu_exit", [])}
+    if not ended:
+        return None
+    answers = {key: data.decode(errors="replace") for key, data in reply.under("gpu/").items()}
+    for key, code in ended.items():
+        if code == _TIMED_OUT:
+            return GpuReading(problem=Problem.HANGS, said="nvidia-smi did not answer")
+        if code:
+            return GpuReading(problem=problem_of(code), said=answers.get(key, ""))
+    return GpuReading(gpus=parse_nvidia_smi(answers["gpus"], answers["processes"]))
 
 
 def _releases(reply: _Reply) -> dict[str, str]:

@@ -1,13 +1,13 @@
 #!/bin/sh
 # Brings back every fact of a host in one reply.
-#   sh -s -- ROOT MODELS_DIR PORT        (this text on standard input)
+#   sh -s -- ROOT MODELS_DIR PORT [nvidia]   (this text on standard input)
 # Reply: lines of tab-separated fields. A line `@file KEY BYTES` is followed by exactly BYTES bytes of content
 # and a newline. Nothing is changed and a missing tool or file is simply not in the reply.
 # Needs a POSIX shell and the usual file tools; works with busybox.
 set -u
 LC_ALL=C
 export LC_ALL
-root=$1 models=$2 port=$3
+root=$1 models=$2 port=$3 gpu=${4:-none}
 tab=$(printf '\t')
 case $root in /) prefix= ;; *) prefix=$root ;; esac
 state=$prefix/var/lib/ollama-fleet
@@ -113,5 +113,21 @@ if [ -n "$inode" ]; then
     command=
     [ -n "$pid" ] && command=$(tr '\000\t\n' '   ' <"/proc/$pid/cmdline" 2>/dev/null)
     say @listener "${pid:--}" "$command"
+fi
+ask_gpu() { # KEY ARGUMENT: what nvidia-smi answers and how it ended, with a deadline where there is one to be had
+    limit=
+    command -v timeout >/dev/null 2>&1 && limit='timeout 20'
+    answer=$($limit nvidia-smi "$2" --format=csv,noheader,nounits 2>/dev/null)
+    say @gpu_exit "$1" $?
+    say @file "gpu/$1" "$(($(printf '%s' "$answer" | wc -c)))"
+    printf '%s\n' "$answer"
+}
+if [ "$gpu" = nvidia ]; then
+    if command -v nvidia-smi >/dev/null 2>&1; then
+        ask_gpu gpus --query-gpu=index,uuid,driver_version,memory.total,memory.used,memory.free,mig.mode.current,name
+        ask_gpu processes --query-compute-apps=gpu_uuid,pid,used_gpu_memory,process_name
+    else
+        say @gpu_exit gpus 12
+    fi
 fi
 say @end

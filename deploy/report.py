@@ -247,6 +247,7 @@ def _plan(fields: Mapping[str, Any]) -> str:
         return "nothing to change"
     lines = [f"{_count(len(fields['steps']), 'step')}:"]
     lines += [f"  {s['phase']:<8} {s['step']:<16} {s['subject']} ({s['reason']})" for s in fields["steps"]]
+    lines += [f"  {note}" for note in fields.get("notes", ())]
     return "\n".join(lines)
 
 

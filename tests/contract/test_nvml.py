@@ -15,8 +15,8 @@ import pytest
 
 from console.gpu import read_adapters, read_by_nvidia_smi
 from deploy import nvml
-from deploy.errors import ProbeFailed
-from deploy.gpu import GpuProcess, GpuReading, GpuUnusable, Mig, Problem, check_gpus
+from deploy.errors import GpuUnusable, ProbeFailed
+from deploy.gpu import GpuProcess, GpuReading, Mig, Problem, check_gpus
 from deploy.local import LocalTransport
 
 HERE = Path(__file__).parent / "nvml"

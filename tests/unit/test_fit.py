@@ -8,12 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deploy.errors import ExitCode, NotAnArtefact
+from deploy.errors import DoesNotFit, ExitCode, NotAnArtefact
 from deploy.fit import (
     OVERHEAD_BYTES,
     CacheSettings,
     CacheType,
-    DoesNotFit,
     MemoryNeed,
     ModelShape,
     Room,

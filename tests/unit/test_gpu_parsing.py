@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from deploy.errors import ExitCode, ProbeFailed
+from deploy.errors import ExitCode, GpuUnusable, ProbeFailed
 from deploy.gpu import (
     Gpu,
     GpuProcess,
     GpuReading,
-    GpuUnusable,
     Mig,
     Problem,
     check_gpus,
