@@ -75,6 +75,15 @@ def with_first_word(argv: list[str]) -> list[str]:
     return argv
 
 
+def with_question(argv: list[str]) -> list[str]:
+    """`chat [flags] TEXT` as `chat [flags] --prompt=TEXT`."""
+    if argv[:1] != ["chat"]:
+        return argv
+    from console.chat_argv import with_prompt_flag
+
+    return with_prompt_flag(argv)
+
+
 def main() -> None:
     """Runs the tasks named in `sys.argv`; never returns without `SystemExit` when one fails."""
     # Invoke turns bytecode off unless told otherwise, and every lazy import would be compiled anew.
@@ -83,7 +92,7 @@ def main() -> None:
     program = Fleet(name="ollama-fleet", binary="./fleet", version=VERSION, namespace=namespace)
     try:
         try:
-            program.run(["fleet", *pyc, *with_first_word(help_wanted(sys.argv[1:]))])
+            program.run(["fleet", *pyc, *with_first_word(with_question(help_wanted(sys.argv[1:])))])
         finally:
             if sys.stdout is not None:
                 sys.stdout.flush()
