@@ -1,45 +1,92 @@
-"""The commands: each parses its flags, calls the wiring and ends with the exit code. No logic lives here.
+"""The commands: each names its flags, calls what does the work and ends with its exit code. No logic here.
 
 Imports of our own are made inside the tasks: `./fleet --list` must not pay for what it does not use.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from inspect import Parameter, Signature
+from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from invoke import Context, Exit, task
 
 if TYPE_CHECKING:
     from console.run import Run
-    from deploy.plan import Selection
     from deploy.report import Report
 
-_HELP = {
-    "inventory": "Ansible INI file (default: inventory.ini here, else the project's)",
-    "limit": "hosts: names, groups, globs, `:`, `!`, `&`, as in Ansible",
-    "forks": "hosts at once",
-    "json": "one JSON event a line on standard output",
-    "yes": "make the changes without asking",
-    "pins": "pins.toml to use (default: the one beside the inventory, else modelfiles/pins.toml)",
-    "database": "SQLite file with Chinook's tables for the ask_database case",
-    "verify": "run the tool-call suite even when nothing had to change",
-    "endpoint": "the mirror's URL (default: $MODELSCOPE_ENDPOINT, else https://modelscope.cn)",
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """A flag's default, whose type Invoke takes for the flag's, and its line in the help."""
+
+    default: Any
+    help: str
+
+
+FLAGS = {
+    "inventory": Flag(None, "Ansible INI file (default: inventory.ini here, else the project's)"),
+    "limit": Flag(None, "hosts: names, groups, globs, `:`, `!`, `&`, as in Ansible"),
+    "forks": Flag(10, "hosts at once"),
+    "json": Flag(False, "one JSON event a line on standard output"),
+    "yes": Flag(False, "make the changes without asking"),
+    "pins": Flag(None, "pins.toml to use (default: the one beside the inventory, else modelfiles/pins.toml)"),
+    "database": Flag(None, "SQLite file with Chinook's tables for the ask_database case"),
+    "verify": Flag(False, "run the tool-call suite even when nothing had to change"),
+    "endpoint": Flag(None, "the mirror's URL (default: $MODELSCOPE_ENDPOINT, else https://modelscope.cn)"),
+    "exit_code": Flag(False, "exit 3 when something differs from what is desired"),
 }
+HOSTS = ("inventory", "limit", "forks", "json", "pins")
+
+Body = Callable[[SimpleNamespace, "Report"], int | None]
 
 
-def _help(*names: str, **more: str) -> dict[str, str]:
-    return {name: _HELP[name] for name in ("inventory", "limit", "forks", "json", "pins", *names)} | more
+def command(
+    *names: str, positional: Sequence[str] = (), iterable: Sequence[str] = (), **own: Flag
+) -> Callable[[Body], Any]:
+    """A task with the flags of these names and its own; the body gets their values and a report.
+
+    What the body returns is the exit code. Designed errors are told by the report and end with theirs.
+    """
+    flags = {name: FLAGS[name] for name in names} | own
+
+    def make(body: Body) -> Any:
+        def run(_context: Context, **given: Any) -> None:
+            values = SimpleNamespace(**given)
+            with _reporting(values) as report:
+                code = body(values, report)
+            if code:
+                raise Exit(code=code)
+
+        parameters = [Parameter("_context", Parameter.POSITIONAL_OR_KEYWORD)]
+        parameters += [
+            Parameter(
+                name,
+                Parameter.POSITIONAL_OR_KEYWORD,
+                default=Parameter.empty if name in positional else flag.default,
+            )
+            for name, flag in sorted(flags.items(), key=lambda item: item[0] not in positional)
+        ]
+        # Invoke finds a task's flags in its signature.
+        vars(run)["__signature__"] = Signature(parameters)
+        run.__name__, run.__doc__ = body.__name__, body.__doc__
+        helps = {name: flag.help for name, flag in flags.items()}
+        return task(run, help=helps, positional=list(positional), iterable=list(iterable))
+
+    return make
 
 
 @contextmanager
-def _reporting(as_json: bool, inventory: str | None = None) -> Iterator[Report]:
+def _reporting(flags: SimpleNamespace) -> Iterator[Report]:
     """Turns designed errors into their text, their event and their exit code."""
     from deploy.errors import FleetError, designed_error
     from deploy.report import Report
 
-    report = Report(as_json=as_json, inventory=inventory)
+    report = Report(as_json=getattr(flags, "json", False), inventory=getattr(flags, "inventory", None))
     try:
         yield report
     except KeyboardInterrupt:
@@ -55,399 +102,233 @@ def _reporting(as_json: bool, inventory: str | None = None) -> Iterator[Report]:
         report.close()
 
 
-def _run(
-    report: Report, inventory: str | None, limit: str | None, forks: int, pins: str | None, **more: Any
-) -> Run:
+def _run(flags: SimpleNamespace, report: Report) -> Run:
     import threading
 
     from console.run import Run, make_sources
 
-    sources = make_sources(inventory, pins)
     return Run(
-        report=report, sources=sources, limit=limit, forks=forks, stop_requested=threading.Event(), **more
+        report=report,
+        sources=make_sources(flags.inventory, getattr(flags, "pins", None)),
+        limit=flags.limit,
+        forks=flags.forks,
+        stop_requested=threading.Event(),
+        endpoint=getattr(flags, "endpoint", None),
+        database=_path(getattr(flags, "database", None)),
     )
 
 
-def _end(code: int) -> None:
-    if code:
-        raise Exit(code=code)
+def _path(given: str | None) -> Path | None:
+    return Path(given) if given else None
 
 
-@task(help=_help(exit_code="exit 3 when there is something to change"))
-def plan(
-    c: Context,
-    inventory: str | None = None,
-    limit: str | None = None,
-    forks: int = 10,
-    json: bool = False,
-    pins: str | None = None,
-    exit_code: bool = False,
-) -> None:
+@command(*HOSTS, "exit_code")
+def plan(flags: SimpleNamespace, report: Report) -> int:
     """Show what deploy would change; change nothing."""
     from console.changes import show_plans
 
-    with _reporting(json, inventory) as report:
-        code = show_plans(_run(report, inventory, limit, forks, pins), drift_code=exit_code)
-    _end(code)
+    return show_plans(_run(flags, report), drift_code=flags.exit_code)
 
 
-def _deploy(name: str, selection: Callable[[], Selection], **given: Any) -> None:
-    from pathlib import Path
-
-    from console.changes import deploy_asking
-
-    with _reporting(given["json"], given["inventory"]) as report:
-        database = given.get("database")
-        run = _run(
-            report,
-            given["inventory"],
-            given["limit"],
-            given["forks"],
-            given["pins"],
-            endpoint=given.get("endpoint"),
-            database=Path(database) if database else None,
-        )
-        code = deploy_asking(run, name, selection(), yes=given["yes"], verify=given.get("verify", False))
-    _end(code)
-
-
-@task(help=_help("yes", "verify", "database", "endpoint"))
-def deploy(
-    c: Context,
-    inventory: str | None = None,
-    limit: str | None = None,
-    forks: int = 10,
-    json: bool = False,
-    yes: bool = False,
-    pins: str | None = None,
-    verify: bool = False,
-    database: str | None = None,
-    endpoint: str | None = None,
-) -> None:
+@command(*HOSTS, "yes", "verify", "database", "endpoint")
+def deploy(flags: SimpleNamespace, report: Report) -> int:
     """Make the hosts as desired: fetch, install, service, model, verify, promote."""
+    from console.changes import deploy_asking
     from deploy.plan import everything
 
-    given = {key: value for key, value in locals().items() if key not in ("c", "everything")}
-    _deploy("deploy", lambda: everything, **given)
+    return deploy_asking(_run(flags, report), "deploy", everything, yes=flags.yes, verify=flags.verify)
 
 
-@task(help=_help("yes", "endpoint"))
-def install(
-    c: Context,
-    inventory: str | None = None,
-    limit: str | None = None,
-    forks: int = 10,
-    json: bool = False,
-    yes: bool = False,
-    pins: str | None = None,
-    endpoint: str | None = None,
-) -> None:
+@command(*HOSTS, "yes", "endpoint")
+def install(flags: SimpleNamespace, report: Report) -> int:
     """Fetch the server's archive and unpack it into a release directory."""
+    from console.changes import deploy_asking
     from deploy.plan import only_install
 
-    given = {key: value for key, value in locals().items() if key not in ("c", "only_install")}
-    _deploy("install", lambda: only_install, **given)
+    return deploy_asking(_run(flags, report), "install", only_install, yes=flags.yes, verify=False)
 
 
-@task(help=_help("yes", "endpoint"))
-def download(
-    c: Context,
-    inventory: str | None = None,
-    limit: str | None = None,
-    forks: int = 10,
-    json: bool = False,
-    yes: bool = False,
-    pins: str | None = None,
-    endpoint: str | None = None,
-) -> None:
+@command(*HOSTS, "yes", "endpoint")
+def download(flags: SimpleNamespace, report: Report) -> int:
     """Fetch the weights."""
+    from console.changes import deploy_asking
     from deploy.plan import only_download
 
-    given = {key: value for key, value in locals().items() if key not in ("c", "only_download")}
-    _deploy("download", lambda: only_download, **given)
+    return deploy_asking(_run(flags, report), "download", only_download, yes=flags.yes, verify=False)
 
 
-@task(help=_help("yes", action="converge (default), start, stop or restart"), positional=["action"])
-def service(
-    c: Context,
-    action: str,
-    inventory: str | None = None,
-    limit: str | None = None,
-    forks: int = 10,
-    json: bool = False,
-    yes: bool = False,
-    pins: str | None = None,
-) -> None:
+@command(*HOSTS, "yes", "database")
+def create(flags: SimpleNamespace, report: Report) -> int:
+    """Create the models as candidates, verify and promote them."""
+    from console.changes import deploy_asking
+    from deploy.plan import only_create
+
+    return deploy_asking(_run(flags, report), "create", only_create, yes=flags.yes, verify=False)
+
+
+@command(
+    *HOSTS,
+    "yes",
+    positional=["action"],
+    action=Flag(None, "converge (default), start, stop or restart"),
+)
+def service(flags: SimpleNamespace, report: Report) -> int:
     """Run the server as desired: switch, start, stop, restart. The `process` backend does not supervise."""
     from console.changes import service_asking
 
-    with _reporting(json, inventory) as report:
-        code = service_asking(_run(report, inventory, limit, forks, pins), action, yes=yes)
-    _end(code)
+    return service_asking(_run(flags, report), flags.action, yes=flags.yes)
 
 
-@task(help=_help("yes", "database"))
-def create(
-    c: Context,
-    inventory: str | None = None,
-    limit: str | None = None,
-    forks: int = 10,
-    json: bool = False,
-    yes: bool = False,
-    pins: str | None = None,
-    database: str | None = None,
-) -> None:
-    """Create the models as candidates, verify and promote them."""
-    from deploy.plan import only_create
-
-    given = {key: value for key, value in locals().items() if key not in ("c", "only_create")}
-    _deploy("create", lambda: only_create, **given)
-
-
-@task(
-    help={
-        "model": "name in modelfiles/models.toml (default: myqwen2)",
-        "as-published": "the article's own Modelfile, for comparison",
-        "json": _HELP["json"],
-    },
+@command(
+    "json",
     positional=["model"],
+    model=Flag(None, "name in modelfiles/models.toml (default: myqwen2)"),
+    as_published=Flag(False, "the article's own Modelfile, for comparison"),
 )
-def render(c: Context, model: str, as_published: bool = False, json: bool = False) -> None:
+def render(flags: SimpleNamespace, report: Report) -> None:
     """Print a model's Modelfile; refuse one that would hide tools or calls."""
     from console.views import show_modelfile
 
-    with _reporting(json) as report:
-        show_modelfile(report, model, as_published=as_published)
+    show_modelfile(report, flags.model, as_published=flags.as_published)
 
 
-@task(help=_help("database", case="only this case; may be given several times"), iterable=["case"])
-def smoke(
-    c: Context,
-    inventory: str | None = None,
-    limit: str | None = None,
-    forks: int = 10,
-    json: bool = False,
-    pins: str | None = None,
-    database: str | None = None,
-    case: list[str] | None = None,
-) -> None:
+@command(
+    *HOSTS,
+    "database",
+    iterable=["case"],
+    case=Flag(None, "only this case; may be given several times"),
+)
+def smoke(flags: SimpleNamespace, report: Report) -> int:
     """Run the tool-call suite over /v1 against every served model."""
-    from pathlib import Path
-
     from console.views import show_smoke
 
-    with _reporting(json, inventory) as report:
-        run = _run(report, inventory, limit, forks, pins, database=Path(database) if database else None)
-        code = show_smoke(run, case or None)
-    _end(code)
+    return show_smoke(_run(flags, report), flags.case or None)
 
 
-@task(help=_help(exit_code="exit 3 when a host differs from what is desired"))
-def status(
-    c: Context,
-    inventory: str | None = None,
-    limit: str | None = None,
-    forks: int = 10,
-    json: bool = False,
-    pins: str | None = None,
-    exit_code: bool = False,
-) -> None:
+@command(*HOSTS, "exit_code")
+def status(flags: SimpleNamespace, report: Report) -> int:
     """Say what every host serves and how it differs from what is desired."""
     from console.views import show_status
 
-    with _reporting(json, inventory) as report:
-        code = show_status(_run(report, inventory, limit, forks, pins), drift_code=exit_code)
-    _end(code)
+    return show_status(_run(flags, report), drift_code=flags.exit_code)
 
 
-@task(help=_help("yes", models="the model store too, where it lies below our own root"))
-def remove(
-    c: Context,
-    inventory: str | None = None,
-    limit: str | None = None,
-    forks: int = 10,
-    json: bool = False,
-    yes: bool = False,
-    pins: str | None = None,
-    models: bool = False,
-) -> None:
+@command(*HOSTS, "yes", models=Flag(False, "the model store too, where it lies below our own root"))
+def remove(flags: SimpleNamespace, report: Report) -> int:
     """Take away everything we made on the hosts; models are kept unless asked."""
     from console.changes import remove_asking
 
-    with _reporting(json, inventory) as report:
-        code = remove_asking(_run(report, inventory, limit, forks, pins), yes=yes, models=models)
-    _end(code)
+    return remove_asking(_run(flags, report), yes=flags.yes, models=flags.models)
 
 
-@task(help={name: _HELP[name] for name in ("inventory", "limit", "forks", "json")})
-def gpu(
-    c: Context, inventory: str | None = None, limit: str | None = None, forks: int = 10, json: bool = False
-) -> None:
+@command("inventory", "limit", "forks", "json")
+def gpu(flags: SimpleNamespace, report: Report) -> int:
     """Show every GPU's memory, driver and processes; no GPU is a failure unless ollama_gpu=none."""
     from console.gpu import show_gpus
 
-    with _reporting(json, inventory) as report:
-        code = show_gpus(_run(report, inventory, limit, forks, pins=None))
-    _end(code)
+    return show_gpus(_run(flags, report))
 
 
-@task(
-    help={
-        "prompt": "one question (`chat [flags] TEXT` is the same); without it a talk, or standard input",
-        "model": "a name that the host serves (default: the first of its `ollama_models`)",
-        "tools": "weather (a local stub) or database (read-only SQL)",
-        "database": "SQLite file with Chinook's tables for --tools database",
-        "limit": "the one host to talk to",
-    }
-    | {name: _HELP[name] for name in ("inventory", "json")}
+@command(
+    "inventory",
+    "json",
+    prompt=Flag(None, "one question (`chat [flags] TEXT` is the same); without it a talk, or standard input"),
+    limit=Flag(None, "the one host to talk to"),
+    model=Flag(None, "a name that the host serves (default: the first of its `ollama_models`)"),
+    tools=Flag(None, "weather (a local stub) or database (read-only SQL)"),
+    database=Flag(None, "SQLite file with Chinook's tables for --tools database"),
 )
-def chat(
-    c: Context,
-    prompt: str | None = None,
-    inventory: str | None = None,
-    limit: str | None = None,
-    json: bool = False,
-    model: str | None = None,
-    tools: str | None = None,
-    database: str | None = None,
-) -> None:
+def chat(flags: SimpleNamespace, report: Report) -> int:
     """Talk to the model that a host serves, tools included."""
-    from pathlib import Path
+    from console.chat import ChatTask, chat
+    from console.run import inventory_path
 
-    with _reporting(json, inventory) as report:
-        from console.chat import ChatTask, chat
-        from console.run import inventory_path
-
-        task = ChatTask(
+    return chat(
+        ChatTask(
             report=report,
-            inventory=inventory_path(inventory),
-            as_json=json,
-            limit=limit,
-            model=model,
-            tools=tools,
-            database=Path(database) if database else None,
-            prompt=prompt,
+            inventory=inventory_path(flags.inventory),
+            as_json=flags.json,
+            limit=flags.limit,
+            model=flags.model,
+            tools=flags.tools,
+            database=_path(flags.database),
+            prompt=flags.prompt,
         )
-        code = chat(task)
-    _end(code)
+    )
 
 
-@task(
-    help={
-        "inventory": _HELP["inventory"],
-        "limit": _HELP["limit"],
-        "list": "print the whole inventory as JSON",
-    }
-)
-def inventory(c: Context, inventory: str | None = None, limit: str | None = None, list: bool = False) -> None:
+@command("inventory", "limit", list=Flag(False, "print the whole inventory as JSON"))
+def inventory(flags: SimpleNamespace, _report: Report) -> None:
     """Print what `ansible-inventory --list` prints."""
     from console.views import show_inventory
 
-    with _reporting(as_json=False):
-        show_inventory(inventory, limit)
+    show_inventory(flags.inventory, flags.limit)
 
 
-@task(
-    help={
-        "version": "the Ollama release to pin (default: the highest on the mirror, or none with --model)",
-        "model": "only this model's weights; may be given several times (default: all not contained here)",
-        "pins": "pins.toml to write (default: modelfiles/pins.toml)",
-        "endpoint": _HELP["endpoint"],
-        "json": _HELP["json"],
-        "yes": _HELP["yes"],
-    },
+@command(
+    "endpoint",
+    "json",
+    "yes",
     iterable=["model"],
+    version=Flag(None, "the Ollama release to pin (default: the highest there, or none with --model)"),
+    model=Flag(None, "only this model's weights; may be given several times (default: all not contained)"),
+    pins=Flag(None, "pins.toml to write (default: modelfiles/pins.toml)"),
 )
-def pin(
-    c: Context,
-    version: str | None = None,
-    model: list[str] | None = None,
-    pins: str | None = None,
-    endpoint: str | None = None,
-    json: bool = False,
-    yes: bool = False,
-) -> None:
+def pin(flags: SimpleNamespace, report: Report) -> int:
     """Resolve release, revisions, sizes and sha256 into pins.toml, each proven by a download."""
-    from pathlib import Path
-
     from console.paths import MODELFILES
     from console.pin import PinTask, cache_directory, pin_asking
 
-    with _reporting(json) as report:
-        task = PinTask(
-            report=report,
-            pins=Path(pins) if pins else MODELFILES / "pins.toml",
-            cache=cache_directory(),
-            version=version,
-            models=model or (),
-            endpoint=endpoint,
-        )
-        code = pin_asking(task, yes=yes)
-    _end(code)
+    wanted = PinTask(
+        report=report,
+        pins=_path(flags.pins) or MODELFILES / "pins.toml",
+        cache=cache_directory(),
+        version=flags.version,
+        models=flags.model or (),
+        endpoint=flags.endpoint,
+    )
+    return pin_asking(wanted, yes=flags.yes)
 
 
-@task(
-    help={
-        "keep": "leave the server and the files where they are",
-        "json": _HELP["json"],
-        "database": _HELP["database"],
-    }
-)
-def demo(c: Context, keep: bool = False, json: bool = False, database: str | None = None) -> None:
+@command("json", "database", keep=Flag(False, "leave the server and the files where they are"))
+def demo(flags: SimpleNamespace, report: Report) -> int:
     """The whole job on this machine against the testbed: no root, GPU or network."""
-    from pathlib import Path
-
     from console.demo import run_demo
 
-    with _reporting(json) as report:
-        code = run_demo(report, keep=keep, database=Path(database) if database else None)
-    _end(code)
+    return run_demo(report, keep=flags.keep, database=_path(flags.database))
 
 
-@task(
-    help={
-        "action": "mirror or ollama",
-        "port": "loopback port to listen on",
-        "directory": "mirror: serve OWNER/NAME/REVISION/files of this directory instead of the embedded set",
-        "script": "ollama: play the replies of this JSON file instead of the built-in ones",
-        "fault": "ollama: misbehave (see `testbed/ollama.py --help`); may be given several times",
-        "models": "ollama: the model store (default: a temporary one with ready models)",
-        "model": "ollama: a further ready model; may be given several times",
-    },
+@command(
     positional=["action"],
     iterable=["fault", "model"],
+    action=Flag(None, "mirror or ollama"),
+    port=Flag(0, "loopback port to listen on"),
+    directory=Flag(None, "mirror: serve OWNER/NAME/REVISION/files of this directory, not the embedded set"),
+    script=Flag(None, "ollama: play the replies of this JSON file instead of the built-in ones"),
+    fault=Flag(None, "ollama: misbehave (see `testbed/ollama.py --help`); may be given several times"),
+    models=Flag(None, "ollama: the model store (default: a temporary one with ready models)"),
+    model=Flag(None, "ollama: a further ready model; may be given several times"),
 )
-def testbed(
-    c: Context,
-    action: str,
-    port: int = 0,
-    directory: str | None = None,
-    script: str | None = None,
-    fault: list[str] | None = None,
-    models: str | None = None,
-    model: list[str] | None = None,
-) -> None:
+def testbed(flags: SimpleNamespace, _report: Report) -> int:
     """A fleet to practise on: an embedded ModelScope mirror, a simulated Ollama."""
-    from console.testbed import serve_mirror, serve_ollama
+    from console.testbed import serve
 
-    with _reporting(as_json=False):
-        if action == "ollama":
-            _end(serve_ollama(port, script=script, models=models, names=model or [], faults=fault or []))
-        else:
-            _end(serve_mirror(action, port, directory))
+    return serve(flags.action, **{name: value for name, value in vars(flags).items() if name != "action"})
 
 
 @task(help={"pytest": "arguments for pytest in one string"})
-def test(c: Context, pytest: str = "") -> None:
+def test(_context: Context, pytest: str = "") -> None:
     """Run every tier of the tests that this machine can run."""
+    import shlex
+
     from tests.run import run_tests
 
-    _end(run_tests(pytest.split()))
+    raise Exit(code=run_tests(shlex.split(pytest)))
 
 
 @task
-def check(c: Context) -> None:
+def check(_context: Context) -> None:
     """Lint, types, layers, shell scripts and the fast tests."""
     from tests.run import run_checks
 
-    _end(run_checks())
+    raise Exit(code=run_checks())

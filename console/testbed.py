@@ -13,28 +13,32 @@ from testbed.demo import UnusableBinary, chosen_server, demo_directory, embedded
 from testbed.mirror import MirrorRepo
 
 
-def serve_ollama(
-    port: int, *, script: str | None, models: str | None, names: Sequence[str], faults: Sequence[str]
+def serve(
+    action: str,
+    *,
+    port: int,
+    directory: str | None,
+    script: str | None,
+    models: str | None,
+    model: Sequence[str] | None,
+    fault: Sequence[str] | None,
 ) -> int:
-    """`testbed ollama`: the simulated Ollama until Ctrl-C; its own exit code."""
-    argv = ["serve", "--port", str(port)]
-    argv += ["--script", script] if script else []
-    argv += ["--models", models] if models else []
-    for name in names:
-        argv += ["--model", name]
-    for fault in faults:
-        argv += ["--fault", fault]
-    return ollama.main(argv)
+    """`testbed mirror` or `testbed ollama`, until Ctrl-C; returns the exit code."""
+    if action == "ollama":
+        given = [("--script", script), ("--models", models)]
+        given += [("--model", name) for name in model or ()] + [("--fault", name) for name in fault or ()]
+        words = [word for flag, value in given if value for word in (flag, value)]
+        return ollama.main(["serve", "--port", str(port), *words])
+    if action == "mirror":
+        return _serve_mirror(port, directory)
+    raise UsageError(
+        sentence=f"`testbed {action}` is no part of the testbed",
+        unchanged="everything",
+        hint="./fleet testbed mirror|ollama",
+    )
 
 
-def serve_mirror(action: str, port: int, directory: str | None) -> int:
-    """`testbed mirror`: a directory, or the demo's own repositories, until Ctrl-C."""
-    if action != "mirror":
-        raise UsageError(
-            sentence=f"`testbed {action}` is no part of the testbed",
-            unchanged="everything",
-            hint="./fleet testbed mirror|ollama",
-        )
+def _serve_mirror(port: int, directory: str | None) -> int:
     work = demo_directory().with_name("testbed")
 
     def embedded() -> Sequence[MirrorRepo]:
