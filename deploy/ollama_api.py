@@ -71,13 +71,9 @@ class OllamaApi:
         return frozenset(str(entry["name"]).lower() for entry in json.loads(text)["models"])
 
     def unload(self, name: str) -> None:
-        """Unload a model."""
-        self._post(
-            "/api/generate",
-            {"model": name, "keep_alive": 0, "stream": False},
-            f"`{name}` was not unloaded",
-            SHORT_SECONDS,
-        )
+        """Unload a model; an absent one is no error."""
+        body = {"model": name, "keep_alive": 0, "stream": False}
+        self._request("POST", "/api/generate", body, f"`{name}` was not unloaded", SHORT_SECONDS, (404,))
 
     def _post(self, path: str, body: Mapping[str, Any], sentence: str, timeout_seconds: float) -> str:
         return self._request("POST", path, body, sentence, timeout_seconds, ())

@@ -286,7 +286,8 @@ def read_what_is_there(pipe: IO[str] | None) -> str:
 
 def path_without_flock(directory: Path) -> Path:
     directory.mkdir()
-    tools = "cat cmp cp grep id kill ln mkdir mv readlink rm sed sh sleep tail".split()
+    # `kill` is built into every sh, and procps, which has the program, may be missing.
+    tools = "cat cmp cp grep id ln mkdir mv readlink rm sed sh sleep tail".split()
     for tool in tools:
         found = shutil.which(tool)
         assert found, f"`{tool}` is needed by the launcher"
