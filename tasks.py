@@ -232,6 +232,20 @@ def gpu(flags: SimpleNamespace, report: Report) -> int:
 @command(
     "inventory",
     "json",
+    positional=["host"],
+    host=Flag(None, "hosts whose keys to trust: names, groups, globs, as in --limit"),
+    yes=Flag(False, "trust without asking: only where you know the keys by another way"),
+)
+def trust(flags: SimpleNamespace, report: Report) -> int:
+    """Show the SSH host keys that are not known yet, ask, and remember them."""
+    from console.trust import trust_asking
+
+    return trust_asking(report, flags.inventory, flags.host, yes=flags.yes)
+
+
+@command(
+    "inventory",
+    "json",
     prompt=Flag(None, "one question (`chat [flags] TEXT` is the same); without it a talk, or standard input"),
     limit=Flag(None, "the one host to talk to"),
     model=Flag(None, "a name that the host serves (default: the first of its `ollama_models`)"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from console.pin import cache_directory
 from console.proof import check_served, smoke_database, verify_model
 from console.run import Run, may_change, transport_for
 from deploy import services
@@ -33,9 +34,8 @@ class Planned:
 
     def outcome(self, otherwise: Outcome) -> HostOutcome:
         """Failed with the error; `otherwise` where there is a plan."""
-        return HostOutcome(
-            host=self.host, outcome=Outcome.FAILED if self.error is not None else otherwise, error=self.error
-        )
+        outcome = otherwise if self.error is None else outcome_of_error(self.error)
+        return HostOutcome(host=self.host, outcome=outcome, error=self.error)
 
 
 def make_plans(run: Run, hosts: Sequence[Desired], selection: Selection = everything) -> tuple[Planned, ...]:
@@ -98,6 +98,7 @@ def deploy_hosts(
             stop_requested=run.stop_requested,
             selection=selection,
             endpoint=run.endpoint,
+            cache=cache_directory(),
         )
 
         def one(desired: Desired) -> HostOutcome:
@@ -210,8 +211,12 @@ def _announce(
 
 def _failed(desired: Desired, error: FleetError) -> HostOutcome:
     error.host = error.host or desired.host
-    outcome = Outcome.UNREACHABLE if error.exit_code is ExitCode.UNREACHABLE else Outcome.FAILED
-    return HostOutcome(host=desired.host, outcome=outcome, error=error)
+    return HostOutcome(host=desired.host, outcome=outcome_of_error(error), error=error)
+
+
+def outcome_of_error(error: FleetError) -> Outcome:
+    """Unreachable is told apart from failed."""
+    return Outcome.UNREACHABLE if error.exit_code is ExitCode.UNREACHABLE else Outcome.FAILED
 
 
 def _outcome_of(desired: Desired, work: Callable[[], int]) -> HostOutcome:

@@ -17,11 +17,12 @@ from console.chat_session import ChatSession
 from console.chat_talk import clean, talk
 from console.chat_tools import ToolSet, tool_set
 from console.chat_view import ChatView
+from console.run import transport_to
+from deploy.compose import login_of
 from deploy.errors import ExitCode, ModelRefused, ServiceError, UsageError
-from deploy.local import LocalTransport
 from deploy.outcomes import HostOutcome, Outcome
 from deploy.report import Report
-from deploy.settings import Connection, HostSettings, load_settings, parse_data_home
+from deploy.settings import HostSettings, load_settings, parse_data_home
 from healthchecks.api import ANSWER_SECONDS, server_version
 from healthchecks.wire import send
 
@@ -166,13 +167,8 @@ def _the_host(task: ChatTask) -> tuple[str, HostSettings]:
 @contextmanager
 def _server_url(host: str, settings: HostSettings) -> Iterator[str]:
     """The server's root as this process reaches it."""
-    if settings.connection != Connection.LOCAL:
-        raise UsageError(
-            sentence=f"`{host}` needs connection `{settings.connection}`, which this release has not",
-            host=host,
-            hint=f"run fleet on that host, with `{host} ansible_connection=local` in its inventory",
-        )
-    with LocalTransport(host).http_url(f"http://{settings.environment['OLLAMA_HOST']}") as url:
+    transport = transport_to(host, login_of(settings), settings.root)
+    with transport.http_url(f"http://{settings.environment['OLLAMA_HOST']}") as url:
         yield url
 
 

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from console.changes import exit_code
-from console.run import Run
+from console.run import Run, transport_to
 from deploy import nvml
+from deploy.compose import login_of
 from deploy.desired import GpuKind
 from deploy.errors import CommandFailed, FleetError, UsageError
 from deploy.fleet import each
@@ -26,7 +27,6 @@ from deploy.gpu import (
     render_gpu,
     size_text,
 )
-from deploy.local import LocalTransport
 from deploy.outcomes import HostOutcome, Outcome
 from deploy.settings import Connection, HostSettings, load_settings, parse_data_home
 from deploy.transport import Transport
@@ -116,14 +116,7 @@ def _one(run: Run, host: str, settings: HostSettings) -> tuple[HostOutcome, list
 
 
 def _transport(host: str, settings: HostSettings) -> Transport:
-    if settings.connection != Connection.LOCAL:
-        raise UsageError(
-            sentence=f"`{host}` needs connection `{settings.connection}`, which this release has not",
-            host=host,
-            unchanged="everything",
-            hint=f"run fleet on that host, with `{host} ansible_connection=local` in its inventory",
-        )
-    return LocalTransport(host)
+    return transport_to(host, login_of(settings), settings.root)
 
 
 def _rows(host: str, gpus: Sequence[Gpu]) -> list[list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import threading
@@ -11,11 +12,13 @@ from pathlib import Path, PurePosixPath
 
 from console.paths import MODELFILES, PROJECT
 from deploy.compose import Sources, compose
-from deploy.desired import Artefact, Desired, GpuKind
+from deploy.desired import Artefact, Desired, GpuKind, Login
 from deploy.errors import NotAnArtefact, UsageError
 from deploy.fit import ModelShape
 from deploy.local import LocalTransport
 from deploy.report import Report
+from deploy.sudo import SudoPassword
+from deploy.transport import Transport
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,16 +86,38 @@ def inventory_path(given: str | None) -> Path:
     return here if here.exists() else PROJECT / "inventory.ini"
 
 
-def transport_for(desired: Desired) -> LocalTransport:
-    """How a host is reached. Raises UsageError for a connection that this release does not have."""
-    if desired.connection != "local":
-        raise UsageError(
-            sentence=f"`{desired.host}` needs connection `{desired.connection}`, which this release has not",
-            host=desired.host,
-            unchanged="everything",
-            hint=f"run fleet on that host, with `{desired.host} ansible_connection=local` in its inventory",
-        )
-    return LocalTransport(desired.host)
+_TRANSPORTS: dict[tuple[str, Login, PurePosixPath], Transport] = {}
+_OPENING = threading.Lock()
+_SUDO_PASSWORD = SudoPassword()
+
+
+def transport_for(desired: Desired) -> Transport:
+    """How a host is reached."""
+    return transport_to(desired.host, desired.login, desired.paths.root)
+
+
+def transport_to(host: str, login: Login | None, root: PurePosixPath) -> Transport:
+    """How a host is reached; over SSH by one connection for the whole run, opened when it is first used."""
+    if login is None:
+        return LocalTransport(host)
+    with _OPENING:
+        key = (host, login, root)
+        if key not in _TRANSPORTS:
+            _TRANSPORTS[key] = _ssh_transport(host, login, root)
+        return _TRANSPORTS[key]
+
+
+def _ssh_transport(host: str, login: Login, root: PurePosixPath) -> Transport:
+    # Fabric takes a while to load, which a run without SSH need not wait for.
+    from deploy.ssh import Rights, SshTransport
+    from deploy.ssh_connection import SshTarget
+
+    target = SshTarget(host=host, address=login.address, port=login.port, user=login.user)
+    # Below another root everything belongs to the user who logs in.
+    rights = Rights.ROOT if root == PurePosixPath("/") else Rights.LOGIN
+    transport = SshTransport(target, rights, _SUDO_PASSWORD)
+    atexit.register(transport.close)
+    return transport
 
 
 def is_terminal() -> bool:

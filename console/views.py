@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from console.changes import count_cases, exit_code, ollama_word, tell_outcome
+from console.changes import count_cases, exit_code, ollama_word, outcome_of_error, tell_outcome
 from console.paths import MODELFILES
 from console.proof import check_cases, smoke_database, verify_model
 from console.run import Run, inventory_path, transport_for
@@ -99,7 +99,7 @@ def _status_of(run: Run, desired: Desired) -> tuple[HostOutcome, list[str], bool
         facts = probe_host(desired, transport_for(desired))
     except FleetError as error:
         run.report.error(error)
-        failed = HostOutcome(host=desired.host, outcome=Outcome.FAILED, error=error)
+        failed = HostOutcome(host=desired.host, outcome=outcome_of_error(error), error=error)
         return failed, [desired.host, *"-----"], False
     try:
         drift = render_plan(plan(desired, facts))["steps"]

@@ -6,7 +6,7 @@ import hashlib
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import assert_never
 
 from deploy import commands, mirror, services
@@ -16,6 +16,7 @@ from deploy.facts import HostFacts
 from deploy.ollama_api import OllamaApi
 from deploy.outcomes import Events, ModelVerdict, Verify, VerifyRequest
 from deploy.plan import model_differences
+from deploy.release_stream import stream_release
 from deploy.releases import unpack_release
 from deploy.render import create_request
 from deploy.steps import (
@@ -42,7 +43,10 @@ PLACE_SECONDS = 1800.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
-    """One host being changed: what it should be, how it is reached, and who is asked and told."""
+    """One host being changed: what it should be, how it is reached, and who is asked and told.
+
+    `cache` is a directory of this machine: what a host elsewhere needs is fetched and verified there first.
+    """
 
     desired: Desired
     transport: Transport
@@ -50,6 +54,7 @@ class Site:
     verify: Verify
     events: Events
     endpoint: str | None
+    cache: Path
     verdicts: dict[str, ModelVerdict]
 
     @property
@@ -68,7 +73,7 @@ def apply_step(step: Step, site: Site) -> None:
         case FetchArchive():
             _fetch(step.artefact, site)
         case FetchWeights():
-            _fetch(step.artefact, site)
+            _deliver(_fetch(step.artefact, site), step.artefact, site)
         case UnpackRelease():
             _unpack(step, site)
         case StopServer():
@@ -121,12 +126,14 @@ def _run(site: Site, argv: commands.Argv, sentence: str, timeout_seconds: float 
     return done.stdout.decode(errors="replace").strip()
 
 
-def _fetch(artefact: Artefact, site: Site) -> None:
-    cache = site.transport.local_path(site.desired.paths.artefacts)
+def _fetch(artefact: Artefact, site: Site) -> Path:
+    """The verified file on this machine: on a host elsewhere it is not yet."""
+    here = site.transport.local_path(site.desired.paths.artefacts)
+    cache = here or site.cache
     cache.mkdir(parents=True, exist_ok=True)
     if artefact.local_path is not None:
-        _copy_contained(Path(artefact.local_path), artefact, cache)
-        return
+        source = _check_contained(Path(artefact.local_path), artefact)
+        return source if here is None else _copy_contained(source, artefact, cache)
 
     def tell(progress: mirror.Progress) -> None:
         site.emit(
@@ -139,12 +146,25 @@ def _fetch(artefact: Artefact, site: Site) -> None:
             eta_seconds=progress.eta_seconds,
         )
 
-    mirror.fetch(artefact, cache, on_progress=tell, endpoint=site.endpoint)
+    return mirror.fetch(artefact, cache, on_progress=tell, endpoint=site.endpoint)
 
 
-def _copy_contained(source: Path, artefact: Artefact, cache: Path) -> None:
+def _deliver(file: Path, artefact: Artefact, site: Site) -> None:
+    """To a host elsewhere, under the name that it would have been fetched to."""
+    if site.transport.local_path(site.desired.paths.artefacts) is not None:
+        return
+
+    def tell(done_bytes: int) -> None:
+        site.emit(
+            "progress", file=file.name, doing="copying", bytes=done_bytes, total_bytes=artefact.size_bytes
+        )
+
+    target = site.desired.paths.artefacts / f"sha256-{artefact.sha256}" / PurePosixPath(artefact.file).name
+    site.transport.put(file, target, on_progress=tell)
+
+
+def _check_contained(source: Path, artefact: Artefact) -> Path:
     """What the project itself contains needs no mirror, but the same proof."""
-    final = cache / f"sha256-{artefact.sha256}" / source.name
     with source.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     if sha256 != artefact.sha256:
@@ -155,22 +175,31 @@ def _copy_contained(source: Path, artefact: Artefact, cache: Path) -> None:
             unchanged="the host",
             hint="git status; a checkout with converted line ends or without the file's content is usual",
         )
+    return source
+
+
+def _copy_contained(source: Path, artefact: Artefact, cache: Path) -> Path:
+    final = cache / f"sha256-{artefact.sha256}" / source.name
     final.parent.mkdir(parents=True, exist_ok=True)
     temporary = final.with_name(f".{final.name}")
     shutil.copyfile(source, temporary)
     temporary.replace(final)
+    return final
 
 
 def _artefact_path(artefact: Artefact, site: Site) -> Path:
-    return site.transport.local_path(site.desired.paths.artefacts / f"sha256-{artefact.sha256}") / (
-        Path(artefact.file).name
-    )
+    """Where the verified file lies on this machine."""
+    cache = site.transport.local_path(site.desired.paths.artefacts) or site.cache
+    return cache / f"sha256-{artefact.sha256}" / Path(artefact.file).name
 
 
 def _damaged(artefact: Artefact, site: Site) -> ChecksumMismatch:
     """It was verified when it came, and is not what it was: away with it, so that it is fetched anew."""
     path = _artefact_path(artefact, site)
-    _run(site, commands.remove([str(path.parent)]), f"`{path}` could not be removed")
+    on_host = site.desired.paths.artefacts / f"sha256-{artefact.sha256}"
+    _run(site, commands.remove([on_host]), f"`{on_host}` could not be removed")
+    # A copy here that is damaged would only be sent once more.
+    shutil.rmtree(path.parent, ignore_errors=True)
     return ChecksumMismatch(
         sentence=f"`{path}` has changed since it was verified",
         expected=artefact.digest,
@@ -181,7 +210,8 @@ def _damaged(artefact: Artefact, site: Site) -> ChecksumMismatch:
 
 
 def _unpack(step: UnpackRelease, site: Site) -> None:
-    release = site.transport.local_path(site.desired.paths.release(step.version))
+    release = site.desired.paths.release(step.version)
+    here = site.transport.local_path(release)
     archive = _artefact_path(step.artefact, site)
     with archive.open("rb") as file:
         if hashlib.file_digest(file, "sha256").hexdigest() != step.artefact.sha256:
@@ -190,8 +220,13 @@ def _unpack(step: UnpackRelease, site: Site) -> None:
     def tell(written: int) -> None:
         site.emit("progress", file=archive.name, doing="unpacking", bytes=written)
 
-    release.parent.mkdir(parents=True, exist_ok=True)
-    unpack_release(archive, release, version=step.version, sha256=step.artefact.sha256, on_progress=tell)
+    version, sha256 = step.version, step.artefact.sha256
+    if here is None:
+        # The archive stays in the cache: other hosts may need it.
+        stream_release(site.transport, archive, release, version=version, sha256=sha256, on_progress=tell)
+        return
+    here.parent.mkdir(parents=True, exist_ok=True)
+    unpack_release(archive, here, version=version, sha256=sha256, on_progress=tell)
     # The release directory is the archive now; going back needs no archive either.
     _run(site, commands.remove([str(archive.parent)]), f"`{archive.name}` could not be removed")
 

@@ -106,6 +106,13 @@ def render_command(argv: Sequence[str]) -> str:
     return shlex.join(argv)
 
 
+def shown_command(argv: Sequence[str]) -> str:
+    """For an error's sentence. A script is long: its arguments stand for it."""
+    if len(argv) > 2 and argv[1] == "-c":
+        return f"{argv[0]} -c ... {render_command(argv[3:6])}"
+    return render_command(argv)
+
+
 def probe(root: PurePosixPath, models_dir: PurePosixPath, port: int, gpu: str = "none") -> Argv:
     """Reads `probe.sh` from standard input; with `gpu` "nvidia" it asks `nvidia-smi`."""
     return ("sh", "-s", "--", str(root), str(models_dir), str(port), gpu)

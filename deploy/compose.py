@@ -8,12 +8,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from deploy.desired import Artefact, Desired, DesiredModel, DesiredServer, HostPaths
+from deploy.desired import Artefact, Desired, DesiredModel, DesiredServer, HostPaths, Login
 from deploy.errors import FleetError, InputErrors, PinError, UsageError, render_error
 from deploy.inventory import Inventory, InventoryHost
 from deploy.models import ModelSpec, desired_model, parse_models
 from deploy.pins import Pins, parse_pins
-from deploy.settings import HostSettings, load_settings, parse_data_home
+from deploy.settings import Connection, HostSettings, load_settings, parse_data_home
 
 _ARCHITECTURES = ("amd64", "arm64")
 
@@ -106,7 +106,15 @@ def _desired(host: str, settings: HostSettings, pins: Pins, rendered: Mapping[st
         ),
         models=tuple(rendered[name] for name in settings.models if name in rendered),
         gpu=settings.gpu,
+        login=login_of(settings),
     )
+
+
+def login_of(settings: HostSettings) -> Login | None:
+    """Where to log in; None for this machine."""
+    if settings.connection is Connection.LOCAL:
+        return None
+    return Login(address=settings.address, port=settings.port, user=settings.user)
 
 
 @contextmanager

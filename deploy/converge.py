@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from deploy import commands, nvml, services
 from deploy.apply import Site, apply_step, prove, start
@@ -39,6 +40,7 @@ class Options:
     stop_requested: threading.Event
     selection: Selection = everything
     endpoint: str | None = None
+    cache: Path
 
 
 def probe_host(desired: Desired, transport: Transport) -> HostFacts:
@@ -69,6 +71,7 @@ def converge(desired: Desired, transport: Transport, options: Options) -> HostOu
         verify=options.verify,
         events=options.events,
         endpoint=options.endpoint,
+        cache=options.cache,
         verdicts={},
     )
     done: list[Step] = []

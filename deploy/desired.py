@@ -127,6 +127,15 @@ class HostPaths:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Login:
+    """Where a host's SSH server is. `port` and `user` are None where `~/.ssh/config` decides."""
+
+    address: str
+    port: int | None
+    user: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Desired:
     """Everything the plan of one host is made from, beside its facts.
 
@@ -139,6 +148,7 @@ class Desired:
     server: DesiredServer
     models: tuple[DesiredModel, ...]
     gpu: GpuKind
+    login: Login | None = None
 
     @property
     def port(self) -> int:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from queue import Empty, SimpleQueue
 
 import psutil
 
-from deploy.commands import render_command
-from deploy.errors import CommandFailed, HostUnreachable
+from deploy.commands import shown_command
+from deploy.errors import CommandFailed, HostUnreachable, designed_error
 from deploy.facts import ProcessId
-from deploy.transport import Completed
+from deploy.transport import Completed, Progress
 
 
 class LocalChannel:
@@ -91,7 +92,7 @@ class LocalTransport:
             process = subprocess.Popen(argv, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True)
         except (OSError, ValueError) as error:
             raise CommandFailed(
-                sentence=f"`{_shown(argv)}` could not be started", host=self._host, cause=str(error)
+                sentence=f"`{shown_command(argv)}` could not be started", host=self._host, cause=str(error)
             ) from error
         with process:
             try:
@@ -100,15 +101,38 @@ class LocalTransport:
                 # The script's own children too: one of them would keep the pipes open.
                 os.killpg(process.pid, signal.SIGKILL)
                 raise CommandFailed(
-                    sentence=f"`{_shown(argv)}` did not end within {timeout_seconds:g} s", host=self._host
+                    sentence=f"`{shown_command(argv)}` did not end within {timeout_seconds:g} s",
+                    host=self._host,
                 ) from error
         return Completed(exit_code=process.returncode, stdout=stdout, stderr=stderr)
+
+    def send(self, argv: Sequence[str], chunks: Iterable[bytes], *, stall_seconds: float = 60.0) -> Completed:
+        # Nothing is streamed to this machine in practice: its files are here, and `put` links them.
+        return self.run(argv, stdin=b"".join(chunks), timeout_seconds=stall_seconds)
 
     def open_channel(self, argv: Sequence[str]) -> LocalChannel:
         return LocalChannel(self._host, argv)
 
     def local_path(self, path: PurePosixPath) -> Path:
         return Path(path)
+
+    def exists(self, path: PurePosixPath) -> bool:
+        return os.path.lexists(path)
+
+    def put(self, source: Path, target: PurePosixPath, *, on_progress: Progress) -> None:
+        part = Path(target.with_name(f".{target.name}.part"))
+        try:
+            part.parent.mkdir(parents=True, exist_ok=True)
+            part.unlink(missing_ok=True)
+            try:
+                os.link(source, part)
+            except OSError:
+                # Another file system, or one without hard links.
+                shutil.copyfile(source, part)
+            part.replace(target)
+            on_progress(source.stat().st_size)
+        except OSError as error:
+            raise designed_error(error) from error
 
     @contextmanager
     def http_url(self, url: str) -> Iterator[str]:
@@ -149,10 +173,3 @@ def _find(process: ProcessId) -> psutil.Process | None:
     except psutil.NoSuchProcess:
         return None
     return found if actual.same_as(process) else None
-
-
-def _shown(argv: Sequence[str]) -> str:
-    """A script is long: its first line with words stands for it."""
-    if len(argv) > 2 and argv[1] == "-c":
-        return f"{argv[0]} -c ... {render_command(argv[3:6])}"
-    return render_command(argv)

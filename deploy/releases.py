@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
 import stat
-import tarfile
-from collections.abc import Callable, Iterator
-from pathlib import Path, PurePosixPath
-from typing import IO, cast
+from pathlib import Path
 
-from deploy.errors import ArchiveRefused, FleetError, designed_error
-
-RECORD = "release.json"
-_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
-_GZIP_MAGIC = b"\x1f\x8b"
-
-Progress = Callable[[int], None]
+from deploy.errors import designed_error
+from deploy.release_members import RECORD, Member, checked_members
+from deploy.transport import Progress
 
 
 def unpack_release(archive: Path, release: Path, *, version: str, sha256: str, on_progress: Progress) -> None:
@@ -32,11 +24,6 @@ def unpack_release(archive: Path, release: Path, *, version: str, sha256: str, o
     try:
         temporary.mkdir(parents=True)
         _extract(archive, temporary, on_progress)
-        _check_links(archive, temporary)
-        (temporary / RECORD).unlink(missing_ok=True)
-        binary = temporary / "bin/ollama"
-        if not (binary.is_file() and os.access(binary, os.X_OK)):
-            raise _refused(archive, "`bin/ollama` is missing or not executable")
         # What the probe counts to see whether somebody has been at it.
         sizes = [path.lstat() for path in temporary.rglob("*")]
         size_bytes = sum(found.st_size for found in sizes if stat.S_ISREG(found.st_mode))
@@ -55,109 +42,30 @@ def unpack_release(archive: Path, release: Path, *, version: str, sha256: str, o
 
 def _extract(archive: Path, target: Path, on_progress: Progress) -> None:
     written = 0
-    with _open_tar(archive) as tar:
-        try:
-            for member in tar:
-                _check_member(archive, target, member)
-                written += _extract_member(tar, member, target)
-                on_progress(written)
-        except (tarfile.TarError, EOFError) as error:
-            raise _refused(archive, f"it ends early or is damaged: {error}") from error
+    for member in checked_members(archive):
+        _write_member(member, target)
+        written += member.info.size
+        on_progress(written)
 
 
-@contextlib.contextmanager
-def _open_tar(archive: Path) -> Iterator[tarfile.TarFile]:
-    with contextlib.ExitStack() as stack:
-        raw = stack.enter_context(archive.open("rb"))
-        magic = raw.read(4)
-        raw.seek(0)
-        stream: IO[bytes]
-        if magic == _ZSTD_MAGIC:
-            import zstandard
-
-            stream = stack.enter_context(zstandard.ZstdDecompressor().stream_reader(raw))
-            errors: tuple[type[Exception], ...] = (tarfile.TarError, zstandard.ZstdError)
-        elif magic[:2] == _GZIP_MAGIC:
-            import gzip
-            import zlib
-
-            stream = cast(IO[bytes], stack.enter_context(gzip.GzipFile(fileobj=raw)))
-            errors = (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError)
-        else:
-            raise _refused(archive, "it is neither gzip nor zstd")
-        try:
-            yield stack.enter_context(tarfile.open(fileobj=stream, mode="r|"))
-        except errors as error:
-            raise _refused(archive, f"it ends early or is damaged: {error}") from error
-
-
-def _check_member(archive: Path, target: Path, member: tarfile.TarInfo) -> None:
-    name = PurePosixPath(member.name)
-    if name.is_absolute() or ".." in name.parts:
-        raise _refused(archive, f"member `{member.name}` would be written outside the release directory")
-    if not (member.isreg() or member.isdir() or member.issym() or member.islnk()):
-        raise _refused(archive, f"member `{member.name}` is a device, a pipe or of an unknown type")
-    if member.mode & (stat.S_ISUID | stat.S_ISGID):
-        raise _refused(archive, f"member `{member.name}` carries setuid or setgid")
-    if member.issym() or member.islnk():
-        base = name.parent if member.issym() else PurePosixPath()
-        leads_out = member.islnk() and not (target / member.linkname).parent.resolve().is_relative_to(
-            target.resolve()
-        )
-        if leads_out or _leaves(base / member.linkname):
-            raise _refused(
-                archive, f"member `{member.name}` links to `{member.linkname}`, outside the release"
-            )
-    # A directory that an earlier member made a link would lead the write elsewhere.
-    for parent in name.parents:
-        if (target / parent).is_symlink():
-            raise _refused(archive, f"member `{member.name}` would be written through the link `{parent}`")
-
-
-def _check_links(archive: Path, root: Path) -> None:
-    """A link over a link can lead out although each alone seems to stay: where they end is what counts."""
-    inside = root.resolve()
-    for directory, directories, files in os.walk(root):
-        for name in (*directories, *files):
-            path = Path(directory, name)
-            if path.is_symlink() and not path.resolve().is_relative_to(inside):
-                raise _refused(archive, f"link `{path.relative_to(root)}` leads outside the release")
-
-
-def _leaves(path: PurePosixPath) -> bool:
-    depth = 0
-    if path.is_absolute():
-        return True
-    for part in path.parts:
-        depth += -1 if part == ".." else 1
-        if depth < 0:
-            return True
-    return False
-
-
-def _extract_member(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> int:
-    """Write one member; returns its bytes. Modes are ours: 0755 or 0644, never more."""
-    path = target / member.name
-    if member.isdir():
+def _write_member(member: Member, target: Path) -> None:
+    path = target / member.info.name
+    if member.info.isdir():
         path.mkdir(parents=True, exist_ok=True)
-        return 0
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_symlink() or path.exists():
         path.unlink()
-    if member.issym():
-        path.symlink_to(member.linkname)
-        return 0
-    if member.islnk():
-        os.link(target / member.linkname, path, follow_symlinks=False)
-        return 0
-    source = tar.extractfile(member)
-    assert source is not None
-    with path.open("wb") as file:
-        shutil.copyfileobj(source, file, 1024 * 1024)
-        file.flush()
-        os.fsync(file.fileno())
-    path.chmod(0o755 if member.mode & 0o111 else 0o644)
-    return member.size
+    if member.info.issym():
+        path.symlink_to(member.info.linkname)
+    elif member.info.islnk():
+        os.link(target / member.info.linkname, path, follow_symlinks=False)
+    else:
+        with path.open("wb") as file:
+            file.writelines(member.content)
+            file.flush()
+            os.fsync(file.fileno())
+        path.chmod(member.info.mode)
 
 
 def _write_file(path: Path, content: bytes) -> None:
@@ -198,12 +106,3 @@ def _take_place(temporary: Path, release: Path) -> None:
 
 def _remove_tree(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
-
-
-def _refused(archive: Path, cause: str) -> FleetError:
-    return ArchiveRefused(
-        sentence=f"archive `{archive.name}` cannot be unpacked",
-        cause=cause,
-        unchanged="the installed releases; what was unpacked so far was removed",
-        hint="compare its sha256 with the publisher's; the pin names an archive that is not a release",
-    )

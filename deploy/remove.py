@@ -67,8 +67,7 @@ def _processes(facts: HostFacts) -> tuple[ServerProcess, ...]:
 
 
 def _is_there(transport: Transport, path: PurePosixPath) -> bool:
-    local = transport.local_path(path)
-    return local.exists() or local.is_symlink()
+    return transport.exists(path)
 
 
 def _remove(desired: Desired, transport: Transport, path: PurePosixPath) -> None:

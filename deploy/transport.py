@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from deploy.facts import ProcessId
+
+Progress = Callable[[int], None]
+"""Gets the bytes done so far."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,12 +55,31 @@ class Transport(Protocol):
         """Run a command to its end. Raises HostUnreachable or, on timeout, CommandFailed."""
         ...
 
+    def send(self, argv: Sequence[str], chunks: Iterable[bytes], *, stall_seconds: float = 60.0) -> Completed:
+        """Run a command that reads a stream of any length.
+
+        When making the chunks fails, the command sees the end of its input, and the error is raised. Raises
+        HostUnreachable when nothing moves for `stall_seconds`.
+        """
+        ...
+
     def open_channel(self, argv: Sequence[str]) -> Channel:
         """Start a command and keep its standard input open."""
         ...
 
-    def local_path(self, path: PurePosixPath) -> Path:
-        """The same file as this process sees it."""
+    def local_path(self, path: PurePosixPath) -> Path | None:
+        """The same file as this process sees it; None where the host is not this machine."""
+        ...
+
+    def exists(self, path: PurePosixPath) -> bool:
+        """Whether anything has this name, a link that leads nowhere too."""
+        ...
+
+    def put(self, source: Path, target: PurePosixPath, *, on_progress: Progress) -> None:
+        """Bring a file of this machine to the host, by rename, going on where a cut attempt ended.
+
+        Raises CommandFailed or HostUnreachable; what had the target's name is then still there.
+        """
         ...
 
     def http_url(self, url: str) -> AbstractContextManager[str]:

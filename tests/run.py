@@ -21,7 +21,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 # In the order they run; the quick ones first.
 TIERS = ("unit", "contract", "local")
 LATER = {
-    "hosts": "comes with hosts that are reached over SSH",
+    "hosts": "comes with the systemd backend",
     "browser": "comes with the first page",
 }
 # `FLEET_INVENTORY_EXAMPLES`: how many generated inventories are compared with Ansible's reading.

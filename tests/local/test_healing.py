@@ -19,13 +19,14 @@ from console.paths import CANARY
 from console.run import Run
 from deploy import apply
 from deploy.compose import Sources
-from deploy.errors import ChecksumMismatch, CommandFailed, HostLocked, PortTaken, UsageError
+from deploy.errors import ChecksumMismatch, CommandFailed, HostLocked, HostUnreachable, PortTaken
 from deploy.host_lock import host_lock
 from deploy.local import LocalChannel, LocalTransport
 from deploy.outcomes import Outcome
 from deploy.remove import Models
 from deploy.report import Report
 from deploy.steps import Step
+from testbed.demo import free_port
 from tests.local.conftest import Site
 
 
@@ -155,10 +156,12 @@ def test_a_lock_that_cannot_be_made_says_why(site: Site) -> None:
     assert "var" in str(error.cause)
 
 
-def test_a_host_of_another_transport_fails_alone(site: Site) -> None:
+def test_a_host_that_cannot_be_reached_fails_alone(site: Site) -> None:
     site.write()
     site.inventory.write_text(
-        site.inventory.read_text().replace("[all]\n", "[all]\nfar ansible_connection=ssh\n", 1)
+        site.inventory.read_text().replace(
+            "[all]\n", f"[all]\nfar ansible_host=127.0.0.1 ansible_port={free_port()}\n", 1
+        )
     )
     run = Run(
         report=Report(as_json=True, stdout=site.output, stderr=io.StringIO()),
@@ -170,7 +173,8 @@ def test_a_host_of_another_transport_fails_alone(site: Site) -> None:
     )
     for outcomes in (deploy_hosts(run, run.hosts(), "deploy"), remove_hosts(run, run.hosts(), Models.REMOVE)):
         far, box = outcomes
-        assert isinstance(far.error, UsageError)
+        assert isinstance(far.error, HostUnreachable)
+        assert far.outcome is Outcome.UNREACHABLE
         assert box.outcome is Outcome.CHANGED, str(box.error)
 
 
