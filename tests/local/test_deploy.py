@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
@@ -38,6 +39,8 @@ from testbed.mirror import Fault, FaultKind, MirrorRepo
 from testbed.mirror_http import Route
 from tests.local.conftest import SIMULATED, Site
 
+CANARY_SHA256 = hashlib.sha256(CANARY.read_bytes()).hexdigest()
+
 
 def error_of(site: Site) -> FleetError:
     outcome = site.deploy()
@@ -65,6 +68,31 @@ def test_the_weights_are_in_the_store_by_hard_link(site: Site) -> None:
     blobs = list((site.root / "var/lib/ollama/models/blobs").glob("sha256-971af595*"))
     sources = list((site.root / "var/lib/ollama-fleet/artefacts").glob(f"*/{WEIGHTS_FILE}"))
     assert blobs[0].stat().st_ino == sources[0].stat().st_ino
+
+
+def test_weights_that_pin_has_proven_are_not_downloaded_again(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    proven = tmp_path / f"cache/ollama-fleet/sha256-{CANARY_SHA256}" / WEIGHTS_FILE
+    proven.parent.mkdir(parents=True)
+    shutil.copyfile(CANARY, proven)
+    site.write()
+    del site.mirror.repos[WEIGHTS_REPO]
+    assert site.deploy().error is None
+    blob = site.root / f"var/lib/ollama/models/blobs/sha256-{CANARY_SHA256}"
+    assert blob.stat().st_ino == proven.stat().st_ino
+
+
+def test_a_damaged_file_in_the_cache_is_not_taken(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    damaged = tmp_path / f"cache/ollama-fleet/sha256-{CANARY_SHA256}" / WEIGHTS_FILE
+    damaged.parent.mkdir(parents=True)
+    damaged.write_bytes(bytes(CANARY.stat().st_size))
+    assert site.deploy().error is None
+    assert site.mirror.requests
 
 
 def test_nothing_is_writable_for_others(site: Site) -> None:
