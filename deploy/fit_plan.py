@@ -9,7 +9,7 @@ from enum import Enum
 from deploy.desired import Desired, DesiredModel, GpuKind
 from deploy.facts import HostFacts
 from deploy.fit import MemoryNeed, cache_settings, check_fit, fit, memory_need, rooms
-from deploy.gpu import Mig, Problem
+from deploy.gpu import Mig, check_gpus
 
 
 class Running(Enum):
@@ -24,13 +24,14 @@ def fit_notes(
 ) -> tuple[str, ...]:
     """One line for each model in `names`, which will be created; () where no GPU is wanted, or nobody asked.
 
-    Raises DoesNotFit for a model that would not fit alone.
+    Raises DoesNotFit for a model that would not fit alone, GpuUnusable where no GPU works.
     """
     reading = facts.gpus
     if desired.gpu is not GpuKind.NVIDIA or reading is None or not names:
         return ()
     if not reading.gpus:
-        return (f"no model will compute on a GPU, and verify will fail: {reading.problem or Problem.NO_GPU}",)
+        # Verify would find it too, after gigabytes were copied.
+        check_gpus(desired.host, reading, adapters=())
     environment = desired.server.environment
     space = rooms(reading.gpus, environment, str(desired.paths.releases))
     if running is Running.STOPPED:

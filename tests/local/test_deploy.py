@@ -20,6 +20,7 @@ from deploy.errors import (
     DiskTooSmall,
     ExitCode,
     FleetError,
+    GpuUnusable,
     HostLocked,
     InputErrors,
     MirrorError,
@@ -30,6 +31,7 @@ from deploy.errors import (
     VerifyFailed,
 )
 from deploy.facts import Disk
+from deploy.gpu import Gpu, GpuReading
 from deploy.host_lock import host_lock
 from deploy.local import LocalTransport
 from deploy.outcomes import Outcome
@@ -208,6 +210,31 @@ def test_a_candidate_that_fails_is_removed_and_the_old_model_keeps_its_name(
     assert site.served() == before
 
 
+@pytest.fixture
+def claimed_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver that tells of one large, empty GPU: whether the server computes there is another question."""
+    gpu = Gpu(
+        index=0,
+        name="scripted",
+        uuid="GPU-0",
+        memory_total_bytes=80 * 2**30,
+        memory_used_bytes=0,
+        memory_free_bytes=80 * 2**30,
+        driver="0",
+    )
+    monkeypatch.setattr("deploy.nvml.read_gpus", lambda: GpuReading(gpus=(gpu,)))
+
+
+def test_a_host_without_the_gpu_it_should_have_is_refused_before_the_first_byte(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deploy.nvml.read_gpus", GpuReading)
+    site.settings["ollama_gpu"] = "nvidia"
+    assert isinstance(error_of(site), GpuUnusable)
+    assert not site.mirror.requests
+
+
+@pytest.mark.usefixtures("claimed_gpu")
 def test_what_is_served_is_loaded_under_its_own_name_after_a_candidate_failed(
     site: Site, tmp_path: Path
 ) -> None:
@@ -229,6 +256,7 @@ def test_a_candidate_that_fails_on_an_empty_host_promotes_nothing(site: Site, tm
     assert site.processes() == []
 
 
+@pytest.mark.usefixtures("claimed_gpu")
 def test_silent_cpu_inference_is_a_failure_where_a_gpu_is_expected(site: Site, tmp_path: Path) -> None:
     site.settings["ollama_gpu"] = "nvidia"
     line = "OLLAMA_SIMULATED_FAULT=cpu; export OLLAMA_SIMULATED_FAULT"

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from deploy.desired import Desired, GpuKind
-from deploy.errors import DoesNotFit
+from deploy.errors import DoesNotFit, GpuUnusable
 from deploy.facts import Blob, HostFacts, StoredModel
 from deploy.fit import ModelShape
 from deploy.gpu import Gpu, GpuProcess, GpuReading, Problem
@@ -81,6 +81,7 @@ def test_unknown_weights_are_no_reason_to_refuse() -> None:
     assert "not predicted" in note
 
 
-def test_a_missing_driver_is_told() -> None:
-    facts = replace(EMPTY, gpus=GpuReading(problem=Problem.NOT_LOADED))
-    assert "the driver is not loaded" in plan(WANTED, facts).notes[0]
+@pytest.mark.parametrize("reading", [GpuReading(problem=Problem.NOT_LOADED), GpuReading()])
+def test_a_model_for_a_gpu_is_refused_where_none_works(reading: GpuReading) -> None:
+    with pytest.raises(GpuUnusable, match="`ollama_gpu=nvidia`"):
+        plan(WANTED, replace(EMPTY, gpus=reading))
