@@ -93,7 +93,7 @@ def deploy_hosts(
         options = Options(
             task=task,
             verify=prove,
-            check=prove if verify else lambda request: check_served(request.url, request.model),
+            check=prove if verify else check_served,
             events=run.report,
             stop_requested=run.stop_requested,
             selection=selection,

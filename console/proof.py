@@ -28,12 +28,7 @@ def verify_model(
     request: VerifyRequest, database: Path, report: Report, cases: Sequence[str] | None = None
 ) -> ModelVerdict:
     """Server, load, GPU truth, then the smoke suite; stops where the rest would mean nothing."""
-    version = server_version(request.url)
-    checks = [version]
-    if version.ok:
-        checks.append(load_model(request.url, request.model, LOAD_SECONDS))
-    if checks[-1].ok:
-        checks.append(check_residency(request.url, request.model, request.gpu))
+    version, checks = _basics(request)
     if not checks[-1].ok:
         return _verdict(version, (checks[-1].reason,))
 
@@ -47,13 +42,21 @@ def verify_model(
     return _verdict(version, tuple(_reason(case) for case in fields if not case["passed"]), fields)
 
 
-def check_served(url: str, model: str) -> ModelVerdict:
-    """The cheap checks of a host that needs no change: the server answers and the model loads."""
-    version = server_version(url)
+def check_served(request: VerifyRequest) -> ModelVerdict:
+    """The cheap checks of a host that needs no change: server, load, and where the model sits."""
+    version, checks = _basics(request)
+    return _verdict(version, tuple(check.reason for check in checks if not check.ok))
+
+
+def _basics(request: VerifyRequest) -> tuple[Check, Sequence[Check]]:
+    """The version check, and all checks up to the first that makes the next ones meaningless."""
+    version = server_version(request.url)
     checks = [version]
     if version.ok:
-        checks.append(load_model(url, model, LOAD_SECONDS))
-    return _verdict(version, tuple(check.reason for check in checks if not check.ok))
+        checks.append(load_model(request.url, request.model, LOAD_SECONDS))
+    if checks[-1].ok:
+        checks.append(check_residency(request.url, request.model, request.gpu))
+    return version, checks
 
 
 def check_cases(names: Sequence[str] | None) -> None:

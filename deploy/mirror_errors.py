@@ -69,7 +69,7 @@ def checked_name(artefact: Artefact) -> str:
         raise PinError(
             sentence=f"the pin of `{artefact.file}` is no relative path with 64 lower-case hex digits",
             unchanged="nothing was downloaded",
-            hint="correct it in `modelfiles/pins.toml`",
+            hint="correct it in `pins.toml`",
         )
     return path.name
 
@@ -93,7 +93,7 @@ def no_archive(architecture: str, paths: Sequence[str]) -> MirrorError:
         cause=f"amd64 alone is usual there; listed: {', '.join(sorted(paths)) or 'no file at all'}",
         unchanged="nothing was downloaded",
         hint="leave these hosts out with `--limit`, or pin an archive for them from another repository "
-        "in `modelfiles/pins.toml`",
+        "in `pins.toml`",
     )
 
 
@@ -126,9 +126,9 @@ def no_such_file(place: Place, paths: Sequence[str]) -> MirrorError:
         sentence=f"`{place.repo}` revision `{place.revision}` has no file `{name}`",
         cause=f"listed: {', '.join(sorted(paths)[:20]) or 'no file at all'}",
         unchanged=place.kept,
-        hint=f"did you mean `{close[0]}`? correct the pin in `modelfiles/pins.toml`"
+        hint=f"did you mean `{close[0]}`? correct the pin in `pins.toml`"
         if close
-        else "correct the pin in `modelfiles/pins.toml`",
+        else "correct the pin in `pins.toml`",
     )
 
 
@@ -140,7 +140,7 @@ def listing_differs(place: Place, pinned: str, listed: str) -> ChecksumMismatch:
         actual=listed,
         cause="the pin is wrong, or the file was replaced under the same revision",
         unchanged="no byte of the file was asked for",
-        hint="compare with the publisher's checksum; if these are meant, correct `modelfiles/pins.toml`",
+        hint="compare with the publisher's checksum; if these are meant, correct `pins.toml`",
     )
 
 
@@ -171,7 +171,7 @@ def check_magic(file: str, head: bytes, place: Place) -> None:
         sentence=f"{place.subject} is not {kind}",
         cause=f"its first bytes are {head[:16]!r}",
         unchanged="nothing was installed; the download was deleted",
-        hint="look at the file in the repository, then correct the pin in `modelfiles/pins.toml`",
+        hint="look at the file in the repository, then correct the pin in `pins.toml`",
     )
 
 
@@ -271,15 +271,14 @@ def _not_found(place: Place, list_tags: Callable[[], Sequence[str]] | None) -> M
             sentence=f"`{place.repo}` has no revision `{place.revision}`",
             cause=f"its tags, newest first: {', '.join(tags[:10]) or 'none'}",
             unchanged=place.kept,
-            hint=(f"did you mean `{close[0]}`? " if close else "")
-            + "correct the pin in `modelfiles/pins.toml`",
+            hint=(f"did you mean `{close[0]}`? " if close else "") + "correct the pin in `pins.toml`",
         )
     if place.file is not None:
         return MirrorError(
             sentence=f"the mirror lists {place.subject} and then does not find it",
             cause=f"{place.endpoint} answered 404 for the file",
             unchanged=place.kept,
-            hint=f"{_AGAIN}; if it happens twice, pin another revision in `modelfiles/pins.toml`",
+            hint=f"{_AGAIN}; if it happens twice, pin another revision in `pins.toml`",
         )
     return MirrorError(
         sentence=f"the mirror has no repository `{place.repo}`",

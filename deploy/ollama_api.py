@@ -102,4 +102,9 @@ class OllamaApi:
         return reply.text
 
     def _refused(self, sentence: str, cause: str) -> ModelRefused:
-        return ModelRefused(sentence=sentence, host=self._host, cause=cause)
+        return ModelRefused(
+            sentence=sentence,
+            host=self._host,
+            cause=cause,
+            hint=f"./fleet status --limit {self._host} shows what the server holds",
+        )

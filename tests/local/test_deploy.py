@@ -256,6 +256,15 @@ def test_a_candidate_that_fails_on_an_empty_host_promotes_nothing(site: Site, tm
     assert site.processes() == []
 
 
+def test_a_converged_host_that_lost_its_gpu_fails_although_nothing_is_to_change(site: Site) -> None:
+    assert site.deploy().error is None
+    site.settings["ollama_gpu"] = "nvidia"
+    error = error_of(site)
+    assert isinstance(error, VerifyFailed)
+    assert "runs on the CPU" in str(error.cause)
+    assert site.events("plan")[-1]["steps"] == []
+
+
 @pytest.mark.usefixtures("claimed_gpu")
 def test_silent_cpu_inference_is_a_failure_where_a_gpu_is_expected(site: Site, tmp_path: Path) -> None:
     site.settings["ollama_gpu"] = "nvidia"
