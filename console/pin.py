@@ -9,11 +9,11 @@ from pathlib import Path
 
 from console.paths import MODELFILES
 from console.run import may_change
-from deploy.errors import ExitCode, Interrupted
+from deploy.errors import ExitCode, Interrupted, PinError
 from deploy.mirror import Progress
 from deploy.models import find_model, parse_models
 from deploy.pin import Release, find_release, find_weights, prove
-from deploy.pins import CONTAINED_REPO, Pins, parse_version, version_warning
+from deploy.pins import CONTAINED_REPO, Pins, check_deployable, parse_version, version_warning
 from deploy.pins_file import PinChange, Wanted, compare_pins, read_pins_file, write_pins
 from deploy.report import Report
 
@@ -95,6 +95,10 @@ def _notes_of_release(release: Release, changes: Sequence[PinChange], old: Pins)
         "hosts of that kind get no pin"
         for architecture in release.missing
     ]
+    try:
+        check_deployable(release.version)
+    except PinError as error:
+        notes.append(f"warning: {error.sentence}: {error.cause}; {error.hint}")
     if (warning := version_warning(release.version)) is not None:
         notes.append(f"warning: {warning}")
     newest = max((server.version for server in old.servers), key=parse_version, default=release.version)

@@ -12,7 +12,7 @@ from deploy.desired import Artefact, Desired, DesiredModel, DesiredServer, HostP
 from deploy.errors import FleetError, InputErrors, PinError, UsageError, render_error
 from deploy.inventory import Inventory, InventoryHost
 from deploy.models import ModelSpec, desired_model, parse_models
-from deploy.pins import Pins, parse_pins
+from deploy.pins import Pins, check_deployable, parse_pins
 from deploy.settings import Connection, HostSettings, load_settings, parse_data_home
 
 _ARCHITECTURES = ("amd64", "arm64")
@@ -92,6 +92,7 @@ def _desired(host: str, settings: HostSettings, pins: Pins, rendered: Mapping[st
     if not archives and missing is not None:
         raise missing
     assert version is not None
+    check_deployable(version)
     return Desired(
         host=host,
         connection=settings.connection,

@@ -19,6 +19,9 @@ SERVER_REPO = "modelscope/ollama-linux"
 OLDEST_VERSION = "0.17.1"
 # Its llama-server closes loader bugs that a prepared GGUF can use in older ones.
 ADVISED_VERSION = "0.32.15"
+# From here on `create` writes the weights anew (server/create.go): what is stored is not the pinned file,
+# and no deploy would ever find the host as desired.
+REWRITES_WEIGHTS_SINCE = "0.30.0"
 CONTAINED_REPO = "."
 
 _VERSION = re.compile(r"v?([0-9]{1,9})\.([0-9]{1,9})\.([0-9]{1,9})(?:-rc([0-9]{1,9}))?")
@@ -176,6 +179,17 @@ def check_version(version: str) -> None:
             cause="whoever reaches such a server can read its memory (CVE-2026-7482)",
             unchanged="nothing was fetched",
             hint=f"use {OLDEST_VERSION} or newer, best {ADVISED_VERSION} or newer",
+        )
+
+
+def check_deployable(version: str) -> None:
+    """Raises PinError for a release that can be pinned but not deployed yet."""
+    if parse_version(version)[:3] >= parse_version(REWRITES_WEIGHTS_SINCE)[:3]:
+        raise PinError(
+            sentence=f"ollama `{version}` cannot be deployed yet",
+            cause=f"from {REWRITES_WEIGHTS_SINCE} on it rewrites weights: they cannot be compared",
+            unchanged="nothing was fetched",
+            hint=f"./fleet pin --version X, below {REWRITES_WEIGHTS_SINCE}, and set `ollama_version=X`",
         )
 
 

@@ -193,11 +193,13 @@ def test_a_higher_release_is_announced_to_the_hosts_that_follow(site: Site) -> N
     assert "newest pinned release: 0.17.5 -> 0.32.15" in site.notes
 
 
-def test_an_old_release_brings_a_warning_and_the_advised_one_none(site: Site) -> None:
+def test_an_old_release_brings_a_warning_and_one_that_cannot_be_deployed_yet_another(site: Site) -> None:
     site.pin(version="0.17.5")
     assert "warning: ollama 0.17.5 is older than 0.32.15" in site.notes
+    assert "cannot be deployed yet" not in site.notes
     site.pin()
-    assert "warning" not in site.notes
+    assert "warning: ollama `0.32.15` cannot be deployed yet" in site.notes
+    assert "is older than" not in site.notes
 
 
 def test_a_release_with_the_memory_leak_is_refused_before_anything_is_asked(site: Site) -> None:

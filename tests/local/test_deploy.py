@@ -312,6 +312,15 @@ def test_a_wrong_pinned_sha256_is_refused_before_anything_is_installed(site: Sit
     assert site.processes() == []
 
 
+def test_a_release_that_rewrites_the_weights_is_refused_before_a_host_is_reached(site: Site) -> None:
+    site.add_release("0.30.0")
+    site.version = "0.30.0"
+    with pytest.raises(InputErrors) as refused:
+        site.deploy()
+    assert "cannot be deployed yet" in str(refused.value)
+    assert not site.root.exists()
+
+
 def test_weights_that_are_no_gguf_are_refused(site: Site, tmp_path: Path) -> None:
     page = tmp_path / "page"
     page.write_text("<html>please log in</html>")

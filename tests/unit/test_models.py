@@ -18,7 +18,7 @@ from deploy.models import (
     render_as_published,
     rendered_modelfile,
 )
-from deploy.pins import SERVER_REPO, check_version, parse_version, version_warning
+from deploy.pins import SERVER_REPO, check_deployable, check_version, parse_version, version_warning
 from deploy.render import render_modelfile
 
 MODELFILES = Path(__file__).parents[2] / "modelfiles"
@@ -167,6 +167,16 @@ def test_broken_toml_is_refused_with_its_line(directory: Path, text: str, line: 
     (problem,) = refused_models(directory, text)
     assert problem.sentence == "`models.toml` is not TOML"
     assert (problem.path, problem.line) == (str(directory / "models.toml"), line)
+
+
+@pytest.mark.parametrize("version", ["0.30.0-rc1", "0.30.0", "0.32.15", "1.0.0"])
+def test_a_release_that_rewrites_the_weights_is_refused_for_a_deploy(version: str) -> None:
+    with pytest.raises(PinError, match=f"ollama `{version}` cannot be deployed yet"):
+        check_deployable(version)
+
+
+def test_a_release_that_keeps_the_weights_may_be_deployed() -> None:
+    check_deployable("0.24.0")
 
 
 def test_a_missing_models_toml_is_named(tmp_path: Path) -> None:
