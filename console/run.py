@@ -49,12 +49,11 @@ def _with_shapes(desired: Desired) -> Desired:
 def _shape(desired: Desired, weights: Artefact) -> ModelShape | None:
     from console.pin import cache_directory
 
-    verified = PurePosixPath(f"sha256-{weights.sha256}", PurePosixPath(weights.file).name)
-    places = [cache_directory() / verified]
+    places = [cache_directory() / weights.place]
     if weights.local_path is not None:
         places = [Path(weights.local_path)]
     elif desired.connection == "local":
-        places.append(Path(desired.paths.artefacts / verified))
+        places.append(Path(desired.paths.artefact(weights)))
         places.append(Path(desired.paths.models_dir, "blobs", f"sha256-{weights.sha256}"))
     for path in places:
         with contextlib.suppress(OSError, NotAnArtefact):

@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import assert_never
 
 from deploy import commands, mirror, services
@@ -137,7 +137,7 @@ def _fetch(artefact: Artefact, site: Site) -> Path:
         # A copy: the server changes the times of what lies in its store (measured on 0.24.0).
         return source if here is None else _take(source, artefact, cache, shutil.copyfile)
 
-    proven = site.cache / f"sha256-{artefact.sha256}" / PurePosixPath(artefact.file).name
+    proven = site.cache / artefact.place
     if here is not None and _is_pinned(proven, artefact):
         # `pin` has downloaded and proven it on this machine: by hard link it costs nothing.
         return _take(proven, artefact, cache, _link_or_copy)
@@ -166,8 +166,7 @@ def _deliver(file: Path, artefact: Artefact, site: Site) -> None:
             "progress", file=file.name, doing="copying", bytes=done_bytes, total_bytes=artefact.size_bytes
         )
 
-    target = site.desired.paths.artefacts / f"sha256-{artefact.sha256}" / PurePosixPath(artefact.file).name
-    site.transport.put(file, target, on_progress=tell)
+    site.transport.put(file, site.desired.paths.artefact(artefact), on_progress=tell)
 
 
 def _is_pinned(file: Path, artefact: Artefact) -> bool:
@@ -179,13 +178,11 @@ def _is_pinned(file: Path, artefact: Artefact) -> bool:
 
 def _check_contained(source: Path, artefact: Artefact) -> Path:
     """What the project itself contains needs no mirror, but the same proof."""
-    with source.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    if sha256 != artefact.sha256:
+    if not _is_pinned(source, artefact):
         raise ChecksumMismatch(
             sentence=f"`{source.name}` of the project is not the pinned file",
             expected=artefact.digest,
-            actual=f"sha256:{sha256}",
+            actual="another sha256 or size",
             unchanged="the host",
             hint="git status; a checkout with converted line ends or without the file's content is usual",
         )
@@ -194,7 +191,7 @@ def _check_contained(source: Path, artefact: Artefact) -> Path:
 
 def _take(source: Path, artefact: Artefact, cache: Path, place: Callable[[Path, Path], object]) -> Path:
     """A proven file of this machine under the name that it would have been fetched to."""
-    final = cache / f"sha256-{artefact.sha256}" / source.name
+    final = cache / artefact.place
     final.parent.mkdir(parents=True, exist_ok=True)
     temporary = final.with_name(f".{final.name}")
     temporary.unlink(missing_ok=True)
@@ -213,14 +210,13 @@ def _link_or_copy(source: Path, target: Path) -> None:
 
 def _artefact_path(artefact: Artefact, site: Site) -> Path:
     """Where the verified file lies on this machine."""
-    cache = site.transport.local_path(site.desired.paths.artefacts) or site.cache
-    return cache / f"sha256-{artefact.sha256}" / Path(artefact.file).name
+    return (site.transport.local_path(site.desired.paths.artefacts) or site.cache) / artefact.place
 
 
 def _damaged(artefact: Artefact, site: Site) -> ChecksumMismatch:
     """It was verified when it came, and is not what it was: away with it, so that it is fetched anew."""
     path = _artefact_path(artefact, site)
-    on_host = site.desired.paths.artefacts / f"sha256-{artefact.sha256}"
+    on_host = site.desired.paths.artefact(artefact).parent
     _run(site, commands.remove([on_host]), f"`{on_host}` could not be removed")
     # A copy here that is damaged would only be sent once more.
     shutil.rmtree(path.parent, ignore_errors=True)
@@ -237,9 +233,8 @@ def _unpack(step: UnpackRelease, site: Site) -> None:
     release = site.desired.paths.release(step.version)
     here = site.transport.local_path(release)
     archive = _artefact_path(step.artefact, site)
-    with archive.open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != step.artefact.sha256:
-            raise _damaged(step.artefact, site)
+    if not _is_pinned(archive, step.artefact):
+        raise _damaged(step.artefact, site)
 
     def tell(written: int) -> None:
         site.emit("progress", file=archive.name, doing="unpacking", bytes=written)
@@ -257,7 +252,7 @@ def _unpack(step: UnpackRelease, site: Site) -> None:
 
 def _create(model: DesiredModel, site: Site) -> None:
     name = f"{model.name}:candidate"
-    source = site.desired.paths.artefacts / f"sha256-{model.weights.sha256}" / Path(model.weights.file).name
+    source = site.desired.paths.artefact(model.weights)
     place = commands.place_blob(source, site.desired.paths.models_dir, model.weights.sha256)
     try:
         how = _run(site, place, f"the weights of `{model.name}` could not be placed", PLACE_SECONDS)

@@ -44,6 +44,11 @@ class Artefact:
         """As Ollama and the reports write it."""
         return f"sha256:{self.sha256}"
 
+    @property
+    def place(self) -> PurePosixPath:
+        """Its path below a directory of verified files, on a host or in a cache."""
+        return PurePosixPath(f"sha256-{self.sha256}", PurePosixPath(self.file).name)
+
 
 ParameterValue = int | float | str | bool | list[str]
 
@@ -121,6 +126,10 @@ class HostPaths:
     @property
     def log(self) -> PurePosixPath:
         return self.root / "var/log/ollama-fleet/ollama.log"
+
+    def artefact(self, artefact: Artefact) -> PurePosixPath:
+        """Where a verified file lies."""
+        return self.artefacts / artefact.place
 
     def release(self, version: str) -> PurePosixPath:
         return self.releases / version

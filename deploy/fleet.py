@@ -11,9 +11,6 @@ from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import TypeVar
 
-from deploy.errors import ExitCode
-from deploy.outcomes import HostOutcome
-
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 Item = TypeVar("Item")
@@ -47,11 +44,6 @@ def each(items: Sequence[Item], work: Callable[[Item], Result], forks: int) -> t
         threading.Thread(target=drain, daemon=True).start()
     wait(futures)
     return tuple(future.result() for future in futures)
-
-
-def exit_code_of(outcomes: Sequence[HostOutcome]) -> ExitCode:
-    """The largest of the hosts' codes."""
-    return max((outcome.exit_code for outcome in outcomes), default=ExitCode.DONE)
 
 
 @contextmanager
