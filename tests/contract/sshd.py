@@ -106,8 +106,13 @@ class Sshd:
 
     def connections(self) -> list[psutil.Process]:
         assert self.process is not None
-        children = psutil.Process(self.process.pid).children(recursive=True)
-        return [child for child in children if child.name().startswith("sshd")]
+        found = []
+        for child in psutil.Process(self.process.pid).children(recursive=True):
+            # A connection can end by itself between being listed and being asked.
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if child.name().startswith("sshd"):
+                    found.append(child)
+        return found
 
     def stop(self) -> None:
         if self.process is not None:
