@@ -14,6 +14,10 @@ A simulated Ollama: the HTTP API, the store on disk and the tool-call parser of 
 
 usage: ollama serve [--host HOST] [--port PORT] [--models DIR] [--script FILE] [--model NAME]...
                     [--fault FAULT]...
+       ollama run NAME </dev/null        loads the model; with a prompt it fails
+       ollama list|ls [PREFIX]...
+       ollama ps [PREFIX]
+       ollama show NAME
        ollama --version
 
 It answers as the recorded replies of a real 0.17.5 do (streaming shapes, errors, headers, files) and with
@@ -5126,19 +5130,230 @@ def serve(argv: Sequence[str]) -> int:
     return 0
 
 
-def show_version() -> int:
-    """`ollama --version`: the server's version, a warning if it is not ours or there is none."""
+# ---- the client (cmd/cmd.go; words, columns and exit codes measured on 0.17.5 and 0.24.0)
+_DOWN = "Error: could not connect to ollama server, run 'ollama serve' to start it"
+# What the spinner of a quick answer leaves on stderr, terminal or not.
+_SPIN = "\x1b[?25l\x1b[?2026h\x1b[?25l\x1b[1G\x1b[K\x1b[?25h\x1b[?2026l\x1b[2K\x1b[1G\x1b[?25h"
+_PULLING = "\x1b[?2026h\x1b[?25l\x1b[1Gpulling manifest \x1b[K\x1b[?25h\x1b[?2026l"
+
+
+def _ask(method: str, path: str, body: Params | None = None) -> tuple[int, str, str]:
+    """Status, its words and the body, asked of OLLAMA_HOST as the real client does: without a deadline.
+
+    Raises StartError: nobody listens, or the connection breaks off.
+    """
     host, port = parse_host(os.environ.get("OLLAMA_HOST", ""))
-    mine = os.environ.get("OLLAMA_SIMULATED_VERSION") or VERSION
-    connection = http.client.HTTPConnection("127.0.0.1" if host in ("", "0.0.0.0") else host, port, timeout=5)
+    host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    connection = http.client.HTTPConnection(host, port)
     try:
-        connection.request("GET", "/api/version")
-        version = str(json.loads(connection.getresponse().read())["version"])
-    except (OSError, ValueError, KeyError, http.client.HTTPException):
-        print("Warning: could not connect to a running Ollama instance")
-        version = ""
+        connection.request(method, path, None if body is None else json.dumps(body))
+        reply = connection.getresponse()
+        return reply.status, f"{reply.status} {reply.reason}", reply.read().decode()
+    except ConnectionRefusedError:
+        raise StartError(_DOWN) from None
+    except (OSError, http.client.HTTPException) as error:
+        url = f"http://{_join_host(host, port)}{path}"
+        cause = "EOF" if isinstance(error, http.client.HTTPException) else str(error)
+        raise StartError(f'Error: {method.capitalize()} "{url}": {cause}') from None
     finally:
         connection.close()
+
+
+def _stream(path: str, body: Params) -> None:
+    """Read an answer of many lines to its end; an empty one is no error, whatever its status (api/client.go).
+
+    Raises StartError: the first error in it.
+    """
+    status, words, text = _ask("POST", path, body)
+    for line in text.splitlines():
+        told = parse_json(line.encode()).get("error", "")
+        if status >= 400 or told:
+            raise StartError("Error: " + ": ".join(filter(None, [words if status >= 400 else "", told])))
+
+
+def _read_reply(method: str, path: str, body: Params | None = None) -> Params:
+    """One JSON object. Raises StartError: what the server says instead."""
+    status, _, text = _ask(method, path, body)
+    if status >= 400:
+        told = json.loads(text)["error"] if text.startswith("{") else text
+        raise StartError(
+            "Error: " + (told or "something went wrong, please see the ollama server logs for details")
+        )
+    value: Params = json.loads(text)
+    return value
+
+
+def human_bytes(size: int) -> str:
+    """format.HumanBytes."""
+    for limit, unit in ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"), (10**3, "KB")):
+        if size >= limit:
+            value = size / limit
+            return ("%d %s" if value >= 10 or value == int(value) else "%.1f %s") % (value, unit)
+    return f"{size} B"
+
+
+def human_time(stamp: str) -> str:
+    """format.HumanTime of an RFC 3339 time, seen from now."""
+    match = re.fullmatch(r"(.{19})(\.\d+)?(Z|[+-]\d\d:\d\d)", stamp)
+    assert match is not None
+    zone = match.group(3).replace("Z", "+00:00")
+    at = datetime.fromisoformat(match.group(1) + zone).timestamp() + float(match.group(2) or 0)
+    delta = time.time() - at
+    if delta / 3600 / 24 / 365 <= -21:
+        return "Forever"
+    return _human_duration(abs(delta)) + (" from now" if delta < 0 else " ago")
+
+
+def _human_duration(seconds: float) -> str:
+    if seconds < 2:
+        return "Less than a second" if seconds < 1 else "1 second"
+    if seconds < 120:
+        return "%d seconds" % seconds if seconds < 60 else "About a minute"
+    if seconds < 3600:
+        return "%d minutes" % (seconds // 60)
+    hours = int(seconds / 3600 + 0.5)
+    for limit, divisor, unit in (
+        (48, 1, "hours"),
+        (336, 24, "days"),
+        (1440, 168, "weeks"),
+        (17520, 720, "months"),
+    ):
+        if hours < limit:
+            return "About an hour" if hours == 1 else "%d %s" % (hours // divisor, unit)
+    return "%d years" % (seconds // 3600 // 24 // 365)
+
+
+def render_table(rows: Sequence[Sequence[str]], header: Sequence[str] = ()) -> str:
+    """Lines of cells as the real client's tables have them: padded, spaces at the end of each line.
+
+    Cells longer than 30 (100 in a System text) are wrapped by the real client, and here left as they are.
+    """
+    every = [*rows, header]
+    count = max(map(len, every), default=0)
+    widths = [max((len(row[at]) for row in every if at < len(row)), default=0) for at in range(count)]
+    lines = ["".join(cell.ljust(width) + "    " for cell, width in zip(row, widths)) for row in rows]
+    if header:
+        head = "    ".join(cell.ljust(width) for cell, width in zip(header, widths)) + " "
+        lines.insert(0, head)
+    return "".join(line + "\n" for line in lines)
+
+
+def list_models(arguments: Sequence[str]) -> str:
+    """`ollama list [PREFIX]`."""
+    rows = [
+        [m["name"], m["digest"][:12], human_bytes(m["size"]), human_time(m["modified_at"])]
+        for m in _read_reply("GET", "/api/tags")["models"]
+        if m["name"].lower().startswith("".join(arguments[:1]).lower())
+    ]
+    return render_table(rows, ["NAME", "ID", "SIZE", "MODIFIED"])
+
+
+def list_running(arguments: Sequence[str]) -> str:
+    """`ollama ps [PREFIX]`."""
+    rows = []
+    for m in _read_reply("GET", "/api/ps")["models"]:
+        if not m["name"].startswith("".join(arguments[:1])):
+            continue
+        size, vram = m["size"], m["size_vram"]
+        cpu = int((size - vram) / size * 100 + 0.5) if size else 0
+        where = "100% CPU" if vram == 0 else "100% GPU" if vram == size else f"{cpu}%/{100 - cpu}% CPU/GPU"
+        until = human_time(m["expires_at"])
+        until = "Stopping..." if until.endswith(" ago") else until
+        rows.append([m["name"], m["digest"][:12], human_bytes(size), where, str(m["context_length"]), until])
+    return render_table(rows, ["NAME", "ID", "SIZE", "PROCESSOR", "CONTEXT", "UNTIL"])
+
+
+def show_model(arguments: Sequence[str]) -> str:
+    """`ollama show NAME`."""
+    reply = _read_reply("POST", "/api/show", {"model": arguments[0]})
+    info, details = reply.get("model_info") or {}, reply["details"]
+    kind = info.get("general.architecture", "")
+    facts = [
+        ("architecture", kind),
+        ("parameters", details["parameter_size"]),
+        ("context length", info.get(f"{kind}.context_length", "")),
+        ("embedding length", info.get(f"{kind}.embedding_length", "")),
+    ]
+    system = reply.get("system", "").split("\n")
+    tables: dict[str, list[list[str]]] = {
+        "Model": [
+            *(["", label, str(value)] for label, value in facts if value),
+            ["", "quantization", details["quantization_level"]],
+        ],
+        "Capabilities": [["", name] for name in reply.get("capabilities", ())],
+        "Parameters": [["", *line.split()] for line in reply.get("parameters", "").splitlines() if line],
+        "System": [["", line] for line in system[:2] + ["..."] * (len(system) > 2)] if any(system) else [],
+    }
+    return "".join(f"  {title}\n{render_table(rows)}\n" for title, rows in tables.items() if rows)
+
+
+def run_model(arguments: Sequence[str]) -> str:
+    """`ollama run NAME` with an empty standard input: load the model with the server's keep_alive.
+
+    As in RunHandler, a model that /api/show does not know is pulled first. Raises StartError: always where
+    there is a prompt.
+    """
+    stdin = sys.stdin
+    if len(arguments) > 1 or (stdin is not None and (stdin.isatty() or stdin.read())):
+        raise StartError("Error: simulated: `ollama run` only loads: one NAME, standard input empty")
+    name = {"model": arguments[0]}
+    if _ask("POST", "/api/show", name)[0] == 404:
+        print(_PULLING, file=sys.stderr)
+        _stream("/api/pull", name)
+    _read_reply("POST", "/api/show", name)
+    try:
+        _stream("/api/generate", {**name, "prompt": ""})
+    finally:
+        print(_SPIN, end="", file=sys.stderr, flush=True)
+    print("\x1b[?25l\x1b[?25h", end="", file=sys.stderr)
+    return ""
+
+
+class _Verb(NamedTuple):
+    answer: Callable[[Sequence[str]], str]
+    least: int = 0
+    most: int = 99
+
+
+_CLIENT: dict[str, _Verb] = {
+    "list": _Verb(list_models),
+    "ls": _Verb(list_models),
+    "ps": _Verb(list_running),
+    "show": _Verb(show_model, 1, 1),
+    "run": _Verb(run_model, 1),
+}
+
+
+def _unknown_flag(flag: str) -> StartError:
+    """As cobra says it."""
+    if flag[:2] == "--":
+        return StartError("Error: unknown flag: " + flag.partition("=")[0])
+    return StartError(f"Error: unknown shorthand flag: '{flag[1:2]}' in {flag}")
+
+
+def _run_client(verb: str, argv: Sequence[str]) -> int:
+    """One of the client's verbs. Raises StartError."""
+    action, arguments = _CLIENT[verb], [item for item in argv if item != "--"]
+    for flag in (item for item in argv if item[:1] == "-" and item not in ("-", "--")):
+        raise _unknown_flag(flag)
+    if len(arguments) < action.least or len(arguments) > action.most:
+        wanted = (
+            "accepts 1 arg(s), received" if action.most == 1 else "requires at least 1 arg(s), only received"
+        )
+        raise StartError(f"Error: {wanted} {len(arguments)}")
+    _ask("HEAD", "/")
+    print(action.answer(arguments), end="")
+    return 0
+
+
+def show_version() -> int:
+    """`ollama --version`: the server's version, a warning if it is not ours or there is none."""
+    mine = os.environ.get("OLLAMA_SIMULATED_VERSION") or VERSION
+    try:
+        version = str(_read_reply("GET", "/api/version")["version"])
+    except (StartError, ValueError, KeyError):
+        print("Warning: could not connect to a running Ollama instance")
+        version = ""
     if version:
         print(f"ollama version is {version}")
     if version != mine:
@@ -5147,9 +5362,7 @@ def show_version() -> int:
     return 0
 
 
-_REAL_VERBS = frozenset(
-    "create show run stop pull push signin signout list ls ps cp rm launch runner help".split()
-)
+_OTHER_VERBS = frozenset("create stop pull push signin signout cp rm launch runner".split())
 
 
 def main(argv: Sequence[str]) -> int:
@@ -5157,8 +5370,6 @@ def main(argv: Sequence[str]) -> int:
     on failure.
     """
     verb = argv[0] if argv else "--help"
-    if verb in ("--version", "-v"):
-        return show_version()
     if verb in ("--help", "-h", "help"):
         print(((__doc__ or "").partition("exit 127\n")[2]).strip())
         return 0
@@ -5167,10 +5378,16 @@ def main(argv: Sequence[str]) -> int:
             if any(flag in argv for flag in ("--help", "-h")):
                 return main(["--help"])
             return serve(argv[1:])
-        if verb in _REAL_VERBS:
-            raise StartError(
-                f"Error: simulated: `ollama {verb}` is not implemented, only serve and --version are"
-            )
+        if not (os.environ.get("HOME") or os.environ.get("OLLAMA_MODELS")):
+            raise StartError(_PANIC_NO_HOME, 2)  # whatever is asked (envconfig.Models)
+        if list(argv) in (["--version"], ["-v"]):
+            return show_version()
+        if verb in _CLIENT:
+            return _run_client(verb, argv[1:])
+        if verb in _OTHER_VERBS:
+            raise StartError(f"Error: simulated: `ollama {verb}` is not implemented")
+        if verb[:1] == "-":
+            raise _unknown_flag(verb)
         raise StartError(f'Error: unknown command "{verb}" for "ollama"')
     except StartError as error:
         print(error, file=sys.stderr)

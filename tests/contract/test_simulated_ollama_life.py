@@ -24,7 +24,7 @@ from tests.contract.test_simulated_ollama_replay import CAPTURES, Reply, load_ca
 
 PROGRAM = Path(ollama.__file__)
 NO_RUNNER = "there is no runner process to kill or restart"
-NO_VERBS = "only serve and --version are simulated"
+NO_VERBS = "of the client only what loads and lists models is simulated"
 LIFE_NOT_COVERED = {
     "binary_changed_while_running": "the simulated server starts no second process from its file",
     "client_disconnect": "answers take no time, so none can be left early",
@@ -50,6 +50,7 @@ CLI_COVERED = set(
     help_unknown serve_bad_host serve_bad_keepalive serve_first_start serve_host_0000
     serve_models_is_file serve_models_unwritable serve_no_home serve_port_taken version_client_differs
     version_other_port version_server_down version_server_up
+    list_filter list_server_down ps_forever ps_loaded ps_server_down run_missing show show_missing
     """.split()
 )
 CLI_NOT_COVERED = {
