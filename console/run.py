@@ -33,6 +33,16 @@ class Run:
     endpoint: str | None = None
     database: Path | None = None
 
+    def __post_init__(self) -> None:
+        if self.forks < 1:
+            raise UsageError(
+                sentence=f"`--forks {self.forks}` works on no host",
+                expected="at least 1",
+                actual=str(self.forks),
+                unchanged="everything",
+                hint="leave it out for 10 hosts at once",
+            )
+
     def hosts(self) -> tuple[Desired, ...]:
         """The desired state of every selected host. Raises InputErrors with all problems at once."""
         return tuple(map(_with_shapes, compose(self.sources, self.limit)))
@@ -111,7 +121,14 @@ def _ssh_transport(host: str, login: Login, root: PurePosixPath) -> Transport:
     from deploy.ssh import Rights, SshTransport
     from deploy.ssh_connection import SshTarget
 
-    target = SshTarget(host=host, address=login.address, port=login.port, user=login.user)
+    target = SshTarget(
+        host=host,
+        address=login.address,
+        port=login.port,
+        user=login.user,
+        key_file=login.key_file,
+        known_hosts=Path(login.known_hosts) if login.known_hosts else None,
+    )
     # Below another root everything belongs to the user who logs in.
     rights = Rights.ROOT if root == PurePosixPath("/") else Rights.LOGIN
     transport = SshTransport(target, rights, _SUDO_PASSWORD)

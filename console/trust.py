@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from console.run import inventory_path, is_terminal
+from deploy.compose import known_hosts_beside
 from deploy.errors import ExitCode, FleetError, UsageError
+from deploy.host_keys import HostKey, KnownHosts
 from deploy.outcomes import HostOutcome, Outcome
 from deploy.report import Report
 from deploy.settings import Connection, load_settings, parse_data_home
-from deploy.ssh_connection import HostKey, SshTarget, add_known_hosts, fleet_known_hosts, untrusted_keys
+from deploy.ssh_connection import SshTarget, untrusted_keys
 
 _JUMPS_AT_MOST = 8
 
@@ -19,7 +21,9 @@ _JUMPS_AT_MOST = 8
 def trust_asking(report: Report, inventory: str | None, pattern: str, *, yes: bool) -> ExitCode:
     """Trust every selected host, its jump hosts first. A key that changed is an error and stays one."""
     outcomes = []
-    for target in _targets(inventory_path(inventory), pattern):
+    path = inventory_path(inventory)
+    known = KnownHosts(beside_inventory=known_hosts_beside(str(path)))
+    for target in _targets(path, pattern, known):
         try:
             outcome = _trust(report, target, yes=yes)
         except FleetError as error:
@@ -27,13 +31,13 @@ def trust_asking(report: Report, inventory: str | None, pattern: str, *, yes: bo
             report.error(error)
             outcome = HostOutcome(host=target.host, outcome=Outcome.UNREACHABLE, error=error)
         outcomes.append(outcome)
-    report.summary(outcomes, known_hosts=str(fleet_known_hosts()))
+    report.summary(outcomes, known_hosts=str(known.kept))
     refused = any(outcome.outcome is Outcome.SKIPPED for outcome in outcomes)
     codes = [outcome.exit_code for outcome in outcomes]
     return max([*codes, ExitCode.USAGE if refused else ExitCode.DONE])
 
 
-def _targets(path: Path, pattern: str) -> tuple[SshTarget, ...]:
+def _targets(path: Path, pattern: str, known: KnownHosts) -> tuple[SshTarget, ...]:
     data_home = parse_data_home(os.environ, PurePosixPath(Path.home()))
     inventory, settings = load_settings(path, data_home=data_home)
     chosen = {host.name: settings[host.name] for host in inventory.select(pattern)}
@@ -44,7 +48,13 @@ def _targets(path: Path, pattern: str) -> tuple[SshTarget, ...]:
             hint=f"./fleet inventory --list --inventory {path}",
         )
     return tuple(
-        SshTarget(host=name, address=host.address, port=host.port, user=host.user)
+        SshTarget(
+            host=name,
+            address=host.address,
+            port=host.port,
+            user=host.user,
+            known_hosts=known.beside_inventory,
+        )
         for name, host in chosen.items()
         if host.connection is Connection.SSH
     )
@@ -59,7 +69,7 @@ def _trust(report: Report, target: SshTarget, *, yes: bool) -> HostOutcome:
         _show(report, target, keys)
         if not _agreed(report, yes=yes):
             return HostOutcome(host=target.host, outcome=Outcome.SKIPPED, steps_done=added)
-        path = add_known_hosts(keys)
+        path = target.known.add(keys)
         added += len(keys)
         report("note", target.host, text=f"{keys[0].name} is trusted from now on: {path}")
     if not added:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from deploy.desired import Artefact, Desired, DesiredModel, DesiredServer, HostPaths, Login
-from deploy.errors import FleetError, InputErrors, PinError, UsageError, render_error
+from deploy.errors import FleetError, InputErrors, InventoryError, PinError, UsageError, render_error
 from deploy.inventory import Inventory, InventoryHost
 from deploy.models import ModelSpec, desired_model, parse_models
 from deploy.pins import Pins, check_deployable, parse_pins
@@ -112,10 +113,40 @@ def _desired(host: str, settings: HostSettings, pins: Pins, rendered: Mapping[st
 
 
 def login_of(settings: HostSettings) -> Login | None:
-    """Where to log in; None for this machine."""
+    """Where to log in; None for this machine. Raises InventoryError for a key file that cannot be read."""
     if settings.connection is Connection.LOCAL:
         return None
-    return Login(address=settings.address, port=settings.port, user=settings.user)
+    return Login(
+        address=settings.address,
+        port=settings.port,
+        user=settings.user,
+        key_file=_key_file(settings),
+        known_hosts=str(known_hosts_beside(settings.inventory)),
+    )
+
+
+def known_hosts_beside(inventory: str) -> Path:
+    """The file in which a team keeps its hosts' keys, if it is there."""
+    return Path(inventory).absolute().parent / "known_hosts"
+
+
+def _key_file(settings: HostSettings) -> str | None:
+    if settings.key_file is None:
+        return None
+    # As Ansible's ssh connection reads it: `~` is expanded, the rest is seen from the working directory.
+    path = Path(os.path.expanduser(settings.key_file))  # noqa: PTH111 - `~nobody-we-know` stays as it is
+    try:
+        with path.open("rb"):
+            return str(path)
+    except OSError as error:
+        raise InventoryError(
+            sentence=f"the key file `{settings.key_file}` cannot be read",
+            path=settings.inventory,
+            line=settings.key_file_line,
+            cause=error.strerror,
+            unchanged="everything",
+            hint=f"ls -l {shlex.quote(str(path))}",
+        ) from error
 
 
 @contextmanager

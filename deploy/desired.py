@@ -91,6 +91,15 @@ class DesiredServer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HostFile:
+    """A file that is ours on a host. `mode` is that of chmod(1), in octal digits."""
+
+    path: PurePosixPath
+    text: str
+    mode: str = "644"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HostPaths:
     """Where everything lies on a host, under one root (`/` for a provisioned host)."""
 
@@ -106,8 +115,49 @@ class HostPaths:
         return self.root / "opt/ollama/current"
 
     @property
+    def previous(self) -> PurePosixPath:
+        """Links to the release that `current` was before: what `rollback` goes to."""
+        return self.root / "opt/ollama/previous"
+
+    @property
+    def units(self) -> PurePosixPath:
+        return self.root / "etc/systemd/system"
+
+    @property
+    def unit(self) -> PurePosixPath:
+        return self.units / "ollama.service"
+
+    @property
+    def drop_in(self) -> PurePosixPath:
+        return self.units / "ollama.service.d/50-fleet.conf"
+
+    @property
+    def modules_load(self) -> PurePosixPath:
+        """Read at every boot: modules-load.d(5)."""
+        return self.root / "etc/modules-load.d/ollama-fleet.conf"
+
+    @property
+    def programs(self) -> PurePosixPath:
+        """Our scripts on the host."""
+        return self.root / "usr/local/lib/ollama-fleet"
+
+    @property
     def state(self) -> PurePosixPath:
         return self.root / "var/lib/ollama-fleet"
+
+    @property
+    def lease_program(self) -> PurePosixPath:
+        return self.programs / "lease"
+
+    @property
+    def account_record(self) -> PurePosixPath:
+        """Names the account that we made, where we did."""
+        return self.state / "account"
+
+    @property
+    def backups(self) -> PurePosixPath:
+        """Files of other hands that were overwritten on request."""
+        return self.state / "backups"
 
     @property
     def artefacts(self) -> PurePosixPath:
@@ -117,6 +167,11 @@ class HostPaths:
     @property
     def lock(self) -> PurePosixPath:
         return self.state / "lock"
+
+    @property
+    def journal(self) -> PurePosixPath:
+        """Who changed what on this host, and when."""
+        return self.state / "journal.jsonl"
 
     @property
     def server_home(self) -> PurePosixPath:
@@ -131,17 +186,23 @@ class HostPaths:
         """Where a verified file lies."""
         return self.artefacts / artefact.place
 
-    def release(self, version: str) -> PurePosixPath:
-        return self.releases / version
+    def release(self, name: str) -> PurePosixPath:
+        return self.releases / name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Login:
-    """Where a host's SSH server is. `port` and `user` are None where `~/.ssh/config` decides."""
+    """Where a host's SSH server is. `port` and `user` are None where `~/.ssh/config` decides.
+
+    `key_file` is the private key that is offered first. `known_hosts` is the file beside the inventory, which
+    need not exist.
+    """
 
     address: str
     port: int | None
     user: str | None
+    key_file: str | None = None
+    known_hosts: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,15 +33,19 @@ class HostSettings:
     """The settings of one host, every default filled in.
 
     `port` and `user` are None where the inventory leaves them to SSH's own configuration, `version` where it
-    names none. `models` are names from `models.toml`. `batch` are counts or percentages of hosts ("1",
-    "25%"), one batch after the other, the last repeated. `environment` is that of the server process,
-    OLLAMA_HOST always as `host:port`.
+    names none. `inventory` is the file that says all this; `key_file` is a private key's path as it is
+    written there, in the line `key_file_line`. `models` are names from `models.toml`. `batch` are counts or
+    percentages of hosts ("1", "25%"), one batch after the other, the last repeated. `environment` is that of
+    the server process, OLLAMA_HOST always as `host:port`.
     """
 
     connection: Connection
     address: str
     port: int | None
     user: str | None
+    inventory: str
+    key_file: str | None = None
+    key_file_line: int | None = None
     version: str | None
     models: tuple[str, ...]
     models_dir: PurePosixPath
@@ -66,6 +70,7 @@ _CONNECTIONS = {
     "local": Connection.LOCAL,
     **dict.fromkeys(("ssh", "smart", "paramiko", "paramiko_ssh"), Connection.SSH),
 }
+_KEY_FILE = ("ansible_ssh_private_key_file", "ansible_private_key_file")
 _VERSION = re.compile(r"v?([0-9]+\.[0-9]+\.[0-9]+(?:-rc[0-9]+)?)")
 _MODEL_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,79}")
 _BATCH = re.compile(r"[1-9][0-9]{0,5}|(?:[1-9][0-9]?|100)%")
@@ -183,6 +188,13 @@ def _read_word(value: Any) -> str:
     return text
 
 
+def _read_path(value: Any) -> str:
+    text = plain_text(value)
+    if not text:
+        raise ValueError("the path of a file")
+    return text
+
+
 def _read_choice(value: Any) -> str:
     return "none" if value is None else plain_text(value).lower()
 
@@ -201,6 +213,9 @@ class _Variables(BaseModel):
     ] = Field(None, validation_alias=AliasChoices("ansible_ssh_port", "ansible_port"))
     user: Annotated[str | None, BeforeValidator(_read_word)] = Field(
         None, validation_alias=AliasChoices("ansible_ssh_user", "ansible_user")
+    )
+    key_file: Annotated[str | None, BeforeValidator(_read_path)] = Field(
+        None, validation_alias=AliasChoices(*_KEY_FILE)
     )
     ollama_version: Annotated[str | None, BeforeValidator(_read_version)] = None
     ollama_models: Annotated[tuple[str, ...], BeforeValidator(_read_models)] = ()
@@ -246,6 +261,9 @@ def _parse(
         address=variables.address or host.name,
         port=variables.port,
         user=variables.user,
+        inventory=inventory.path,
+        key_file=variables.key_file,
+        key_file_line=next((host.lines.get(name) for name in _KEY_FILE if name in given), None),
         version=variables.ollama_version,
         models=variables.ollama_models,
         models_dir=models_dir,

@@ -1,25 +1,25 @@
 """An SSH connection as we trust it: host keys verified, deadlines set, every way to fail said in words.
 
 Fabric reads `~/.ssh/config` and builds the jumps; it would also accept any host key (fabric 3.2.3,
-`connection.py`), so every hop is given the known_hosts files and a policy that refuses.
+`connection.py`), so every hop is given a policy that asks `host_keys`.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import logging
-import os
+import shlex
 import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import paramiko
 from fabric import Config, Connection
 
-from deploy.errors import CommandFailed, FleetError, HostUnreachable
+from deploy.errors import FleetError, HostUnreachable
+from deploy.host_keys import HostKey, KnownHosts
 
 CONNECT_SECONDS = 10
 AUTHENTICATION_SECONDS = 20
@@ -35,37 +35,23 @@ logging.getLogger("paramiko").addHandler(logging.NullHandler())
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SshTarget:
-    """How a host is reached. `port` and `user` are None where `~/.ssh/config` decides."""
+    """How a host is reached. `port` and `user` are None where `~/.ssh/config` decides.
+
+    `key_file` is offered first, to the host and not to its jump hosts. `known_hosts` is the file beside the
+    inventory, which need not exist.
+    """
 
     host: str
     address: str
     port: int | None = None
     user: str | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HostKey:
-    """A key that a server offers; `name` is the server's in known_hosts, `data` the key in base64."""
-
-    name: str
-    kind: str
-    data: str
+    key_file: str | None = None
+    known_hosts: Path | None = None
 
     @property
-    def fingerprint(self) -> str:
-        """As `ssh-keygen -lf` writes it."""
-        return _fingerprint(base64.b64decode(self.data))
-
-
-def known_hosts_paths() -> tuple[Path, ...]:
-    """Where keys are looked up: the system's, the user's, and the file that `./fleet trust` adds to."""
-    return (Path("/etc/ssh/ssh_known_hosts"), Path.home() / ".ssh/known_hosts", fleet_known_hosts())
-
-
-def fleet_known_hosts() -> Path:
-    """`$XDG_CONFIG_HOME/ollama-fleet/known_hosts`, `~/.config` where it is not set."""
-    given = os.environ.get("XDG_CONFIG_HOME", "")
-    return (Path(given) if given.startswith("/") else Path.home() / ".config") / "ollama-fleet/known_hosts"
+    def known(self) -> KnownHosts:
+        """The files that its host key is looked up in."""
+        return KnownHosts(beside_inventory=self.known_hosts)
 
 
 def open_connection(target: SshTarget) -> Any:
@@ -76,7 +62,7 @@ def open_connection(target: SshTarget) -> Any:
     hops = _hops(target)
     try:
         for hop in hops:
-            _prepare(hop, target)
+            _prepare(hop, target, _key_files(hop, target if hop is hops[-1] else None))
             _open(hop, target)
     except BaseException:
         close_connection(hops[-1])
@@ -113,22 +99,26 @@ def _hops(target: SshTarget) -> list[Any]:
     return hops
 
 
-def _prepare(hop: Any, target: SshTarget) -> None:
-    hop.client.set_missing_host_key_policy(_Refuse(target))
-    for path in known_hosts_paths():
-        if path.is_file():
-            # All into one table: a key in any of the files counts.
-            hop.client.load_system_host_keys(str(path))
+def _key_files(hop: Any, target: SshTarget | None) -> list[str]:
+    """The files of private keys in the order in which they are offered; `target` is the last hop's."""
+    own = [target.key_file] if target is not None and target.key_file is not None else []
+    configured = hop.ssh_config.get("identityfile", [])
+    return own + [path for path in configured if Path(path).expanduser().is_file()]
+
+
+def _prepare(hop: Any, target: SshTarget, key_files: Sequence[str]) -> None:
+    # Paramiko is given no table of keys, so that it asks about every one: a table holds one file's word only.
+    hop.client.set_missing_host_key_policy(_Verify(target))
+    known_kinds = [key.kind for key in target.known.keys(_name(hop))]
     only_given = hop.ssh_config.get("identitiesonly") == "yes"
-    keys = [path for path in hop.ssh_config.get("identityfile", []) if Path(path).expanduser().is_file()]
     hop.connect_kwargs = {
-        "key_filename": keys,
+        "key_filename": list(key_files),
         "allow_agent": not only_given,
         "look_for_keys": not only_given,
         "banner_timeout": CONNECT_SECONDS,
         "auth_timeout": AUTHENTICATION_SECONDS,
         "channel_timeout": CONNECT_SECONDS,
-        "transport_factory": _make_transport,
+        "transport_factory": partial(_make_transport, _algorithms(known_kinds)),
     }
     if "connecttimeout" not in hop.ssh_config:
         hop.connect_timeout = CONNECT_SECONDS
@@ -136,18 +126,39 @@ def _prepare(hop: Any, target: SshTarget) -> None:
     hop.forward_agent = False
 
 
-def _make_transport(sock: Any, **given: Any) -> Any:
+def _algorithms(kinds: Sequence[str]) -> tuple[str, ...]:
+    """The names under which kinds of host keys are asked for; RSA keys have one for each hash."""
+    return tuple(dict.fromkeys("rsa-sha2-512" if kind == "ssh-rsa" else kind for kind in kinds))
+
+
+def _make_transport(key_types: Sequence[str], sock: Any, **given: Any) -> Any:
     transport = paramiko.Transport(sock, **given)
     options = transport.get_security_options()
-    options.ciphers = (_FIRST_CIPHER, *(name for name in options.ciphers if name != _FIRST_CIPHER))
+    options.ciphers = _first((_FIRST_CIPHER,), options.ciphers)
+    # A server with several keys shows the one that we know.
+    options.key_types = _first(key_types, options.key_types)
     return transport
+
+
+def _first(wanted: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
+    chosen = tuple(name for name in wanted if name in names)
+    return chosen + tuple(name for name in names if name not in chosen)
+
+
+class _Verify(paramiko.MissingHostKeyPolicy):  # type: ignore[misc]
+    """Refuses a key that is not known, with words and the next command."""
+
+    def __init__(self, target: SshTarget) -> None:
+        self._target = target
+
+    def missing_host_key(self, _client: Any, hostname: str, key: Any) -> None:
+        offered = HostKey(name=hostname, kind=key.get_name(), data=key.get_base64())
+        self._target.known.check(self._target.host, offered)
 
 
 def _open(hop: Any, target: SshTarget) -> None:
     try:
         hop.open()
-    except paramiko.BadHostKeyException as error:
-        raise _changed_key(target, _name(hop), error) from error
     except paramiko.AuthenticationException as error:
         raise _not_authenticated(hop, target, str(error)) from error
     except paramiko.ssh_exception.NoValidConnectionsError as error:
@@ -161,7 +172,7 @@ def _open(hop: Any, target: SshTarget) -> None:
     except paramiko.ChannelException as error:
         raise _unreachable(hop, target, f"the jump host cannot reach it: {error.text}") from error
     except (paramiko.SSHException, OSError, EOFError) as error:
-        if "authentication methods" in str(error) or "encrypted" in str(error):
+        if _is_authenticating(hop):
             raise _not_authenticated(hop, target, str(error)) from error
         raise _unreachable(hop, target, _cause(error)) from error
     hop.transport.set_keepalive(KEEPALIVE_SECONDS)
@@ -174,59 +185,25 @@ def _open(hop: Any, target: SshTarget) -> None:
         hop.transport.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SILENCE_MILLISECONDS)
 
 
-class _Refuse(paramiko.MissingHostKeyPolicy):  # type: ignore[misc]
-    """Paramiko's RejectPolicy with the fingerprint and the next command."""
-
-    def __init__(self, target: SshTarget) -> None:
-        self._target = target
-
-    def missing_host_key(self, _client: Any, hostname: str, key: Any) -> None:
-        raise HostUnreachable(
-            sentence=f"the host key of `{hostname}` is not known",
-            host=self._target.host,
-            cause=f"it offers {key.get_name()} {_fingerprint(key.asbytes())}, which none of these files has: "
-            + ", ".join(map(str, known_hosts_paths())),
-            unchanged="everything: nothing was sent",
-            hint=f"./fleet trust {self._target.host}",
-        )
-
-
-def _changed_key(target: SshTarget, name: str, error: Any) -> FleetError:
-    return changed_key(
-        target.host,
-        name,
-        expected=f"{error.expected_key.get_name()} {_fingerprint(error.expected_key.asbytes())}",
-        actual=f"{error.key.get_name()} {_fingerprint(error.key.asbytes())}",
-    )
-
-
-def changed_key(host: str, name: str, *, expected: str, actual: str) -> FleetError:
-    """The error that is never talked away: a known host answers with another key."""
-    files = [str(path) for path in known_hosts_paths() if _is_in(name, path)]
-    return HostUnreachable(
-        sentence=f"the host key of `{name}` has changed",
-        host=host,
-        expected=expected,
-        actual=actual,
-        cause="the host was made anew, or somebody answers in its place",
-        unchanged="everything: nothing was sent",
-        hint="ask who runs it; only if the new key is right: "
-        + "; ".join(f"ssh-keygen -R '{name}' -f {path}" for path in files)
-        + f"; ./fleet trust {host}",
-    )
-
-
-def _is_in(name: str, path: Path) -> bool:
-    return path.is_file() and paramiko.HostKeys(str(path)).lookup(name) is not None
+def _is_authenticating(hop: Any) -> bool:
+    """Whether the keys are exchanged, so that only logging in can have failed."""
+    transport = hop.client.get_transport()
+    return transport is not None and transport.initial_kex_done and transport.is_active()
 
 
 def _not_authenticated(hop: Any, target: SshTarget, cause: str) -> FleetError:
+    if cause.startswith("encountered "):
+        # Paramiko reads every file as a key of each kind in turn; these are its words for a wrong guess.
+        cause = "the server takes none of the keys"
+    key_file = target.key_file if target.key_file in hop.connect_kwargs["key_filename"] else None
+    named = f"{key_file} of the inventory, " if key_file else ""
+    option = f"-i {shlex.quote(key_file)} " if key_file else ""
     return HostUnreachable(
         sentence=f"`{hop.user}@{hop.host}` was not let in",
         host=target.host,
-        cause=f"{cause}; tried were the agent's keys, IdentityFile of ~/.ssh/config and ~/.ssh/id_*",
+        cause=f"{cause}; tried were {named}the agent's keys, IdentityFile of ~/.ssh/config and ~/.ssh/id_*",
         unchanged="everything",
-        hint=f"ssh -p {hop.port} {hop.user}@{hop.host} true; "
+        hint=f"ssh {option}-p {hop.port} {hop.user}@{hop.host} true; "
         "a key with a passphrase must be in the agent: ssh-add",
     )
 
@@ -254,10 +231,6 @@ def _name(hop: Any) -> str:
     return str(hop.host) if hop.port == 22 else f"[{hop.host}]:{hop.port}"
 
 
-def _fingerprint(key: bytes) -> str:
-    return "SHA256:" + base64.b64encode(hashlib.sha256(key).digest()).decode().rstrip("=")
-
-
 def untrusted_keys(target: SshTarget) -> tuple[HostKey, ...]:
     """The keys of the first hop towards a host that has none in known_hosts; empty when all have.
 
@@ -266,41 +239,20 @@ def untrusted_keys(target: SshTarget) -> tuple[HostKey, ...]:
     hops = _hops(target)
     try:
         for hop in hops:
-            _prepare(hop, target)
-            known = _known_keys(hop)
+            known = target.known.keys(_name(hop))
             if not known:
                 return tuple(_offered_keys(hop, target, _KEY_TYPES))
-            if hop is hops[-1]:
-                _check_offered(hop, target, known)
-            else:
+            if hop is not hops[-1]:
+                _prepare(hop, target, _key_files(hop, None))
                 _open(hop, target)
+                continue
+            kinds = _algorithms([key.kind for key in known])
+            # One that offers none of the kinds that are known has changed, whatever it offers now.
+            for key in list(_offered_keys(hop, target, kinds)) or _offered_keys(hop, target, _KEY_TYPES):
+                target.known.check(target.host, key)
     finally:
         close_connection(hops[-1])
     return ()
-
-
-def _known_keys(hop: Any) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for path in known_hosts_paths():
-        if path.is_file() and (keys := paramiko.HostKeys(str(path)).lookup(_name(hop))) is not None:
-            found |= {kind: key.get_base64() for kind, key in keys.items()}
-    return found
-
-
-def _check_offered(hop: Any, target: SshTarget, known: dict[str, str]) -> None:
-    # The kinds that are known; a server that offers none of them any more has changed too.
-    wanted = tuple("rsa-sha2-512" if kind == "ssh-rsa" else kind for kind in known)
-    offered = list(_offered_keys(hop, target, wanted)) or list(_offered_keys(hop, target, _KEY_TYPES))
-    for key in offered:
-        if known.get(key.kind) != key.data:
-            kind, data = next(iter(known.items())) if key.kind not in known else (key.kind, known[key.kind])
-            expected = HostKey(name=key.name, kind=kind, data=data)
-            raise changed_key(
-                target.host,
-                key.name,
-                expected=f"{expected.kind} {expected.fingerprint}",
-                actual=f"{key.kind} {key.fingerprint}",
-            )
 
 
 def _offered_keys(hop: Any, target: SshTarget, kinds: Sequence[str]) -> Iterator[HostKey]:
@@ -331,22 +283,3 @@ def _offered_key(hop: Any, target: SshTarget, kind: str) -> Any:
         raise _unreachable(hop, target, _cause(error)) from error
     finally:
         transport.close()
-
-
-def add_known_hosts(keys: Sequence[HostKey]) -> Path:
-    """Add keys to the fleet's known_hosts; returns the file. Raises CommandFailed."""
-    path = fleet_known_hosts()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with path.open("a") as file:
-            file.writelines(f"{key.name} {key.kind} {key.data}\n" for key in keys)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise CommandFailed(
-            sentence=f"`{path}` could not be written",
-            cause=error.strerror,
-            unchanged="the keys that were known",
-            hint=f"ls -ld {path.parent}",
-        ) from error
-    return path

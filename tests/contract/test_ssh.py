@@ -17,9 +17,10 @@ import requests
 
 from deploy import ssh_commands, ssh_connection
 from deploy.errors import ArchiveRefused, CommandFailed, HostUnreachable
+from deploy.host_keys import KnownHosts, fleet_known_hosts
 from deploy.release_stream import stream_release
 from deploy.ssh import Rights, SshTransport
-from deploy.ssh_connection import SshTarget, add_known_hosts, fleet_known_hosts, untrusted_keys
+from deploy.ssh_connection import SshTarget, untrusted_keys
 from deploy.sudo import VARIABLE, SudoPassword
 from testbed.archive import make_release_archive
 from testbed.demo import free_port
@@ -128,7 +129,7 @@ def test_trust_finds_what_is_offered_and_is_content_once_it_is_known(server: Ssh
     keys = untrusted_keys(server.target)
     assert [f"{key.kind} {key.data}" for key in keys] == [server.public_key()]
     assert keys[0].fingerprint == keygen("-lf", server.directory / "host_ed25519.pub").split()[1]
-    assert add_known_hosts(keys) == fleet_known_hosts()
+    assert KnownHosts().add(keys) == fleet_known_hosts()
     assert untrusted_keys(server.target) == ()
     with using(server.transport()) as box:
         assert box.run(["true"]).exit_code == 0
@@ -283,10 +284,10 @@ def test_a_jump_host_is_passed_and_its_key_is_verified_too(server: Sshd, tmp_pat
         assert f"`{server.name}` is not known" in refusal(transport_to("gpu01")).sentence
         # One after the other, as they are reached.
         assert [key.name for key in untrusted_keys(target)] == [server.name]
-        add_known_hosts(untrusted_keys(target))
+        KnownHosts().add(untrusted_keys(target))
         assert f"`{inner.name}` is not known" in refusal(transport_to("gpu01")).sentence
         assert [key.name for key in untrusted_keys(target)] == [inner.name]
-        add_known_hosts(untrusted_keys(target))
+        KnownHosts().add(untrusted_keys(target))
         assert untrusted_keys(target) == ()
         with using(transport_to("gpu01")) as box:
             assert box.run(["cat"], stdin=b"x" * 1_000_000).stdout == b"x" * 1_000_000
@@ -520,7 +521,8 @@ def test_a_release_is_unpacked_on_the_host_and_replaces_one_of_its_name(server: 
             (release / "lib/more").rmdir()
     sizes = [path.stat().st_size for path in release.rglob("*") if path.is_file() and not path.is_symlink()]
     record = json.loads((release / "release.json").read_text())
-    assert record.pop("bytes") == sum(sizes) - (release / "release.json").stat().st_size
+    ours = [(release / name).stat().st_size for name in ("release.json", "release.env")]
+    assert record.pop("bytes") == sum(sizes) - sum(ours)
     assert record == {"version": "0.17.5", "archive_sha256": "e" * 64}
     assert max(told) >= sum(sizes) - 1000
     assert [path.name for path in release.parent.iterdir()] == ["0.17.5"]

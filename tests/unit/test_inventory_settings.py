@@ -49,6 +49,7 @@ def test_a_host_without_variables_gets_every_default(file: Path) -> None:
         address="gpu01",
         port=None,
         user=None,
+        inventory=str(file),
         version=None,
         models=(),
         models_dir=PurePosixPath("/usr/share/ollama/.ollama/models"),
