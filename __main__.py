@@ -84,15 +84,30 @@ def with_question(argv: list[str]) -> list[str]:
     return with_prompt_flag(argv)
 
 
+def check_command(argv: list[str]) -> None:
+    """Ends with a designed error for a command of `run` that is not quoted."""
+    if argv[:1] != ["run"]:
+        return
+    from console.run_argv import check_run_words
+
+    try:
+        check_run_words(argv)
+    except UsageError as error:
+        print(render_error(error), file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+
+
 def main() -> None:
     """Runs the tasks named in `sys.argv`; never returns without `SystemExit` when one fails."""
+    argv = help_wanted(sys.argv[1:])
+    check_command(argv)
     # Invoke turns bytecode off unless told otherwise, and every lazy import would be compiled anew.
     pyc = [] if sys.dont_write_bytecode else ["--write-pyc"]
     namespace = Collection.from_module(tasks)
     program = Fleet(name="ollama-fleet", binary="./fleet", version=VERSION, namespace=namespace)
     try:
         try:
-            program.run(["fleet", *pyc, *with_first_word(with_question(help_wanted(sys.argv[1:])))])
+            program.run(["fleet", *pyc, *with_first_word(with_question(argv))])
         finally:
             if sys.stdout is not None:
                 sys.stdout.flush()

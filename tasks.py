@@ -221,6 +221,41 @@ def remove(flags: SimpleNamespace, report: Report) -> int:
     return remove_asking(_run(flags, report), yes=flags.yes, models=flags.models)
 
 
+@command(
+    "inventory",
+    "limit",
+    "forks",
+    "json",
+    lines=Flag(50, "how many of the last lines, of each host"),
+    follow=Flag(False, "go on with the lines that come, until Ctrl-C"),
+    journal=Flag(False, "who changed what on the hosts, and when, instead of the server's log"),
+    since=Flag(None, "systemd: only what is newer, as in `journalctl --since`"),
+)
+def logs(flags: SimpleNamespace, report: Report) -> int:
+    """Show the server's log of every host, or with --journal who changed what."""
+    from console.logs import Wanted, show_logs
+
+    wanted = Wanted(lines=flags.lines, since=flags.since, follow=flags.follow, journal=flags.journal)
+    return show_logs(_run(flags, report), wanted)
+
+
+@command(
+    "inventory",
+    "limit",
+    "forks",
+    "json",
+    "yes",
+    positional=["command"],
+    command=Flag(None, "one shell line, quoted: 'nvidia-smi -L'"),
+    timeout=Flag(60, "seconds after which the command is ended on a host"),
+)
+def run(flags: SimpleNamespace, report: Report) -> int:
+    """Run one command on every selected host: as root on systemd hosts, else as the user who logs in."""
+    from console.remote_run import run_asking
+
+    return run_asking(_run(flags, report), flags.command, yes=flags.yes, timeout_seconds=flags.timeout)
+
+
 @command("inventory", "limit", "forks", "json")
 def gpu(flags: SimpleNamespace, report: Report) -> int:
     """Show every GPU's memory, driver and processes; no GPU is a failure unless ollama_gpu=none."""
@@ -315,7 +350,8 @@ def demo(flags: SimpleNamespace, report: Report) -> int:
 @command(
     positional=["action"],
     iterable=["fault", "model"],
-    action=Flag(None, "mirror or ollama"),
+    action=Flag(None, "up, down, mirror or ollama"),
+    hosts=Flag(4, "up: how many hosts, of four kinds in turn"),
     port=Flag(0, "loopback port to listen on"),
     directory=Flag(None, "mirror: serve OWNER/NAME/REVISION/files of this directory, not the embedded set"),
     script=Flag(None, "ollama: play the replies of this JSON file instead of the built-in ones"),
@@ -323,11 +359,12 @@ def demo(flags: SimpleNamespace, report: Report) -> int:
     models=Flag(None, "ollama: the model store (default: a temporary one with ready models)"),
     model=Flag(None, "ollama: a further ready model; may be given several times"),
 )
-def testbed(flags: SimpleNamespace, _report: Report) -> int:
-    """A fleet to practise on: an embedded ModelScope mirror, a simulated Ollama."""
+def testbed(flags: SimpleNamespace, report: Report) -> int:
+    """A fleet to practise on: hosts on this machine (root), a ModelScope mirror, a simulated Ollama."""
     from console.testbed import serve
 
-    return serve(flags.action, **{name: value for name, value in vars(flags).items() if name != "action"})
+    given = {name: value for name, value in vars(flags).items() if name != "action"}
+    return serve(flags.action, report.say, **given)
 
 
 @task(help={"pytest": "arguments for pytest in one string"})

@@ -15,6 +15,7 @@ from deploy.errors import ExitCode, FleetError, UsageError
 from deploy.facts import HostFacts
 from deploy.fleet import each, interrupts
 from deploy.host_lock import host_lock
+from deploy.journal import Journal
 from deploy.outcomes import HostOutcome, ModelVerdict, Outcome, VerifyRequest
 from deploy.plan import Plan, Selection, everything, only_service, plan, render_plan
 from deploy.remove import Models, doomed_things, remove_host
@@ -151,10 +152,14 @@ def _check_can_start(desired: Desired) -> None:
 def _stop(desired: Desired, run: Run) -> HostOutcome:
     def stop() -> int:
         transport = transport_for(desired)
-        with host_lock(transport, desired.paths.lock, "service stop"):
+        journal = Journal(
+            transport=transport, path=desired.paths.journal, what="service stop", events=run.report
+        )
+        with host_lock(transport, desired.paths.lock, "service stop", journal):
             servers = probe_host(desired, transport).servers
             for server in servers:
-                services.stop_server(transport, server.process)
+                with journal.changing([f"the server, pid {server.process.pid}"]):
+                    services.stop_server(transport, server.process)
                 run.report("note", desired.host, text=f"stopped pid {server.process.pid}")
         return len(servers)
 

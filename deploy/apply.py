@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import assert_never
 
-from deploy import commands, mirror, services
-from deploy.desired import Artefact, Desired, DesiredModel
+from deploy import commands, mirror, services, systemd
+from deploy.desired import Artefact, Desired, DesiredModel, ServiceBackend
 from deploy.errors import ChecksumMismatch, CommandFailed, FleetError, ModelRefused, VerifyFailed
 from deploy.facts import HostFacts
 from deploy.ollama_api import OllamaApi
@@ -20,11 +20,17 @@ from deploy.plan import model_differences
 from deploy.release_stream import stream_release
 from deploy.releases import unpack_release
 from deploy.render import create_request
+from deploy.server_plan import ADOPTED
 from deploy.steps import (
     CreateModel,
+    EnableUnits,
+    EndLease,
     FetchArchive,
     FetchWeights,
     LoadModel,
+    MakeAccount,
+    OverwriteFile,
+    Phase,
     PromoteModel,
     RemoveCandidate,
     RemoveDamagedBlob,
@@ -33,10 +39,13 @@ from deploy.steps import (
     Step,
     StopServer,
     SwitchRelease,
+    TakeLease,
     UnpackRelease,
     VerifyModel,
+    WriteFile,
 )
 from deploy.transport import Transport
+from deploy.units import user_of
 
 # Hashing 5 GiB on a slow disk takes minutes.
 PLACE_SECONDS = 1800.0
@@ -77,20 +86,29 @@ def apply_step(step: Step, site: Site) -> None:
             _deliver(_fetch(step.artefact, site), step.artefact, site)
         case UnpackRelease():
             _unpack(step, site)
+        case MakeAccount():
+            systemd.make_account(site.transport, site.desired, step)
+        case WriteFile():
+            systemd.write_file(site.transport, step.file)
+        case OverwriteFile():
+            _overwrite(step, site)
+        case TakeLease():
+            systemd.take_lease(site.transport, site.desired, step)
+        case EnableUnits():
+            systemd.enable_units(site.transport, step.names)
+        case EndLease():
+            systemd.end_lease(site.transport, site.desired)
         case StopServer():
             services.stop_server(site.transport, step.server.process)
         case SwitchRelease():
-            release = site.desired.paths.release(step.version)
-            _run(
-                site,
-                commands.switch_current(site.desired.paths.current, release),
-                "`current` was not switched",
-            )
+            release = None if step.version == ADOPTED else step.version
+            switch = commands.switch_current(site.desired.paths, release, step.previous)
+            _run(site, switch, "`current` was not switched")
         case RemoveDamagedBlob():
             blob = site.desired.paths.models_dir / "blobs" / f"sha256-{step.sha256}"
             _run(site, commands.remove([blob]), f"`{blob}` could not be removed")
         case StartServer():
-            start(site, step.version, step.environment)
+            _start(step, site)
         case CreateModel():
             _create(step.model, site)
         case VerifyModel():
@@ -101,23 +119,69 @@ def apply_step(step: Step, site: Site) -> None:
             with site.transport.http_url(site.desired.url) as url:
                 OllamaApi(site.host, url).delete(f"{step.name}:candidate")
         case LoadModel():
-            with site.transport.http_url(site.desired.url) as url:
-                _load(OllamaApi(site.host, url), f"{step.name}:latest")
+            _load(step, site)
         case _:
             assert_never(step)
 
 
-def start(site: Site, version: str, environment: Mapping[str, str]) -> None:
-    """Start a release's server and wait for the right version; a server that never got ready is stopped."""
-    binary = site.desired.paths.release(version) / "bin/ollama"
-    services.start_server(site.transport, site.desired.paths, binary, environment)
+def start(site: Site, release: str, environment: Mapping[str, str]) -> None:
+    """Start a release's server and wait until it answers; a server that never got ready is stopped."""
     try:
-        actual = services.wait_until_ready(site.transport, site.desired, lambda: bool(site.probe().servers))
-        services.check_version(site.host, version, actual)
+        wait_until_ready(_started(site, release, environment))
     except FleetError:
-        for server in site.probe().servers:
-            services.stop_server(site.transport, server.process)
+        stop_servers(site)
         raise
+
+
+def _start(step: StartServer, site: Site) -> None:
+    """A tag is not a version: what was started must say what was pinned."""
+    try:
+        actual = wait_until_ready(_started(site, step.version, step.environment))
+        if step.version != ADOPTED:
+            services.check_version(site.host, site.desired.server.version, actual)
+    except FleetError:
+        stop_servers(site)
+        raise
+
+
+def _started(site: Site, release: str, environment: Mapping[str, str]) -> Site:
+    match site.desired.server.backend:
+        case ServiceBackend.PROCESS:
+            binary = site.desired.paths.release(release) / "bin/ollama"
+            services.start_server(site.transport, site.desired.paths, binary, environment)
+        case ServiceBackend.SYSTEMD:
+            systemd.restart(site.transport, site.desired, user_of(site.probe()), environment["HOME"])
+    return site
+
+
+def wait_until_ready(site: Site) -> str:
+    """Wait for the server's answer and return its version. Raises ServiceError with the end of its log."""
+
+    def is_alive() -> bool:
+        if site.desired.server.backend is ServiceBackend.SYSTEMD:
+            return systemd.is_alive(site.probe())
+        return bool(site.probe().servers)
+
+    return services.wait_until_ready(site.transport, site.desired, is_alive)
+
+
+def stop_servers(site: Site) -> None:
+    """Stop what runs. Raises ServiceError."""
+    if site.desired.server.backend is ServiceBackend.SYSTEMD:
+        systemd.stop(site.transport)
+        return
+    for server in site.probe().servers:
+        services.stop_server(site.transport, server.process)
+
+
+def _overwrite(step: OverwriteFile, site: Site) -> None:
+    """The backup's name tells its content: the same file is kept once, whoever edits it how often."""
+    facts = site.probe().systemd
+    fact = facts.files.get(str(step.file.path)) if facts is not None else None
+    digest = hashlib.sha256(fact.text.encode()).hexdigest()[:12] if fact is not None else "absent"
+    backup = site.desired.paths.backups / f"{step.file.path.name}.{digest}"
+    systemd.write_file(site.transport, step.file, backup)
+    site.emit("note", text=f"kept a copy of {step.file.path}: {backup}")
 
 
 def _run(site: Site, argv: commands.Argv, sentence: str, timeout_seconds: float = 60.0) -> str:
@@ -305,14 +369,20 @@ def prove(site: Site, model: DesiredModel, tag: str, verify: Verify) -> None:
         )
 
 
-def _load(api: OllamaApi, name: str) -> None:
+def _load(step: LoadModel, site: Site) -> None:
     """Load under this very name: names on one GGUF share a runner, and `/api/ps` knows it by the first.
 
     That first name would be the deleted candidate's while the model stays loaded (measured on 0.17.5).
     """
-    if name.lower() not in api.loaded_names():
-        api.unload(name)
-    api.load(name)
+    name = f"{step.name}:latest"
+    with site.transport.http_url(site.desired.url) as url:
+        api = OllamaApi(site.host, url)
+        if name.lower() not in api.loaded_names():
+            api.unload(name)
+        api.load(name)
+    if step.phase is Phase.PROMOTE and site.desired.server.backend is ServiceBackend.SYSTEMD:
+        # What loads it at the next boot must work too; it failed if the server started without the model.
+        systemd.load_models(site.transport)
 
 
 def _promote(step: PromoteModel, site: Site) -> None:

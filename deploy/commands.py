@@ -10,7 +10,12 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 
+from deploy.desired import HostFile, HostPaths
+
 Argv = tuple[str, ...]
+
+LEASE = PurePosixPath("/usr/local/lib/ollama-fleet/lease")
+
 
 _START_PROCESS = r"""
 set -eu
@@ -30,14 +35,90 @@ echo "$!"
 # plain `sync` is what every other system has.
 _SWITCH_CURRENT = r"""
 set -eu
-current=$1 target=$2
+point() { # LINK TARGET: an empty target removes the link
+    temporary=$directory/.$(basename "$1")-$$
+    rm -f "$directory/.$(basename "$1")"-*
+    if [ -n "$2" ]; then
+        ln -s "$2" "$temporary"
+        mv -T "$temporary" "$1"
+    else
+        rm -f "$1"
+    fi
+}
+current=$1 target=$2 previous=$3 old=$4
 directory=$(dirname "$current")
 mkdir -p "$directory"
-temporary=$directory/.current-$$
-rm -f "$directory"/.current-*
-ln -s "$target" "$temporary"
-mv -T "$temporary" "$current"
+# The way back is known before the way is taken.
+point "$previous" "$old"
 sync "$directory" 2>/dev/null || sync
+point "$current" "$target"
+sync "$directory" 2>/dev/null || sync
+"""
+
+# Read from standard input; a backup of what was there goes first, where one is wanted.
+_WRITE_FILE = r"""
+set -eu
+umask 022
+path=$1 mode=$2 backup=$3
+directory=$(dirname "$path")
+name=$(basename "$path")
+if [ -n "$backup" ] && [ -e "$path" ]; then
+    mkdir -p "$(dirname "$backup")"
+    cp -p "$path" "$backup"
+    sync "$backup" 2>/dev/null || sync
+fi
+mkdir -p "$directory"
+temporary=$directory/.$name.fleet-$$
+rm -f "$directory/.$name".fleet-*
+cat >"$temporary"
+chmod "$mode" "$temporary"
+sync "$temporary" 2>/dev/null || sync
+mv -T "$temporary" "$path"
+sync "$directory" 2>/dev/null || sync
+"""
+
+# systemd-sysusers is on every host that has systemd, and does nothing for what is there: sysusers.d(5).
+_MAKE_ACCOUNT = r"""
+set -eu
+record=$1 name=$2 home=$3
+shift 3
+if ! id "$name" >/dev/null 2>&1; then
+    # `remove` takes away an account that we made, and no other.
+    mkdir -p "$(dirname "$record")"
+    printf '%s\n' "$name" >"$record"
+    systemd-sysusers --inline "u $name - \"Ollama\" $home"
+fi
+for group in "$@"; do systemd-sysusers --inline "m $name $group"; done
+"""
+
+_RESTART_UNIT = r"""
+set -eu
+umask 022
+user=$1
+shift
+make_owned() { # DIRECTORY: with its parents, those that are absent; what is there keeps its owner
+    [ -d "$1" ] && return
+    make_owned "$(dirname "$1")"
+    mkdir "$1"
+    chown "$(id -u "$user"):$(id -g "$user")" "$1"
+}
+for directory in "$@"; do make_owned "$directory"; done
+systemctl daemon-reload
+# The count of starts that failed begins anew.
+systemctl reset-failed ollama.service 2>/dev/null || :
+systemctl restart ollama.service
+"""
+
+_ENABLE_UNITS = r"""
+set -eu
+systemctl daemon-reload
+systemctl --quiet enable "$@"
+"""
+
+_TAKE_LEASE = r"""
+set -eu
+systemctl daemon-reload
+exec "$@"
 """
 
 WRONG_SHA256 = "wrong sha256"
@@ -53,11 +134,15 @@ if [ -f "$blob" ]; then
     rm -f "$blob"
 fi
 [ "$(sum "$source")" = "$hex" ] || { echo "$source: wrong sha256" >&2; exit 65; }
+# The server sets the times of its blobs, which only their owner may (measured on 0.24.0).
 mkdir -p "$blobs"
+owner=$(stat -c %u:%g "$(dirname "$blobs")")
+chown "$owner" "$blobs"
 temporary=$blobs/.place-$$
 rm -f "$blobs"/.place-*
 if ln "$source" "$temporary" 2>/dev/null; then how=linked; else cp "$source" "$temporary"; how=copied; fi
 chmod 0644 "$temporary"
+chown "$owner" "$temporary"
 sync "$temporary" 2>/dev/null || sync
 mv -T "$temporary" "$blob"
 sync "$blobs" 2>/dev/null || sync
@@ -65,21 +150,92 @@ echo "$how"
 """
 
 # Holds the lock until its standard input ends or stays silent for a minute; then it is free by itself.
+# Every line but `done` is a sign of life. Only `done` clears the name: whoever finds one has taken over from
+# somebody who died. The kernel's lock is on the file, not on its name: where `remove` has unlinked it since
+# it was opened, it would lock nobody out. `test -ef` is POSIX.1-2024; dash, bash and busybox have it.
 _HOLD_LOCK = r"""
 set -eu
-lock=$1 owner=$2
+lock=$1 owner=$2 lease=$3
+state=$(dirname "$lock")
 exec 2>&1
-mkdir -p "$(dirname "$lock")"
-exec 9>>"$lock"
-if ! flock -n 9; then
-    echo "held $(head -n 1 "$lock" 2>/dev/null)"
-    exit 0
-fi
+tries=10
+while :; do
+    mkdir -p "$state"
+    exec 9>>"$lock"
+    if ! flock -n 9; then
+        # The file was last written when the lock was taken; both times are of the host's clock.
+        age=$(($(date +%s) - $(date -r "$lock" +%s 2>/dev/null || date +%s)))
+        holder=$(sed -n 2p "$lock" 2>/dev/null || :)
+        [ -n "$holder" ] && [ "/proc/$holder/fd/9" -ef "$lock" ] || holder=-
+        echo "held $age $holder $(head -n 1 "$lock" 2>/dev/null)"
+        exit 0
+    fi
+    [ "$lock" -ef /proc/self/fd/9 ] && break
+    tries=$((tries - 1))
+    [ "$tries" -gt 0 ] || { echo "$lock is removed again and again"; exit 1; }
+done
+before=$(head -n 1 "$lock")
 # On a full disk the name is lost, not the lock: `remove` must be able to make room.
-printf '%s\n' "$owner" 2>/dev/null >"$lock" || :
-echo locked
-while timeout 60 sh -c 'IFS= read -r line' 9>&-; do :; done
-: >"$lock"
+printf '%s\n%s\n' "$owner" "$$" 2>/dev/null >"$lock" || :
+echo "locked${before:+ after $before}"
+exec 3<&0 </dev/null
+reader=
+trap 'kill "$reader" 2>/dev/null; exit 1' TERM
+while :; do
+    # Waited for in the background, or the trap would have to wait for a whole minute too.
+    timeout 60 sh -c 'IFS= read -r line || exit 1; [ "$line" != done ] || exit 3' \
+        <&3 >/dev/null 2>&1 3<&- 9>&- &
+    reader=$!
+    ended=0
+    wait "$reader" || ended=$?
+    [ "$ended" -eq 0 ] || break
+    if [ -x "$lease" ] && [ -e "$state/lease" ]; then
+        timeout 5 "$lease" renew </dev/null >/dev/null 2>&1 3<&- 9>&- || :
+    fi
+done
+if [ "$ended" -eq 3 ] && [ "$lock" -ef /proc/self/fd/9 ]; then : >"$lock"; fi
+"""
+
+# One line at the end. One that a full disk or a crash cut short is ended first: it must not spoil the next.
+_APPEND_ENTRY = r"""
+set -eu
+umask 022
+journal=$1 entry=$2 limit=$3
+mkdir -p "$(dirname "$journal")"
+if [ -f "$journal" ]; then
+    [ "$(wc -c <"$journal")" -le "$limit" ] || mv -f "$journal" "$journal.1"
+fi
+if [ -f "$journal" ] && [ -n "$(tail -c 1 "$journal")" ]; then echo >>"$journal"; fi
+printf '%s\n' "$entry" >>"$journal"
+sync "$journal" 2>/dev/null || sync
+"""
+
+_READ_ENTRIES = r"""
+set -eu
+journal=$1 lines=$2
+set --
+for file in "$journal.1" "$journal"; do
+    if [ -e "$file" ]; then
+        : <"$file"
+        set -- "$@" "$file"
+    fi
+done
+[ "$#" -eq 0 ] || cat "$@" | tail -n "$lines"
+"""
+
+# Every line with a blank before it: an empty one is the channel's end. The command ends with its reader, who
+# cannot be asked but holds standard input.
+_FOLLOW = r"""
+{
+    "$@" 3<&- &
+    command=$!
+    { cat >/dev/null; kill "$command" 2>/dev/null; } <&3 >/dev/null 2>&1 &
+    wait "$command"
+} 3<&0 </dev/null 2>&1 | while IFS= read -r line; do printf ' %s\n' "$line"; done
+"""
+
+_RUN_LINE = r"""
+exec sh -c "$1"
 """
 
 _REMOVE = r"""
@@ -113,9 +269,11 @@ def shown_command(argv: Sequence[str]) -> str:
     return render_command(argv)
 
 
-def probe(root: PurePosixPath, models_dir: PurePosixPath, port: int, gpu: str = "none") -> Argv:
-    """Reads `probe.sh` from standard input; with `gpu` "nvidia" it asks `nvidia-smi`."""
-    return ("sh", "-s", "--", str(root), str(models_dir), str(port), gpu)
+def probe(
+    root: PurePosixPath, models_dir: PurePosixPath, port: int, gpu: str = "none", service: str = "process"
+) -> Argv:
+    """Reads `probe.sh` from standard input; "nvidia" asks `nvidia-smi`, "systemd" asks systemd."""
+    return ("sh", "-s", "--", str(root), str(models_dir), str(port), gpu, service)
 
 
 def start_process(log: PurePosixPath, environment: Mapping[str, str], argv: Sequence[str]) -> Argv:
@@ -128,9 +286,46 @@ def start_process(log: PurePosixPath, environment: Mapping[str, str], argv: Sequ
     return ("env", *settings, *shell(_START_PROCESS, str(log), "env", "-i", *settings, *argv))
 
 
-def switch_current(current: PurePosixPath, release: PurePosixPath) -> Argv:
-    """Points `current` at a release by rename(2)."""
-    return shell(_SWITCH_CURRENT, str(current), f"releases/{release.name}")
+def switch_current(paths: HostPaths, release: str | None, previous: str | None) -> Argv:
+    """Points `current` at a release and `previous` at the one before by rename(2); None removes the link.
+
+    `adopted`, which is no release of ours, is a link that leads nowhere.
+    """
+
+    def target(name: str | None) -> str:
+        return "" if name is None else name if name == "adopted" else f"releases/{name}"
+
+    return shell(_SWITCH_CURRENT, str(paths.current), target(release), str(paths.previous), target(previous))
+
+
+def write_file(file: HostFile, backup: PurePosixPath | None = None) -> Argv:
+    """Reads the content from standard input and gives it its name by rename."""
+    return shell(_WRITE_FILE, str(file.path), file.mode, str(backup or ""))
+
+
+def make_account(record: PurePosixPath, name: str, home: str, groups: Sequence[str]) -> Argv:
+    """A system account, and into these groups; `record` tells later that it was us who made it."""
+    return shell(_MAKE_ACCOUNT, str(record), name, home, *groups)
+
+
+def restart_unit(user: str, directories: Sequence[PurePosixPath | str]) -> Argv:
+    """Starts `ollama.service` anew, with what systemd reads now and the directories that it needs."""
+    return shell(_RESTART_UNIT, user, *map(str, directories))
+
+
+def enable_units(names: Sequence[str]) -> Argv:
+    """Has systemd start them at every boot."""
+    return shell(_ENABLE_UNITS, *names)
+
+
+def take_lease(program: PurePosixPath, files: Sequence[str]) -> Argv:
+    """Saves what the host serves by, and starts the clock."""
+    return shell(_TAKE_LEASE, str(program), "take", *files)
+
+
+def unit_log(lines: int) -> Argv:
+    """The end of what the unit's server said."""
+    return ("journalctl", "--unit=ollama.service", "--no-pager", "--output=cat", f"--lines={lines}")
 
 
 def place_blob(source: PurePosixPath, models_dir: PurePosixPath, sha256: str) -> Argv:
@@ -138,9 +333,13 @@ def place_blob(source: PurePosixPath, models_dir: PurePosixPath, sha256: str) ->
     return shell(_PLACE_BLOB, str(source), str(models_dir / "blobs"), sha256)
 
 
-def hold_lock(lock: PurePosixPath, owner: str) -> Argv:
-    """Prints `locked`, or `held OWNER` and ends."""
-    return shell(_HOLD_LOCK, str(lock), owner)
+def hold_lock(lock: PurePosixPath, owner: str, lease: PurePosixPath = LEASE) -> Argv:
+    """Prints `locked`, or `held SECONDS PID OWNER` and ends; PID is `-` where the holder is not known.
+
+    `locked after OWNER` when that owner died without releasing it. Lines on standard input keep it, the line
+    `done` releases it. While the host has a rollback lease (`lease` beside the lock), every line renews it.
+    """
+    return shell(_HOLD_LOCK, str(lock), owner, str(lease))
 
 
 def remove(paths: Sequence[PurePosixPath | str]) -> Argv:
@@ -156,3 +355,34 @@ def remove_empty(paths: Sequence[PurePosixPath]) -> Argv:
 def tail(path: PurePosixPath, lines: int) -> Argv:
     """The last lines of a file."""
     return ("tail", "-n", str(lines), str(path))
+
+
+def tail_and_wait(path: PurePosixPath, lines: int) -> Argv:
+    """The last lines of a file and those that come, also of a new file of this name; for `follow`."""
+    return ("tail", "-n", str(lines), "-F", str(path))
+
+
+def unit_journal(units: Sequence[str], lines: int, *more: str) -> Argv:
+    """The last lines of some units in journald; the names may be patterns: journalctl(1)."""
+    chosen = [word for unit in units for word in ("-u", unit)]
+    return ("journalctl", *chosen, "-n", str(lines), "--no-pager", "-q", "-o", "short-iso", *more)
+
+
+def follow(argv: Sequence[str]) -> Argv:
+    """For a channel: a command's lines, each after a blank; it ends when standard input does."""
+    return shell(_FOLLOW, *argv)
+
+
+def run_line(line: str) -> Argv:
+    """One line as a shell reads it."""
+    return shell(_RUN_LINE, line)
+
+
+def append_entry(journal: PurePosixPath, entry: str, limit_bytes: int) -> Argv:
+    """Appends a line and syncs it; a file above the limit is first moved to `NAME.1`, over what was there."""
+    return shell(_APPEND_ENTRY, str(journal), entry, str(limit_bytes))
+
+
+def read_entries(journal: PurePosixPath, lines: int) -> Argv:
+    """The last lines of the journal and of the file that it was moved to; nothing where there is none."""
+    return shell(_READ_ENTRIES, str(journal), str(lines))

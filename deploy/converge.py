@@ -5,12 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import dataclass, replace
+from enum import Enum
 from pathlib import Path
 
-from deploy import commands, nvml, services
-from deploy.apply import Site, apply_step, prove, start
+from deploy import commands, nvml
+from deploy.apply import Site, apply_step, prove
 from deploy.desired import Desired, GpuKind
 from deploy.errors import (
+    EditedByHand,
     ExitCode,
     FleetError,
     HostLocked,
@@ -20,13 +22,21 @@ from deploy.errors import (
     designed_error,
 )
 from deploy.facts import HostFacts
+from deploy.go_back import go_back
 from deploy.host_lock import CheckHeld, host_lock
-from deploy.ollama_api import OllamaApi
+from deploy.journal import Journal
 from deploy.outcomes import Events, HostOutcome, Outcome, Verify
 from deploy.plan import Plan, Selection, everything, plan, render_plan
 from deploy.probe import PROBE_SCRIPT, parse_reply
-from deploy.steps import CreateModel, StartServer, Step, StopServer, SwitchRelease, phase_of, subject_of
+from deploy.steps import OverwriteFile, Step, phase_of, subject_of
 from deploy.transport import Transport
+
+
+class Edits(Enum):
+    """What becomes of files of ours that another hand has edited."""
+
+    KEEP = "keep"
+    OVERWRITE = "overwrite"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,13 +51,15 @@ class Options:
     selection: Selection = everything
     endpoint: str | None = None
     cache: Path
+    edits: Edits = Edits.KEEP
 
 
 def probe_host(desired: Desired, transport: Transport) -> HostFacts:
     """All facts of a host in one reply. Raises ProbeFailed or HostUnreachable."""
     local = desired.connection == "local"
     gpu = GpuKind.NONE if local else desired.gpu
-    argv = commands.probe(desired.paths.root, desired.paths.models_dir, desired.port, gpu)
+    service = desired.server.backend
+    argv = commands.probe(desired.paths.root, desired.paths.models_dir, desired.port, gpu, service)
     done = transport.run(argv, stdin=PROBE_SCRIPT.read_bytes())
     try:
         facts = parse_reply(done.stdout, desired.paths.root)
@@ -77,8 +89,14 @@ def converge(desired: Desired, transport: Transport, options: Options) -> HostOu
     done: list[Step] = []
     error: FleetError | None = None
     try:
-        with host_lock(transport, desired.paths.lock, options.task) as check_held:
-            _converge_locked(site, options, done, check_held)
+        todo = plan(desired, site.probe(), options.selection)
+        if todo.is_empty:
+            # Nothing is touched, so nobody needs to be kept out.
+            _tell_plan(site, todo)
+            _check_served(site, options)
+        else:
+            with host_lock(transport, desired.paths.lock, options.task, _journal(site, options)) as held:
+                _converge_locked(site, options, done, held)
     except Exception as failure:  # noqa: BLE001 - one host's failure must not hide the others' outcomes
         error = designed_error(failure)
         error.host = error.host or desired.host
@@ -100,12 +118,44 @@ def _outcome(error: FleetError | None, done: list[Step]) -> Outcome:
 
 
 def _converge_locked(site: Site, options: Options, done: list[Step], check_held: CheckHeld) -> None:
+    # Looked at once more: somebody else may have had the lock until now.
     before = site.probe()
     todo = plan(site.desired, before, options.selection)
-    site.emit("plan", **{key: value for key, value in render_plan(todo).items() if key != "host"})
+    _tell_plan(site, todo)
     if todo.is_empty:
         _check_served(site, options)
         return
+    _check_edits(site, options, todo)
+    changes = tuple(dict.fromkeys(subject_of(step) for step in todo.steps))
+    with _journal(site, options).changing(changes, release=site.desired.server.version):
+        _make_changes(site, options, done, check_held, before, todo)
+
+
+def _tell_plan(site: Site, todo: Plan) -> None:
+    site.emit("plan", **{key: value for key, value in render_plan(todo).items() if key != "host"})
+
+
+def _check_edits(site: Site, options: Options, todo: Plan) -> None:
+    edited = [step for step in todo.steps if isinstance(step, OverwriteFile)]
+    if edited and options.edits is Edits.KEEP:
+        raise EditedByHand(
+            sentence="; ".join(f"`{step.file.path}` was edited by hand" for step in edited),
+            host=site.host,
+            cause="\n".join(str(difference) for step in edited for difference in step.differences),
+            unchanged="everything",
+            hint=f"./fleet {options.task} --overwrite --limit {site.host} keeps a copy and writes it anew; "
+            "or say the same in the inventory",
+        )
+
+
+def _journal(site: Site, options: Options) -> Journal:
+    paths = site.desired.paths
+    return Journal(transport=site.transport, path=paths.journal, what=options.task, events=options.events)
+
+
+def _make_changes(
+    site: Site, options: Options, done: list[Step], check_held: CheckHeld, before: HostFacts, todo: Plan
+) -> None:
     try:
         for step in todo.steps:
             _stop_if_asked(options)
@@ -117,7 +167,7 @@ def _converge_locked(site: Site, options: Options, done: list[Step], check_held:
         raise
     except Exception as failure:
         error = designed_error(failure)
-        error.unchanged = _go_back(site, before, todo, error)
+        error.unchanged = go_back(site, before, todo, error)
         if error is failure:
             raise
         raise error from failure
@@ -152,54 +202,3 @@ def _check_served(site: Site, options: Options) -> None:
     if options.selection is everything:
         for model in site.desired.models:
             prove(site, model, "latest", options.check)
-
-
-def _go_back(site: Site, before: HostFacts, todo: Plan, error: FleetError) -> str:
-    """Bring back what served before a failed run; returns what was left unchanged, in words."""
-    said = []
-    try:
-        now = site.probe()
-        if any(isinstance(step, SwitchRelease | StopServer | StartServer) for step in todo.steps):
-            said.append(_serve_as_before(site, before, now))
-        if any(isinstance(step, CreateModel) for step in todo.steps):
-            said.append(_drop_candidates(site, todo))
-    except Exception as failure:  # noqa: BLE001 - the first error is the one to tell
-        second = designed_error(failure)
-        said.append(f"going back failed too: {second.sentence} ({second.cause})")
-    kept = "; ".join(part for part in said if part)
-    return "; ".join(part for part in (error.unchanged, kept) if part) or "what was served before"
-
-
-def _serve_as_before(site: Site, before: HostFacts, now: HostFacts) -> str:
-    paths = site.desired.paths
-    if now.current != before.current:
-        if before.current is None:
-            site.transport.run(commands.remove([paths.current]))
-        else:
-            site.transport.run(commands.switch_current(paths.current, paths.release(before.current)))
-    served = before.servers[0] if before.servers else None
-    binary = services.binary_of(served) if served is not None else None
-    version = binary.parent.parent.name if binary is not None else "of an unknown origin"
-    if served is not None and any(item.process.same_as(served.process) for item in now.servers):
-        return f"release {version} serves on (pid {served.process.pid})"
-    for server in now.servers:
-        services.stop_server(site.transport, server.process)
-    if served is None or binary is None:
-        return "no server ran before and none runs now"
-    old = replace(site.desired.server, version=version, environment=served.environment)
-    start(replace(site, desired=replace(site.desired, server=old)), version, served.environment)
-    return f"release {version} serves again, as before"
-
-
-def _drop_candidates(site: Site, todo: Plan) -> str:
-    served = []
-    with site.transport.http_url(site.desired.url) as url:
-        api = OllamaApi(site.host, url)
-        for step in todo.steps:
-            if isinstance(step, CreateModel) and site.probe().servers:
-                # Or the runner would go on under the deleted name for as long as it lives.
-                api.unload(f"{step.model.name}:candidate")
-                api.delete(f"{step.model.name}:candidate")
-                if f"{step.model.name.lower()}:latest" in site.probe().models:
-                    served.append(f"`{step.model.name}:latest` is the one that was there before")
-    return "; ".join(served)

@@ -113,6 +113,10 @@ class ServiceError(FleetError):
     """The server could not be started, stopped or reached."""
 
 
+class EditedByHand(FleetError):
+    """A file of ours was edited by another hand, and nobody said that it may be overwritten."""
+
+
 class ModelRefused(FleetError):
     """The server refused a model, or holds other bytes than it was given."""
 

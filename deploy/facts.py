@@ -73,6 +73,71 @@ class StoredModel:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class UnitState:
+    """What systemd says of one unit: org.freedesktop.systemd1(5), `systemctl show`.
+
+    `main_pid` is None where nothing runs. `drop_ins` are all that are read, in the order in which they are.
+    """
+
+    load_state: str
+    active_state: str
+    enabled: str
+    result: str = "success"
+    main_pid: int | None = None
+    restarts: int = 0
+    fragment: str | None = None
+    drop_ins: tuple[str, ...] = ()
+
+    @property
+    def exists(self) -> bool:
+        return self.load_state != "not-found"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileFact:
+    """A file that is ours or in the way: its text, and its mode in octal digits as stat(1) says it."""
+
+    text: str
+    mode: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Account:
+    """The account that the server runs under; `groups` by name."""
+
+    name: str
+    home: str
+    groups: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SystemdFacts:
+    """What a host with systemd says of the service.
+
+    `units` has every unit of ours by name. `files` maps absolute paths to files of ours, to the unit and to
+    its drop-ins. `user` is whom the unit runs as, `""` for root and None without a unit; `account` that user,
+    or `ollama` where there is no unit. `gpu_groups` are those of `render` and `video` that exist.
+    `foreign_program` is what a unit of another hand executes, `foreign_version` what that program says of
+    itself. `is_leased`: a switch that was not confirmed yet.
+    """
+
+    units: Mapping[str, UnitState] = field(default_factory=dict)
+    files: Mapping[str, FileFact] = field(default_factory=dict)
+    user: str | None = None
+    account: Account | None = None
+    gpu_groups: tuple[str, ...] = ()
+    foreign_program: str | None = None
+    foreign_version: str | None = None
+    is_leased: bool = False
+
+    @property
+    def unit(self) -> UnitState:
+        """The server's."""
+        absent = UnitState(load_state="not-found", active_state="inactive", enabled="")
+        return self.units.get("ollama.service", absent)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HostFacts:
     """One probe's reply. Absent things are absent from the mappings, never an error.
 
@@ -81,7 +146,8 @@ class HostFacts:
     of ours. `artefacts` maps `<sha256>/<file name>` of a verified file to its size. `models` maps `name:tag`
     in lower case. `leftovers` are temporary files and directories of runs that were cut short. `orphans` are
     runners whose server was killed: they live on, idle, with their memory (measured on 0.17.5). `gpus` is
-    None where nobody asked.
+    None where nobody asked. `previous` is the release that `current` was before. `store_owner` owns the model
+    store, None where there is none. `systemd` is None where systemd does not run the host.
     """
 
     architecture: str
@@ -92,6 +158,7 @@ class HostFacts:
     disks: Mapping[str, Disk] = field(default_factory=dict)
     releases: Mapping[str, str] = field(default_factory=dict)
     current: str | None = None
+    previous: str | None = None
     artefacts: Mapping[str, int] = field(default_factory=dict)
     leftovers: tuple[str, ...] = ()
     servers: tuple[ServerProcess, ...] = ()
@@ -100,3 +167,5 @@ class HostFacts:
     blobs: Mapping[str, Blob] = field(default_factory=dict)
     models: Mapping[str, StoredModel] = field(default_factory=dict)
     gpus: GpuReading | None = None
+    store_owner: str | None = None
+    systemd: SystemdFacts | None = None

@@ -2,42 +2,36 @@
 
 from __future__ import annotations
 
-import getpass
+import contextlib
 import json
 import os
-import socket
+import shlex
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
+from typing import Any
 
 from deploy.commands import hold_lock
 from deploy.errors import CommandFailed, FleetError, HostLocked, HostUnreachable
-from deploy.transport import Transport
+from deploy.journal import Journal, this_user
+from deploy.transport import Channel, Transport
 
 HEARTBEAT_SECONDS = 20.0
 # The holder on the host gives up after 60 s of silence: see commands.hold_lock.
 
 
 def render_owner(what: str) -> str:
-    """One line of JSON: who holds the lock, since when, for what."""
+    """One line of JSON: who holds the lock, since when by their own clock, for what."""
     return json.dumps(
         {
-            "owner": f"{_user()}@{socket.gethostname()}",
+            "owner": this_user(),
             "pid": os.getpid(),
-            "since": datetime.now(UTC).isoformat(timespec="seconds"),
+            "since": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
             "what": what,
         }
     )
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        # Containers run under numbers that no passwd file knows.
-        return str(os.getuid())
 
 
 CheckHeld = Callable[[], None]
@@ -45,11 +39,14 @@ CheckHeld = Callable[[], None]
 
 
 @contextmanager
-def host_lock(transport: Transport, lock: PurePosixPath, what: str) -> Iterator[CheckHeld]:
+def host_lock(
+    transport: Transport, lock: PurePosixPath, what: str, journal: Journal | None = None
+) -> Iterator[CheckHeld]:
     """Hold the host's lock while the context lasts.
 
-    Raises HostLocked with the owner's line when somebody else holds it. A holder whose controller died,
-    was killed or lost its connection frees it by itself.
+    Raises HostLocked with the owner, the lock's age and how to release it when somebody else holds it. A
+    holder whose controller died, was killed or lost its connection frees it by itself; `journal` then tells
+    and keeps that this one took over. While it is held, a rollback lease on the host is renewed.
     """
     channel = transport.open_channel(hold_lock(lock, render_owner(what)))
     stop = threading.Event()
@@ -74,18 +71,36 @@ def host_lock(transport: Transport, lock: PurePosixPath, what: str) -> Iterator[
 
     try:
         answer = channel.read_line(timeout_seconds=30)
-        if answer != "locked":
+        word, _, before = answer.partition(" after ")
+        if word != "locked":
             raise _refused(transport.host, lock, answer)
         beater = threading.Thread(target=beat, daemon=True)
         beater.start()
+        if before and journal is not None:
+            _tell_takeover(journal, before)
         yield check_held
     finally:
         stop.set()
-        channel.close()
+        _release(channel)
+
+
+def _release(channel: Channel) -> None:
+    """Without the word the holder would take it for a death, and the next one would be told of it."""
+    with contextlib.suppress(HostUnreachable):
+        channel.write_line("done")
+    channel.close()
+
+
+def _tell_takeover(journal: Journal, owner: str) -> None:
+    text = f"took over the lock of {_name(_parse_owner(owner))}, whose run ended without releasing it"
+    journal.note(text)
+    journal.write(text)
 
 
 def _refused(host: str, lock: PurePosixPath, answer: str) -> FleetError:
-    word, _, owner = answer.partition(" ")
+    word, _, rest = answer.partition(" ")
+    age, _, rest = rest.partition(" ")
+    holder, _, line = rest.partition(" ")
     if word != "held":
         return CommandFailed(
             sentence=f"the lock `{lock}` could not be taken",
@@ -94,14 +109,57 @@ def _refused(host: str, lock: PurePosixPath, answer: str) -> FleetError:
             unchanged="everything",
             hint=f"ls -ld {lock.parent}; command -v flock timeout",
         )
-    try:
-        record = json.loads(owner)
-        who = f"{record['owner']} (pid {record['pid']}, {record['what']}, since {record['since']})"
-    except (ValueError, KeyError, TypeError):
-        who = "somebody who has not written a name yet"
+    owner = _parse_owner(line)
     return HostLocked(
-        sentence=f"`{host}` is locked by {who}",
+        sentence=f"`{host}` is locked by {_name(owner, _age(age))}",
         host=host,
         unchanged="everything",
-        hint="wait for it; a dead holder frees the lock by itself within a minute",
+        hint=_how_to_release(host, owner, holder),
     )
+
+
+def _parse_owner(line: str) -> dict[str, Any]:
+    """What `render_owner` wrote; empty for anything else."""
+    try:
+        owner = json.loads(line)
+    except ValueError:
+        return {}
+    return owner if isinstance(owner, dict) and {"owner", "pid", "what", "since"} <= owner.keys() else {}
+
+
+def _name(owner: dict[str, Any], age: str = "") -> str:
+    if not owner:
+        return f"somebody who has not written a name{age and f' ({age[2:]})'}"
+    return f"{owner['owner']} (pid {owner['pid']}, {owner['what']}, since {owner['since']}{age})"
+
+
+def _age(seconds: str) -> str:
+    """By the host's clock, which need not agree with the owner's: `since` is the owner's."""
+    if not seconds.isdecimal():
+        return ""
+    minutes = int(seconds) // 60
+    if minutes < 1:
+        return f", {seconds} s ago"
+    return f", {minutes} min ago" if minutes < 120 else f", {minutes // 60} h ago"
+
+
+def _how_to_release(host: str, owner: dict[str, Any], holder: str) -> str:
+    if not holder.isdecimal():
+        return "wait for it; a dead holder frees the lock by itself within a minute"
+    end = f"./fleet run --limit {shlex.quote(host)} --yes 'kill {holder}'"
+    if owner.get("owner") == this_user() and not _is_running(owner.get("pid")):
+        return f"that process is gone and its lock ends within a minute; to end it at once: {end}"
+    return f"wait for it; if that process hangs, end its hold on the host: {end}"
+
+
+def _is_running(pid: Any) -> bool:
+    """Whether a process of this machine exists, whosever it is."""
+    if not isinstance(pid, int):
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True

@@ -138,6 +138,10 @@ class LocalTransport:
     def http_url(self, url: str) -> Iterator[str]:
         yield url
 
+    @contextmanager
+    def fresh(self) -> Iterator[LocalTransport]:
+        yield self
+
     def is_running(self, process: ProcessId) -> bool:
         return _find(process) is not None
 

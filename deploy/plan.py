@@ -2,41 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
 from deploy.desired import Artefact, Desired, DesiredModel, ServiceBackend
-from deploy.errors import PinError, UsageError
-from deploy.facts import HostFacts, ServerProcess, StoredModel
+from deploy.facts import HostFacts, StoredModel
 from deploy.fit_plan import Running, fit_notes
 from deploy.preflight import check_disks, check_port, check_preconditions
+from deploy.process_plan import process_steps
+from deploy.server_plan import Release, choose_release
 from deploy.steps import (
     CreateModel,
     Difference,
+    EndLease,
     FetchArchive,
     FetchWeights,
     LoadModel,
     Phase,
     PromoteModel,
     RemoveCandidate,
-    RemoveDamagedBlob,
     RemoveLeftovers,
     StartServer,
     Step,
     StopServer,
-    SwitchRelease,
+    TakeLease,
     UnpackRelease,
     VerifyModel,
     phase_of,
     subject_of,
 )
-
-ARCHITECTURES: Mapping[str, str] = {"x86_64": "amd64", "aarch64": "arm64"}
-"""`uname -m` to the word in the archives' names."""
-
-SERVER_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+from deploy.systemd_plan import systemd_steps
 
 Selection = Callable[[Step], bool]
 
@@ -70,8 +67,11 @@ def only_download(step: Step) -> bool:
 
 
 def only_service(step: Step) -> bool:
-    """`service`: release switch, stop and start; the models are loaded after a start."""
-    return phase_of(step) is Phase.SERVICE
+    """`service`: release switch, stop and start; the models are loaded after a start.
+
+    A lease that it takes is ended with it: nothing after it would.
+    """
+    return phase_of(step) is Phase.SERVICE or isinstance(step, EndLease)
 
 
 def only_create(step: Step) -> bool:
@@ -86,15 +86,7 @@ def plan(desired: Desired, facts: HostFacts, selection: Selection = everything) 
     architecture, the port taken, the disk or the GPU memory too small, a phase whose precondition another
     phase makes.
     """
-    if desired.server.backend is not ServiceBackend.PROCESS:
-        raise UsageError(
-            sentence=f"`ollama_service={desired.server.backend}` cannot be deployed by this release",
-            host=desired.host,
-            unchanged="everything",
-            hint="set `ollama_service=process` for this host in the inventory",
-        )
-    archive = _archive(desired, facts)
-    steps = tuple(_steps(desired, facts, archive))
+    steps = tuple(_steps(desired, facts, choose_release(desired, facts)))
     selected = tuple(step for step in steps if selection(step))
     check_preconditions(desired, steps, selected)
     check_port(desired, facts, selected)
@@ -104,17 +96,6 @@ def plan(desired: Desired, facts: HostFacts, selection: Selection = everything) 
     stops = any(isinstance(step, StopServer) for step in selected)
     notes = fit_notes(desired, facts, created, Running.STOPPED if stops else Running.KEPT)
     return Plan(host=desired.host, steps=selected, notes=notes)
-
-
-def server_environment(desired: Desired, archive: Artefact) -> dict[str, str]:
-    """The whole environment of the server: the inventory's settings and the marks we know it by."""
-    return {
-        **desired.server.environment,
-        "HOME": str(desired.paths.server_home),
-        "PATH": SERVER_PATH,
-        "OLLAMA_FLEET_ROOT": str(desired.paths.root),
-        "OLLAMA_FLEET_RELEASE": archive.sha256,
-    }
 
 
 def model_differences(stored: StoredModel | None, model: DesiredModel) -> tuple[Difference, ...]:
@@ -167,30 +148,15 @@ def render_plan(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _archive(desired: Desired, facts: HostFacts) -> Artefact:
-    architecture = ARCHITECTURES.get(facts.architecture, facts.architecture)
-    archive = desired.server.archives.get(architecture)
-    if archive is None:
-        known = ", ".join(f"`{name}`" for name in sorted(desired.server.archives)) or "none"
-        raise PinError(
-            sentence=f"no archive of Ollama {desired.server.version} is pinned for `{architecture}`",
-            host=desired.host,
-            cause=f"pinned architectures: {known}; the ModelScope mirror usually holds amd64 only",
-            unchanged="everything",
-            hint="./fleet pin",
-        )
-    return archive
-
-
-def _steps(desired: Desired, facts: HostFacts, archive: Artefact) -> Iterator[Step]:
-    version = desired.server.version
+def _steps(desired: Desired, facts: HostFacts, release: Release) -> Iterator[Step]:
     models = [_ModelPlan(model, facts) for model in desired.models]
-    unpacks = facts.releases.get(version) != archive.sha256
+    archive = release.archive
+    unpacks = archive is not None and facts.releases.get(release.name) != archive.sha256
 
     if facts.leftovers:
         yield RemoveLeftovers(reason="an earlier run was cut short", paths=facts.leftovers)
-    if unpacks and not _is_on_host(archive, facts):
-        yield FetchArchive(reason=f"release {version} is not on the host", artefact=archive)
+    if archive is not None and unpacks and not _is_on_host(archive, facts):
+        yield FetchArchive(reason=f"release {release.name} is not on the host", artefact=archive)
     placed: set[str] = set()
     for item in models:
         weights = item.model.weights
@@ -200,18 +166,30 @@ def _steps(desired: Desired, facts: HostFacts, archive: Artefact) -> Iterator[St
                 reason="the weights are not on the host", model=item.model.name, artefact=weights
             )
         placed.add(weights.sha256)
-    if unpacks:
-        reason = {None: "not on the host", "": "damaged"}.get(
-            facts.releases.get(version), "unpacked from another archive"
-        )
-        yield UnpackRelease(reason=reason, version=version, artefact=archive)
-    service = tuple(_service_steps(desired, facts, archive))
+    if archive is not None and unpacks:
+        reason = "damaged" if release.name in facts.releases else "not on the host"
+        yield UnpackRelease(reason=reason, version=release.name, artefact=archive)
+    service = tuple(_service_steps(desired, facts, release))
     yield from service
     starts = any(isinstance(step, StartServer) for step in service)
+    is_leased = facts.systemd is not None and facts.systemd.is_leased
     for item in models:
         if starts and not item.differences:
             yield LoadModel(reason="the server was started anew", name=item.model.name, phase=Phase.SERVICE)
-    yield from _model_steps(models, facts, starts=starts)
+    yield from _model_steps(models, facts, proves_all=starts or is_leased)
+    if is_leased or any(isinstance(step, TakeLease) for step in service):
+        yield EndLease(reason="what runs now is verified")
+    for item in models:
+        if item.differences:
+            yield LoadModel(reason="promoted", name=item.model.name, phase=Phase.PROMOTE)
+
+
+def _service_steps(desired: Desired, facts: HostFacts, release: Release) -> Iterator[Step]:
+    match desired.server.backend:
+        case ServiceBackend.PROCESS:
+            return process_steps(desired, facts, release)
+        case ServiceBackend.SYSTEMD:
+            return systemd_steps(desired, facts, release)
 
 
 def _is_on_host(artefact: Artefact, facts: HostFacts) -> bool:
@@ -219,7 +197,7 @@ def _is_on_host(artefact: Artefact, facts: HostFacts) -> bool:
     return facts.artefacts.get(f"{artefact.sha256}/{name}") == artefact.size_bytes
 
 
-def _model_steps(models: Sequence[_ModelPlan], facts: HostFacts, *, starts: bool) -> Iterator[Step]:
+def _model_steps(models: Sequence[_ModelPlan], facts: HostFacts, *, proves_all: bool) -> Iterator[Step]:
     """Phase by phase over all models: nothing is promoted before every candidate has passed."""
     for item in models:
         if item.differences:
@@ -229,16 +207,13 @@ def _model_steps(models: Sequence[_ModelPlan], facts: HostFacts, *, starts: bool
     for item in models:
         if item.differences:
             yield VerifyModel(reason="nothing is promoted unproven", model=item.model, tag="candidate")
-        elif starts:
-            yield VerifyModel(reason="the server was started anew", model=item.model, tag="latest")
+        elif proves_all:
+            yield VerifyModel(reason="its server is not verified yet", model=item.model, tag="latest")
     for item in models:
         if item.differences:
             yield PromoteModel(reason="verified", model=item.model, keeps_previous=item.is_another)
         elif f"{item.name}:candidate" in facts.models:
             yield RemoveCandidate(reason="an earlier run was cut short", name=item.model.name)
-    for item in models:
-        if item.differences:
-            yield LoadModel(reason="promoted", name=item.model.name, phase=Phase.PROMOTE)
 
 
 class _ModelPlan:
@@ -259,68 +234,6 @@ class _ModelPlan:
             differences.append(Difference(what="weights in the store", actual=actual, desired=wanted))
         self.differences = tuple(differences)
         self.needs_weights = bool(differences) and not healthy
-
-
-def _service_steps(desired: Desired, facts: HostFacts, archive: Artefact) -> Iterator[Step]:
-    version = desired.server.version
-    environment = server_environment(desired, archive)
-    keep, differences = _kept_server(desired, facts, environment)
-    if keep is not None and facts.releases.get(version) != archive.sha256:
-        # Its binary is replaced: it could start no runner any more (measured on 0.17.5 and 0.24.0).
-        differences = [Difference(what="release directory", actual="replaced", desired="that of the server")]
-        keep = None
-    if facts.current != version:
-        change = Difference(what="current release", actual=facts.current, desired=version)
-        yield SwitchRelease(
-            reason=str(change), differences=(change,), previous=facts.current, version=version
-        )
-    for server in facts.servers:
-        if server is not keep:
-            reason = "; ".join(map(str, differences)) or "a second server on the same store"
-            yield StopServer(reason=reason, server=server)
-    for runner in facts.orphans:
-        yield StopServer(reason="a runner whose server is gone keeps its memory", server=runner)
-    if keep is not None:
-        return
-    damaged = {
-        model.weights.sha256
-        for model in desired.models
-        if (blob := facts.blobs.get(model.weights.sha256)) is not None and not blob.is_gguf
-    }
-    for sha256 in sorted(damaged):
-        yield RemoveDamagedBlob(reason="these bytes are no GGUF", sha256=sha256)
-    reason = "; ".join(map(str, differences)) if facts.servers else "not running"
-    yield StartServer(reason=reason, differences=tuple(differences), version=version, environment=environment)
-
-
-def _kept_server(
-    desired: Desired, facts: HostFacts, environment: Mapping[str, str]
-) -> tuple[ServerProcess | None, list[Difference]]:
-    """The running server that is exactly as desired, else the differences of the first one."""
-    first: list[Difference] | None = None
-    for server in facts.servers:
-        differences = _server_differences(desired, server, environment)
-        if not differences:
-            return server, []
-        first = first if first is not None else differences
-    return None, first or []
-
-
-def _server_differences(
-    desired: Desired, server: ServerProcess, environment: Mapping[str, str]
-) -> list[Difference]:
-    found = []
-    binary = str(desired.paths.release(desired.server.version) / "bin/ollama")
-    if binary not in server.command:
-        running = next((word for word in server.command if word.endswith("/bin/ollama")), None)
-        name = PurePosixPath(running).parent.parent.name if running else None
-        found.append(Difference(what="running release", actual=name, desired=desired.server.version))
-    names = {*environment, *(name for name in server.environment if name.startswith("OLLAMA_"))}
-    for name in sorted(names):
-        actual, wanted = server.environment.get(name), environment.get(name)
-        if actual != wanted:
-            found.append(Difference(what=name, actual=actual, desired=wanted))
-    return found
 
 
 def _template_difference(actual: str | None, desired: str) -> Difference:

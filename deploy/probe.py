@@ -8,7 +8,19 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from deploy.errors import ProbeFailed
-from deploy.facts import Blob, Disk, HostFacts, Listener, ProcessId, ServerProcess, StoredModel
+from deploy.facts import (
+    Account,
+    Blob,
+    Disk,
+    FileFact,
+    HostFacts,
+    Listener,
+    ProcessId,
+    ServerProcess,
+    StoredModel,
+    SystemdFacts,
+    UnitState,
+)
 from deploy.gpu import GpuReading, Problem, parse_nvidia_smi, problem_of
 
 PROBE_SCRIPT = Path(__file__).with_name("probe.sh")
@@ -73,7 +85,7 @@ def parse_reply(reply: bytes, root: PurePosixPath) -> HostFacts:
     """
     try:
         return _facts(_Reply(reply), root)
-    except (ValueError, IndexError) as error:
+    except (ValueError, IndexError, KeyError) as error:
         raise ProbeFailed(
             sentence="the `probe`'s reply makes no sense",
             cause=str(error),
@@ -83,8 +95,11 @@ def parse_reply(reply: bytes, root: PurePosixPath) -> HostFacts:
 
 
 def _facts(parsed: _Reply, root: PurePosixPath) -> HostFacts:
-    processes = _processes(parsed, root)
+    systemd = _systemd(parsed)
+    processes = _processes(parsed, root, systemd.unit.main_pid if systemd is not None else None)
     return HostFacts(
+        systemd=systemd,
+        store_owner=parsed.first("@store_owner") or None,
         gpus=_gpus(parsed),
         architecture=parsed.first("@architecture"),
         kernel=parsed.first("@kernel"),
@@ -97,6 +112,7 @@ def _facts(parsed: _Reply, root: PurePosixPath) -> HostFacts:
         },
         releases=_releases(parsed),
         current=parsed.first("@current") or None,
+        previous=parsed.first("@previous") or None,
         artefacts={fields[0]: int(fields[1]) for fields in parsed.rows.get("@artefact", [])},
         leftovers=tuple(fields[0] for fields in parsed.rows.get("@leftover", [])),
         servers=_servers(processes),
@@ -109,6 +125,49 @@ def _facts(parsed: _Reply, root: PurePosixPath) -> HostFacts:
             for fields in parsed.rows.get("@blob", [])
         },
         models=_models(parsed),
+    )
+
+
+def _systemd(reply: _Reply) -> SystemdFacts | None:
+    shown = reply.files.get("systemd/units")
+    if shown is None:
+        return None
+    # `systemctl show` of several units: an empty line between two.
+    blocks = [
+        dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+        for text in shown.decode(errors="replace").split("\n\n")
+    ]
+    modes = {fields[0]: fields[1] for fields in reply.rows.get("@mode", [])}
+    account = next(iter(reply.rows.get("@account", [])), None)
+    foreign = reply.rows.get("@foreign", [["", ""]])[0]
+    users = {values["Id"]: values.get("User", "") for values in blocks if values["LoadState"] != "not-found"}
+    return SystemdFacts(
+        units={values["Id"]: _unit(values) for values in blocks},
+        files={
+            path: FileFact(text=data.decode(errors="replace"), mode=modes.get(path, ""))
+            for path, data in reply.under("host").items()
+        },
+        user=users.get("ollama.service"),
+        account=Account(name=account[0], home=account[1], groups=tuple(account[2].split()))
+        if account is not None
+        else None,
+        gpu_groups=tuple(fields[0] for fields in reply.rows.get("@gpu_group", [])),
+        foreign_program=foreign[0] or None,
+        foreign_version=foreign[1] or None,
+        is_leased="@lease" in reply.rows,
+    )
+
+
+def _unit(values: Mapping[str, str]) -> UnitState:
+    return UnitState(
+        load_state=values["LoadState"],
+        active_state=values["ActiveState"],
+        enabled=values.get("UnitFileState", ""),
+        result=values.get("Result", "success"),
+        main_pid=int(values.get("MainPID", "0")) or None,
+        restarts=int(values.get("NRestarts", "0")),
+        fragment=values.get("FragmentPath") or None,
+        drop_ins=tuple(values.get("DropInPaths", "").split()),
     )
 
 
@@ -142,8 +201,10 @@ def _listener(reply: _Reply) -> Listener | None:
     return None
 
 
-def _processes(reply: _Reply, root: PurePosixPath) -> dict[int, tuple[int, ServerProcess]]:
-    """Every process with our mark, by pid, with its parent's pid."""
+def _processes(
+    reply: _Reply, root: PurePosixPath, main_pid: int | None
+) -> dict[int, tuple[int, ServerProcess]]:
+    """Every process with our mark, and the unit's, by pid, with its parent's pid."""
     clock = reply.rows.get("@clock", [["0", "100"]])[0]
     boot_time, ticks = float(clock[0] or 0), float(clock[1])
     files = reply.under("process/")
@@ -155,7 +216,8 @@ def _processes(reply: _Reply, root: PurePosixPath) -> dict[int, tuple[int, Serve
         # proc(5): fields 3, 4 and 22 are state, parent and start time in clock ticks since boot; the name in
         # field 2 may hold spaces.
         fields = files.get(f"{pid}/stat", b"").decode(errors="replace").rpartition(")")[2].split()
-        if environment.get("OLLAMA_FLEET_ROOT") != str(root) or len(fields) < 20 or fields[0] == "Z":
+        is_ours = environment.get("OLLAMA_FLEET_ROOT") == str(root) or pid == main_pid
+        if not is_ours or len(fields) < 20 or fields[0] == "Z":
             continue
         process = ProcessId(pid=pid, create_time=boot_time + float(fields[19]) / ticks)
         found[pid] = (

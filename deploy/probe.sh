@@ -1,13 +1,13 @@
 #!/bin/sh
 # Brings back every fact of a host in one reply.
-#   sh -s -- ROOT MODELS_DIR PORT [nvidia]   (this text on standard input)
+#   sh -s -- ROOT MODELS_DIR PORT none|nvidia process|systemd   (this text on standard input)
 # Reply: lines of tab-separated fields. A line `@file KEY BYTES` is followed by exactly BYTES bytes of content
 # and a newline. Nothing is changed and a missing tool or file is simply not in the reply.
 # Needs a POSIX shell and the usual file tools; works with busybox.
 set -u
 LC_ALL=C
 export LC_ALL
-root=$1 models=$2 port=$3 gpu=${4:-none}
+root=$1 models=$2 port=$3 gpu=${4:-none} service=${5:-process}
 tab=$(printf '\t')
 case $root in /) prefix= ;; *) prefix=$root ;; esac
 state=$prefix/var/lib/ollama-fleet
@@ -57,20 +57,22 @@ for directory in "$releases"/*/; do
     [ -f "${directory}release.json" ] || continue
     send_file "release/$(basename "$directory")" "${directory}release.json"
     # As many bytes as were unpacked, or somebody has been at it.
-    bytes=$(find "$directory" -type f ! -name release.json -exec ls -ln {} + 2>/dev/null |
+    bytes=$(find "$directory" -type f ! -name release.json ! -name release.env -exec ls -ln {} + 2>/dev/null |
         awk '{ sum += $5 } END { printf "%.0f", sum }')
     say @release_bytes "$(basename "$directory")" "$bytes"
 done
-current=$prefix/opt/ollama/current
-if [ -L "$current" ]; then
-    target=$(readlink "$current")
+for name in current previous; do
+    link=$prefix/opt/ollama/$name
+    [ -L "$link" ] || continue
+    target=$(readlink "$link")
     case $target in
         releases/*/*) ;;
         releases/*) target=${target#releases/} ;;
     esac
-    say @current "$target"
-fi
-for path in "$releases"/.unpack-* "$prefix/opt/ollama"/.current-* "$models/blobs"/.place-*; do
+    say "@$name" "$target"
+done
+for path in "$releases"/.unpack-* "$prefix/opt/ollama"/.current-* "$prefix/opt/ollama"/.previous-* \
+    "$models/blobs"/.place-*; do
     if [ -e "$path" ] || [ -L "$path" ]; then say @leftover "$path"; fi
 done
 for path in "$state/artefacts"/sha256-*/*; do
@@ -79,6 +81,7 @@ for path in "$state/artefacts"/sha256-*/*; do
     [ -f "$path" ] && say @artefact "${path#"$state/artefacts/sha256-"}" "$(($(wc -c <"$path")))"
 done
 
+[ -d "$models" ] && say @store_owner "$(stat -c %U "$models" 2>/dev/null)"
 for path in "$models/blobs"/sha256-*; do
     [ -f "$path" ] || continue
     say @blob "$(basename "$path")" "$(($(wc -c <"$path")))" "$(head -c 4 "$path" 2>/dev/null | tr -cd '[:upper:]')"
@@ -92,9 +95,54 @@ find "$models/manifests/registry.ollama.ai/library" -type f 2>/dev/null | while 
     done
 done
 
+main_pid=0
+if [ "$service" = systemd ] && [ -d /run/systemd/system ]; then
+    units=$(systemctl show ollama.service ollama-fleet-load.service ollama-fleet-boot.service \
+        --property=Id,LoadState,ActiveState,UnitFileState,Result,MainPID,NRestarts,FragmentPath,DropInPaths,User)
+    say @file systemd/units "$(($(printf '%s' "$units" | wc -c)))"
+    printf '%s\n' "$units"
+    # The values of one unit stand together, an empty line between two units.
+    unit_value() { printf '%s\n' "$units" | awk -v unit=ollama.service -v name="$1" '
+        /^$/ { if (id == unit) exit; id = ""; value = ""; next }
+        { i = index($0, "="); key = substr($0, 1, i - 1); rest = substr($0, i + 1) }
+        key == "Id" { id = rest } key == name { value = rest }
+        END { if (id == unit) print value }'; }
+    main_pid=$(unit_value MainPID)
+    fragment=$(unit_value FragmentPath)
+    for path in $(unit_value DropInPaths) "$fragment" "$prefix"/etc/systemd/system/ollama.service \
+        "$prefix"/etc/systemd/system/ollama.service.d/50-fleet.conf \
+        "$prefix"/etc/systemd/system/ollama-fleet-* "$prefix"/usr/local/lib/ollama-fleet/* \
+        "$prefix"/etc/modules-load.d/ollama-fleet.conf; do
+        [ -f "$path" ] || continue
+        say @mode "$path" "$(stat -c %a "$path")"
+        send_file "host$path" "$path"
+    done
+    user=$(unit_value User)
+    account=$(grep "^${user:-ollama}:" /etc/passwd)
+    if [ -n "$account" ]; then
+        say @account "${user:-ollama}" "$(printf '%s' "$account" | cut -d : -f 6)" \
+            "$(id -Gn "${user:-ollama}")"
+    fi
+    for group in render video; do
+        grep -q "^$group:" /etc/group && say @gpu_group "$group"
+    done
+    # A unit of another hand executes its own binary, which alone knows its version.
+    program=
+    [ -f "$fragment" ] && program=$(sed -n 's/^ExecStart=[-@:+!]*\([^ ]*\).*/\1/p' "$fragment" | head -n 1)
+    case $program in
+        '' | "$prefix"/opt/ollama/*) ;;
+        *) say @foreign "$program" "$(env -i HOME=/nonexistent PATH="$PATH" OLLAMA_HOST="127.0.0.1:$port" \
+            timeout 10 "$program" --version 2>&1 </dev/null | sed -n 's/.*version is v*\([^ ]*\).*/\1/p' | tail -n 1)" ;;
+    esac
+    if [ -d "$state/lease" ]; then say @lease; fi
+fi
+
 say @clock "$(sed -n 's/^btime //p' /proc/stat)" "$(getconf CLK_TCK 2>/dev/null || echo 100)"
 # Our servers are known by a mark in their environment: a record on disk could be older than the process.
-grep -lzxF "OLLAMA_FLEET_ROOT=$root" /proc/[0-9]*/environ 2>/dev/null | while IFS= read -r path; do
+{
+    [ "${main_pid:-0}" = 0 ] || echo "/proc/$main_pid/environ"
+    grep -lzxF "OLLAMA_FLEET_ROOT=$root" /proc/[0-9]*/environ 2>/dev/null
+} | sort -u | while IFS= read -r path; do
     process=${path%/environ}
     send_proc "process/${process#/proc/}/cmdline" "$process/cmdline"
     send_proc "process/${process#/proc/}/environ" "$process/environ"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import json
 import stat
 import tarfile
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from typing import IO, cast
 from deploy.errors import ArchiveRefused, FleetError
 
 RECORD = "release.json"
+MARK = "release.env"
 BINARY = PurePosixPath("bin/ollama")
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -46,9 +48,21 @@ def checked_members(archive: Path) -> Iterator[Member]:
     with _damage_told(archive), _open_tar(archive) as tar:
         for info in tar:
             seen.check(info)
-            if PurePosixPath(info.name) != PurePosixPath(RECORD):
+            if str(PurePosixPath(info.name)) not in (RECORD, MARK):
                 yield Member(info=_ours(info), content=_content(archive, tar, info))
     seen.check_all()
+
+
+def render_records(version: str, sha256: str, size_bytes: int) -> dict[str, bytes]:
+    """What we add to a release, by name: the probe's record, last, and an environment file for its server.
+
+    A server tells by that mark which release it was started from, whatever `current` links to by now.
+    """
+    record = {"version": version, "archive_sha256": sha256, "bytes": size_bytes}
+    return {
+        MARK: f"OLLAMA_FLEET_RELEASE={sha256}\n".encode(),
+        RECORD: json.dumps(record).encode() + b"\n",
+    }
 
 
 def _content(archive: Path, tar: tarfile.TarFile, info: tarfile.TarInfo) -> Iterator[bytes]:

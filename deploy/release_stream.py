@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from deploy import ssh_commands
 from deploy.errors import CommandFailed
-from deploy.release_members import RECORD, Member, checked_members
+from deploy.release_members import Member, checked_members, render_records
 from deploy.transport import Completed, Progress, Transport
 
 _TELL_BYTES = 4 * 1024 * 1024
@@ -29,7 +28,7 @@ def stream_release(
     `on_progress` gets the bytes sent so far. The host needs no more than `tar`. Raises ArchiveRefused,
     CommandFailed or HostUnreachable; a release of this name is replaced by rename.
     """
-    chunks = _tar_chunks(archive, {"version": version, "archive_sha256": sha256}, on_progress)
+    chunks = _tar_chunks(archive, version, sha256, on_progress)
     done: Completed = transport.send(ssh_commands.receive_release(release), chunks)
     if done.exit_code != 0:
         raise CommandFailed(
@@ -41,18 +40,18 @@ def stream_release(
         )
 
 
-def _tar_chunks(archive: Path, record: dict[str, str], on_progress: Progress) -> Iterator[bytes]:
+def _tar_chunks(archive: Path, version: str, sha256: str, on_progress: Progress) -> Iterator[bytes]:
     """Plain GNU tar, which every tar reads; our record last, as the sign that nothing is missing."""
     sizes: dict[PurePosixPath, int] = {}
     sent_bytes = told_bytes = 0
     for member in checked_members(archive):
-        name = PurePosixPath(member.info.name)
+        path = PurePosixPath(member.info.name)
         if member.info.islnk():
-            sizes[name] = sizes[PurePosixPath(member.info.linkname)]
+            sizes[path] = sizes[PurePosixPath(member.info.linkname)]
         elif member.info.isreg():
-            sizes[name] = member.info.size
+            sizes[path] = member.info.size
         else:
-            sizes.pop(name, None)
+            sizes.pop(path, None)
         for chunk in _member_chunks(member):
             yield chunk
             sent_bytes += len(chunk)
@@ -60,10 +59,10 @@ def _tar_chunks(archive: Path, record: dict[str, str], on_progress: Progress) ->
                 on_progress(sent_bytes)
                 told_bytes = sent_bytes
     on_progress(sent_bytes)
-    content = json.dumps({**record, "bytes": sum(sizes.values())}).encode() + b"\n"
-    info = tarfile.TarInfo(RECORD)
-    info.size, info.mode = len(content), 0o644
-    yield from _member_chunks(Member(info=info, content=iter([content])))
+    for name, content in render_records(version, sha256, sum(sizes.values())).items():
+        info = tarfile.TarInfo(name)
+        info.size, info.mode = len(content), 0o644
+        yield from _member_chunks(Member(info=info, content=iter([content])))
     # The end of the archive is two empty blocks; tar(1) reads whole records of 20.
     yield bytes(tarfile.RECORDSIZE)
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import stat
 from pathlib import Path
 
 from deploy.errors import designed_error
-from deploy.release_members import RECORD, Member, checked_members
+from deploy.release_members import Member, checked_members, render_records
 from deploy.transport import Progress
 
 
@@ -27,8 +26,8 @@ def unpack_release(archive: Path, release: Path, *, version: str, sha256: str, o
         # What the probe counts to see whether somebody has been at it.
         sizes = [path.lstat() for path in temporary.rglob("*")]
         size_bytes = sum(found.st_size for found in sizes if stat.S_ISREG(found.st_mode))
-        record = {"version": version, "archive_sha256": sha256, "bytes": size_bytes}
-        _write_file(temporary / RECORD, json.dumps(record).encode() + b"\n")
+        for name, content in render_records(version, sha256, size_bytes).items():
+            _write_file(temporary / name, content)
         _sync_tree(temporary)
         _take_place(temporary, release)
     except OSError as error:

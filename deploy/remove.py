@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import PurePosixPath
 
@@ -11,6 +12,7 @@ from deploy.desired import Desired, HostPaths
 from deploy.errors import CommandFailed
 from deploy.facts import HostFacts, ServerProcess
 from deploy.host_lock import host_lock
+from deploy.journal import Journal
 from deploy.outcomes import Events
 from deploy.transport import Transport
 
@@ -43,10 +45,12 @@ def remove_host(
         text = f"kept {paths.models_dir}: it lies outside {paths.root} and may be somebody else's"
         events("note", desired.host, text=text)
     # A deploy that was refused has made nothing but the lock.
-    if not doomed_things(desired, transport, probe(), models) and not _is_there(transport, paths.lock):
+    doomed = doomed_things(desired, transport, probe(), models)
+    if not doomed and not _is_there(transport, paths.lock):
         return 0
     taken = 0
-    with host_lock(transport, paths.lock, "remove"):
+    journal = Journal(transport=transport, path=paths.journal, what="remove", events=events)
+    with host_lock(transport, paths.lock, "remove", journal), _last_words(journal, doomed, paths):
         for item in _processes(probe()):
             services.stop_server(transport, item.process)
             events("note", desired.host, text=f"stopped the server, pid {item.process.pid}")
@@ -56,9 +60,20 @@ def remove_host(
                 _remove(desired, transport, path)
                 events("note", desired.host, text=f"removed {path}")
                 taken += 1
-    transport.run(commands.remove([paths.lock]))
     transport.run(commands.remove_empty(_parents(paths)))
     return taken
+
+
+@contextmanager
+def _last_words(journal: Journal, doomed: tuple[str, ...], paths: HostPaths) -> Iterator[None]:
+    """A removal that fails leaves its story; one that succeeds takes the journal too, and the lock last.
+
+    While the lock is held: whoever waits for it then takes another file for it, and never one without a name.
+    """
+    with journal.changing(doomed):
+        yield
+    rotated = journal.path.with_name(f"{journal.path.name}.1")
+    journal.transport.run(commands.remove([journal.path, rotated, paths.lock]))
 
 
 def _processes(facts: HostFacts) -> tuple[ServerProcess, ...]:

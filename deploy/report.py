@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from deploy.errors import FleetError, error_fields, render_error
+from deploy.journal import render_entry_line
 from deploy.outcomes import HostOutcome
 
 if TYPE_CHECKING:
@@ -89,8 +90,7 @@ class Report:
         Its hint names the inventory that was given: the next command is about the same hosts.
         """
         if self._inventory is not None and error.hint is not None:
-            given = f" --inventory {shlex.quote(self._inventory)} --limit "
-            error.hint = error.hint.replace(" --limit ", given)
+            error.hint = _naming(self._inventory, error.hint)
         with self._lock, self._without_reader():
             if self._json:
                 self._write_json({"event": "error", **error_fields(error)})
@@ -165,6 +165,13 @@ class Report:
             return False
         self._last_progress[key] = now
         return True
+
+
+def _naming(inventory: str, hint: str) -> str:
+    given = f" --inventory {shlex.quote(inventory)}"
+    if given in hint:
+        return hint
+    return hint.replace(" --limit ", f"{given} --limit ").replace("./fleet trust ", f"./fleet trust{given} ")
 
 
 def _forgiving(stream: TextIO | None) -> TextIO:
@@ -276,6 +283,11 @@ def _case(fields: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _command(fields: Mapping[str, Any]) -> str:
+    said = [part.rstrip("\n") for part in (fields["stdout"], fields["stderr"]) if part]
+    return "\n".join([*said, f"exit code {fields['exit_code']}, {fields['seconds']:.1f} s"])
+
+
 def _summary(fields: Mapping[str, Any]) -> str:
     words = [f"{name.replace('_', ' ')} {value}" for name, value in fields.items() if name != "seconds"]
     return f"{', '.join(words)}, in {fields['seconds']:.1f} s"
@@ -288,6 +300,9 @@ _LINES: Mapping[str, Callable[[Mapping[str, Any]], str | None]] = {
     "blob": lambda f: f"  weights of {f['model']} {f['how']} in the store, sha256 verified",
     "case": _case,
     "note": lambda f: str(f["text"]),
+    "log": lambda f: str(f["line"]),
+    "journal": lambda f: render_entry_line(f["entry"]),
+    "command": _command,
     "host_done": lambda f: f"{f['outcome']}, {_count(f['steps_done'], 'step')}, {f['seconds']:.1f} s",
     "summary": _summary,
 }

@@ -1,4 +1,4 @@
-"""The `process` backend: start and stop `ollama serve` as operations. It does not supervise, and says so."""
+"""Starting, awaiting and stopping the server; the `process` backend does not supervise it, and says so."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import requests
 import tenacity
 
 from deploy import commands
-from deploy.desired import Desired, HostPaths
+from deploy.desired import Desired, HostPaths, ServiceBackend
 from deploy.errors import FleetError, PortTaken, ServiceError
 from deploy.facts import ProcessId, ServerProcess
 from deploy.ollama_api import OllamaApi
@@ -68,7 +68,9 @@ def wait_until_ready(transport: Transport, desired: Desired, is_alive: Callable[
 
 
 def _not_ready(transport: Transport, desired: Desired, cause: str) -> FleetError:
-    log = transport.run(commands.tail(desired.paths.log, LOG_LINES)).stdout.decode(errors="replace").strip()
+    is_unit = desired.server.backend is ServiceBackend.SYSTEMD
+    argv = commands.unit_log(LOG_LINES) if is_unit else commands.tail(desired.paths.log, LOG_LINES)
+    log = transport.run(argv).stdout.decode(errors="replace").strip()
     if "bind: address already in use" in log.rpartition("\n")[2]:
         # Free when the plan was made and taken since.
         return PortTaken(
@@ -81,7 +83,7 @@ def _not_ready(transport: Transport, desired: Desired, cause: str) -> FleetError
         sentence=f"the server of release `{desired.server.version}` did not become ready",
         host=transport.host,
         cause=f"{cause}; the end of its log:\n{log}",
-        hint=f"the whole log is {desired.paths.log}",
+        hint=f"./fleet logs --limit {transport.host}",
     )
 
 

@@ -180,6 +180,14 @@ class SshTransport:
         with open_tunnel(self.host, self._connection.transport, there) as port:
             yield split._replace(netloc=f"127.0.0.1:{port}").geturl()
 
+    @contextmanager
+    def fresh(self) -> Iterator[SshTransport]:
+        other = SshTransport(self._target, self._rights, self._password)
+        try:
+            yield other
+        finally:
+            other.close()
+
     def is_running(self, process: ProcessId) -> bool:
         return self._answer(ssh_commands.is_running(process), "the processes could not be listed") == "yes"
 

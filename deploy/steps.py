@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from deploy.desired import Artefact, DesiredModel
+from deploy.desired import Artefact, DesiredModel, HostFile
 from deploy.facts import ServerProcess
 
 
@@ -75,6 +75,48 @@ class UnpackRelease(_Step):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MakeAccount(_Step):
+    """The account that the server runs under, in these groups."""
+
+    name: str
+    home: str
+    groups: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WriteFile(_Step):
+    """A file of ours that is absent or was written with other settings."""
+
+    file: HostFile
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OverwriteFile(_Step):
+    """A file in our place that another hand wrote or edited: replaced only on request, with a backup."""
+
+    file: HostFile
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TakeLease(_Step):
+    """From here on the host goes back by itself to what it serves now, unless the lease is ended."""
+
+    files: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnableUnits(_Step):
+    """Units that must start by themselves at every boot."""
+
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndLease(_Step):
+    """What runs now is confirmed: it stays."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StopServer(_Step):
     """A server of ours that must not run (any more, or beside another one)."""
 
@@ -83,7 +125,7 @@ class StopServer(_Step):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SwitchRelease(_Step):
-    """`current` to another release."""
+    """`current` to another release; to none where `version` is that of an adopted server."""
 
     previous: str | None
     version: str
@@ -150,6 +192,12 @@ Step = (
     | FetchArchive
     | FetchWeights
     | UnpackRelease
+    | MakeAccount
+    | WriteFile
+    | OverwriteFile
+    | TakeLease
+    | EnableUnits
+    | EndLease
     | StopServer
     | SwitchRelease
     | RemoveDamagedBlob
@@ -166,6 +214,12 @@ PHASES: dict[type, Phase] = {
     FetchArchive: Phase.FETCH,
     FetchWeights: Phase.FETCH,
     UnpackRelease: Phase.INSTALL,
+    MakeAccount: Phase.SERVICE,
+    WriteFile: Phase.SERVICE,
+    OverwriteFile: Phase.SERVICE,
+    TakeLease: Phase.SERVICE,
+    EnableUnits: Phase.SERVICE,
+    EndLease: Phase.PROMOTE,
     StopServer: Phase.SERVICE,
     SwitchRelease: Phase.SERVICE,
     RemoveDamagedBlob: Phase.SERVICE,
@@ -195,6 +249,14 @@ def subject_of(step: Step) -> str:  # noqa: PLR0911 - one short arm for each kin
             return f"release {step.version}"
         case RemoveDamagedBlob():
             return f"blob sha256-{step.sha256[:12]}"
+        case MakeAccount():
+            return f"account {step.name}"
+        case WriteFile() | OverwriteFile():
+            return str(step.file.path)
+        case TakeLease() | EndLease():
+            return "rollback lease"
+        case EnableUnits():
+            return ", ".join(step.names)
         case StopServer():
             return f"pid {step.server.process.pid}"
         case CreateModel():

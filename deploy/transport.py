@@ -86,6 +86,10 @@ class Transport(Protocol):
         """A URL under which this process reaches `url` of the host while the context lasts."""
         ...
 
+    def fresh(self) -> AbstractContextManager[Transport]:
+        """The same host by a connection of its own, opened now. Raises HostUnreachable."""
+        ...
+
     def is_running(self, process: ProcessId) -> bool:
         """Whether exactly this process still runs (a zombie does not)."""
         ...

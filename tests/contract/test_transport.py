@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import psutil
 import pytest
@@ -24,9 +25,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deploy import commands
+from deploy.desired import HostPaths
 from deploy.errors import CommandFailed, HostLocked, HostUnreachable
 from deploy.facts import ProcessId
 from deploy.host_lock import host_lock
+from deploy.journal import Journal, parse_entries, this_user
 from deploy.local import LocalTransport
 from deploy.transport import Transport
 from tests.contract.sshd import running_sshd
@@ -313,13 +316,18 @@ def test_a_blob_is_placed_only_with_the_right_sha256_and_replaces_a_damaged_one(
 
 
 def test_current_is_switched_by_rename(box: Transport, tmp_path: Path) -> None:
-    current = PurePosixPath(tmp_path / "opt/current")
-    for version in ("1", "2"):
-        (tmp_path / f"opt/releases/{version}").mkdir(parents=True)
-        done = box.run(commands.switch_current(current, PurePosixPath(tmp_path / f"opt/releases/{version}")))
+    paths = HostPaths(root=PurePosixPath(tmp_path), models_dir=PurePosixPath(tmp_path / "models"))
+    before = None
+    for version in ("1", "2", "adopted", "2"):
+        Path(paths.release(version)).mkdir(parents=True, exist_ok=True)
+        done = box.run(commands.switch_current(paths, version, before))
         assert done.exit_code == 0, done.last_words
-        assert Path(current).readlink() == Path(f"releases/{version}")
-    assert sorted(path.name for path in Path(tmp_path / "opt").iterdir()) == ["current", "releases"]
+        assert Path(paths.current).readlink().name == version
+        assert os.path.lexists(paths.previous) == (before is not None)
+        before = version
+    assert Path(paths.previous).readlink() == Path("adopted")
+    assert box.run(commands.switch_current(paths, None, None)).exit_code == 0
+    assert [path.name for path in Path(tmp_path / "opt/ollama").iterdir()] == ["releases"]
 
 
 # The way to a port of the host.
@@ -383,6 +391,33 @@ def test_a_channel_gives_its_lines_and_ends_when_it_is_closed(box: Transport, tm
     assert not is_alive(int((tmp_path / "pid").read_text()))
 
 
+def test_a_followed_command_gives_its_lines_and_ends_with_its_reader(box: Transport, tmp_path: Path) -> None:
+    log = tmp_path / "a log"
+    log.write_text("one\n\nthree\n")
+    script = 'echo "$$" >"$1"; exec tail -n 9 -F "$2"'
+    command = commands.shell(script, str(tmp_path / "pid"), str(log))
+    channel = box.open_channel(commands.follow(command))
+    assert [channel.read_line(20) for _ in range(3)] == [" one", " ", " three"]
+    with log.open("a") as file:
+        file.write("four\n")
+    assert channel.read_line(20) == " four"
+    pid = int((tmp_path / "pid").read_text())
+    assert is_alive(pid)
+    channel.close()
+    wait_until(lambda: not is_alive(pid))
+
+
+def test_a_followed_command_that_ends_ends_the_channel(box: Transport) -> None:
+    channel = box.open_channel(commands.follow(commands.shell("echo out; echo err >&2; exit 3")))
+    assert [channel.read_line(20) for _ in range(3)] == [" out", " err", ""]
+    channel.close()
+
+
+def test_a_line_of_shell_is_run_as_it_is(box: Transport) -> None:
+    done = box.run(commands.run_line("""a='x  y'; echo "$a" "$#"; exit 7"""))
+    assert (done.stdout, done.exit_code) == (b"x  y 0\n", 7)
+
+
 def test_a_channel_whose_command_is_gone_says_so(box: Transport) -> None:
     channel = box.open_channel(["echo", "last words"])
     assert [channel.read_line(20), channel.read_line(20)] == ["last words", ""]
@@ -401,7 +436,7 @@ def test_a_channel_whose_command_is_gone_says_so(box: Transport) -> None:
 def test_a_lock_is_held_by_one_and_names_its_owner(box: Transport, tmp_path: Path) -> None:
     lock = PurePosixPath(tmp_path / "state/lock")
     with host_lock(box, lock, "deploy"):
-        owner = json.loads(Path(lock).read_text())
+        owner = json.loads(Path(lock).read_text().splitlines()[0])
         assert (owner["pid"], owner["what"]) == (os.getpid(), "deploy")
         with pytest.raises(HostLocked, match=f"pid {os.getpid()}, deploy"), host_lock(box, lock, "other"):
             pass
@@ -443,11 +478,25 @@ def test_a_killed_holder_frees_the_lock_by_itself(box: Transport, tmp_path: Path
     holder.send_signal(signal.SIGKILL)
     holder.communicate()
 
+    told: list[str] = []
+
+    def events(event: str, host: str | None, **fields: Any) -> None:
+        told.append(fields["text"])
+
+    path = PurePosixPath(tmp_path / "journal.jsonl")
+    journal = Journal(transport=box, path=path, what="other", events=events)
+
     def free() -> bool:
         try:
-            with host_lock(box, PurePosixPath(lock), "other"):
+            with host_lock(box, PurePosixPath(lock), "other", journal):
                 return True
         except HostLocked:
             return False
 
     wait_until(free)
+    # Once: the one after it was released in good order.
+    assert free()
+    (note,) = told
+    assert note.startswith(f"took over the lock of {this_user()} (pid {holder.pid}, deploy, since ")
+    (entry,) = parse_entries(Path(path).read_text())
+    assert entry["result"] == note

@@ -18,7 +18,7 @@ from deploy.desired import (
     Modelfile,
     ServiceBackend,
 )
-from deploy.errors import DiskTooSmall, PinError, PortTaken, ServiceError, UsageError
+from deploy.errors import DiskTooSmall, PinError, PortTaken, ServiceError
 from deploy.facts import Blob, Disk, HostFacts, Listener, ProcessId, ServerProcess, StoredModel
 from deploy.plan import (
     Plan,
@@ -28,9 +28,9 @@ from deploy.plan import (
     only_service,
     plan,
     render_plan,
-    server_environment,
 )
-from deploy.steps import PromoteModel
+from deploy.server_plan import choose_release, server_environment
+from deploy.steps import PromoteModel, UnpackRelease
 
 ROOT = PurePosixPath("/srv/fleet")
 ARCHIVE = Artefact(repo="o/l", revision="v1", file="ollama-linux-amd64.tgz", size_bytes=1000, sha256="a" * 64)
@@ -69,7 +69,7 @@ EMPTY = HostFacts(
 SERVER = ServerProcess(
     process=ProcessId(pid=42, create_time=1000.0),
     command=("python3", str(ROOT / "opt/ollama/releases/0.17.5/bin/ollama"), "serve"),
-    environment=server_environment(DESIRED, ARCHIVE),
+    environment=server_environment(DESIRED, EMPTY, choose_release(DESIRED, EMPTY)),
 )
 STORED = StoredModel(model_sha256=WEIGHTS.sha256, template="line 1\nline 2", parameters=PARAMETERS)
 CONVERGED = replace(
@@ -192,9 +192,19 @@ def test_healed_weights_do_not_overwrite_the_previous_model() -> None:
     assert keeps == [False, True]
 
 
-def test_a_release_unpacked_from_other_bytes_is_replaced() -> None:
-    planned = plan(DESIRED, replace(CONVERGED, releases={"0.17.5": "d" * 64}))
-    # Restarted too: a server whose binary is gone starts no runner any more (measured on 0.17.5 and 0.24.0).
+def test_other_bytes_of_the_same_version_get_a_directory_of_their_own() -> None:
+    other = replace(SERVER, environment={**SERVER.environment, "OLLAMA_FLEET_RELEASE": "d" * 64})
+    planned = plan(DESIRED, replace(CONVERGED, releases={"0.17.5": "d" * 64}, servers=(other,)))
+    restart = ["SwitchRelease", "StopServer", "StartServer", "LoadModel", "VerifyModel"]
+    assert kinds(planned) == ["FetchArchive", "UnpackRelease", *restart]
+    assert [step.version for step in planned.steps if isinstance(step, UnpackRelease)] == [
+        f"0.17.5-{ARCHIVE.sha256[:12]}"
+    ]
+
+
+def test_a_damaged_release_is_replaced_and_its_server_restarted() -> None:
+    planned = plan(DESIRED, replace(CONVERGED, releases={"0.17.5": ""}))
+    # A server whose binary is gone starts no runner any more (measured on 0.17.5 and 0.24.0).
     restart = ["StopServer", "StartServer", "LoadModel", "VerifyModel"]
     assert kinds(planned) == ["FetchArchive", "UnpackRelease", *restart]
 
@@ -243,12 +253,6 @@ def test_a_store_on_another_disk_needs_room_for_a_copy_there() -> None:
 def test_an_architecture_without_a_pinned_archive_is_refused() -> None:
     with pytest.raises(PinError, match="`arm64`"):
         plan(DESIRED, replace(EMPTY, architecture="aarch64"))
-
-
-def test_a_backend_that_this_release_does_not_have_is_refused() -> None:
-    server = replace(DESIRED.server, backend=ServiceBackend.SYSTEMD)
-    with pytest.raises(UsageError, match="systemd"):
-        plan(replace(DESIRED, server=server), EMPTY)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,111 @@
+"""Back to what served before a run whose step failed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from deploy import commands, services, systemd
+from deploy.apply import Site, start, stop_servers, wait_until_ready
+from deploy.desired import ServiceBackend
+from deploy.errors import FleetError, designed_error
+from deploy.facts import HostFacts
+from deploy.ollama_api import OllamaApi
+from deploy.plan import Plan
+from deploy.server_plan import ADOPTED
+from deploy.steps import CreateModel, PromoteModel, StartServer, StopServer, SwitchRelease
+from deploy.systemd_plan import main_server
+
+DEFAULT_ADDRESS = "127.0.0.1:11434"
+"""Where a server listens whose environment does not say: Ollama's `envconfig/config.go`."""
+
+
+def go_back(site: Site, before: HostFacts, todo: Plan, error: FleetError) -> str:
+    """Bring back what served before a failed run; returns what was left unchanged, in words."""
+    said = []
+    try:
+        now = site.probe()
+        touches = any(isinstance(step, SwitchRelease | StopServer | StartServer) for step in todo.steps)
+        if touches or (now.systemd is not None and now.systemd.is_leased):
+            said.append(_SERVE_AS_BEFORE[site.desired.server.backend](site, before, now))
+        if any(isinstance(step, PromoteModel) for step in todo.steps):
+            said.append(_serve_models_as_before(site, before, todo))
+        if any(isinstance(step, CreateModel) for step in todo.steps):
+            said.append(_drop_candidates(site, todo))
+    except Exception as failure:  # noqa: BLE001 - the first error is the one to tell
+        second = designed_error(failure)
+        said.append(f"going back failed too: {second.sentence} ({second.cause})")
+    kept = "; ".join(part for part in said if part)
+    return "; ".join(part for part in (error.unchanged, kept) if part) or "what was served before"
+
+
+def _start_as_before(site: Site, before: HostFacts, now: HostFacts) -> str:
+    paths = site.desired.paths
+    if now.current != before.current:
+        site.transport.run(commands.switch_current(paths, before.current, before.previous))
+    served = before.servers[0] if before.servers else None
+    binary = services.binary_of(served) if served is not None else None
+    version = binary.parent.parent.name if binary is not None else "of an unknown origin"
+    if served is not None and any(item.process.same_as(served.process) for item in now.servers):
+        return f"release {version} serves on (pid {served.process.pid})"
+    for server in now.servers:
+        services.stop_server(site.transport, server.process)
+    if served is None or binary is None:
+        return "no server ran before and none runs now"
+    start(_with_settings(site, served.environment), version, served.environment)
+    return f"release {version} serves again, as before"
+
+
+def _revert_unit(site: Site, before: HostFacts, now: HostFacts) -> str:
+    """The host's own way back: the one that the lease's timer would take."""
+    served, serves = main_server(before), main_server(now)
+    if now.systemd is not None and now.systemd.is_leased:
+        name = systemd.revert(site.transport, site.desired, "a step of the deploy failed")
+        wait_until_ready(site if served is None else _with_settings(site, served.environment))
+        return f"release {name} serves again, as before"
+    if served is not None and serves is not None and serves.process.same_as(served.process):
+        return f"release {before.current or ADOPTED} serves on (pid {served.process.pid})"
+    if served is not None:
+        return ""
+    stop_servers(site)
+    return "no server ran before and none runs now"
+
+
+def _with_settings(site: Site, environment: Mapping[str, str]) -> Site:
+    """The same host as it was: another port is where it is awaited then."""
+    settings = {"OLLAMA_HOST": DEFAULT_ADDRESS, **environment}
+    server = replace(site.desired.server, environment=settings)
+    return replace(site, desired=replace(site.desired, server=server))
+
+
+_SERVE_AS_BEFORE = {ServiceBackend.PROCESS: _start_as_before, ServiceBackend.SYSTEMD: _revert_unit}
+
+
+def _serve_models_as_before(site: Site, before: HostFacts, todo: Plan) -> str:
+    """A model that was promoted goes with the server that it was proven on."""
+    now = site.probe()
+    back = []
+    for step in todo.steps:
+        if not isinstance(step, PromoteModel) or not step.keeps_previous:
+            continue
+        latest, previous = f"{step.model.name.lower()}:latest", f"{step.model.name.lower()}:previous"
+        was = before.models.get(latest)
+        if was is not None and now.models.get(latest) != was and now.models.get(previous) == was:
+            with site.transport.http_url(site.desired.url) as url:
+                OllamaApi(site.host, url).copy(previous, latest)
+            back.append(f"`{latest}` is again the one that was there before")
+    return "; ".join(back)
+
+
+def _drop_candidates(site: Site, todo: Plan) -> str:
+    served = []
+    with site.transport.http_url(site.desired.url) as url:
+        api = OllamaApi(site.host, url)
+        for step in todo.steps:
+            if isinstance(step, CreateModel) and site.probe().servers:
+                # Or the runner would go on under the deleted name for as long as it lives.
+                api.unload(f"{step.model.name}:candidate")
+                api.delete(f"{step.model.name}:candidate")
+                if f"{step.model.name.lower()}:latest" in site.probe().models:
+                    served.append(f"`{step.model.name}:latest` is the one that was there before")
+    return "; ".join(served)

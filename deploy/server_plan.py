@@ -1,0 +1,120 @@
+"""What both backends plan alike: which release the server runs from, with which environment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from deploy.desired import Artefact, Desired, ServiceBackend
+from deploy.errors import PinError
+from deploy.facts import HostFacts
+from deploy.steps import Difference, RemoveDamagedBlob
+
+ARCHITECTURES: Mapping[str, str] = {"x86_64": "amd64", "aarch64": "arm64"}
+"""`uname -m` to the word in the archives' names."""
+
+ADOPTED = "adopted"
+"""The name of the release that somebody else installed: a unit with a binary of its own."""
+
+MARK_NAME = "OLLAMA_FLEET_RELEASE"
+"""The variable that tells of a running server which release it was started from."""
+
+ACCOUNT = "ollama"
+ACCOUNT_HOME = "/usr/share/ollama"
+"""As Ollama's own install.sh makes it."""
+
+SERVER_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Release:
+    """A release by the name of its directory; `mark` tells in a server's environment that it runs from it.
+
+    `archive` is None for one that is on the host and in no pins: adopted, or gone back to.
+    """
+
+    name: str
+    mark: str
+    archive: Artefact | None = None
+
+    @property
+    def is_adopted(self) -> bool:
+        return self.name == ADOPTED
+
+
+def choose_release(desired: Desired, facts: HostFacts) -> Release:
+    """The release that the server should run from. Raises PinError when no archive of it is pinned."""
+    if desired.server.version == ADOPTED or _is_adoptable(desired, facts):
+        return Release(name=ADOPTED, mark=ADOPTED)
+    archive = _archive(desired, facts)
+    return Release(
+        name=_directory(desired.server.version, archive, facts), mark=archive.sha256, archive=archive
+    )
+
+
+def server_environment(desired: Desired, facts: HostFacts, release: Release) -> dict[str, str]:
+    """The whole environment of the server: the inventory's settings and the marks we know it by."""
+    home = str(desired.paths.server_home)
+    if desired.server.backend is ServiceBackend.SYSTEMD:
+        account = facts.systemd.account if facts.systemd is not None else None
+        home = account.home if account is not None else ACCOUNT_HOME
+    return {
+        **desired.server.environment,
+        "HOME": home,
+        "PATH": SERVER_PATH,
+        "OLLAMA_FLEET_ROOT": str(desired.paths.root),
+        MARK_NAME: release.mark,
+    }
+
+
+def environment_differences(actual: Mapping[str, str], desired: Mapping[str, str]) -> tuple[Difference, ...]:
+    """What of a running server's environment is not as desired; what systemd and shells add is not ours."""
+    names = {*desired, *(name for name in actual if name.startswith("OLLAMA_"))}
+    return tuple(
+        Difference(what=name, actual=actual.get(name), desired=desired.get(name))
+        for name in sorted(names)
+        if actual.get(name) != desired.get(name)
+    )
+
+
+def damaged_blobs(desired: Desired, facts: HostFacts) -> Iterator[RemoveDamagedBlob]:
+    """Weights that would keep the server from starting: they go before it starts."""
+    blobs = {model.weights.sha256: facts.blobs.get(model.weights.sha256) for model in desired.models}
+    for sha256, blob in sorted(blobs.items()):
+        if blob is not None and not blob.is_gguf:
+            yield RemoveDamagedBlob(reason="these bytes are no GGUF", sha256=sha256)
+
+
+def _is_adoptable(desired: Desired, facts: HostFacts) -> bool:
+    """A binary of another hand is kept while it is of the wanted version: nothing is downloaded again."""
+    found = facts.systemd
+    return (
+        desired.server.backend is ServiceBackend.SYSTEMD
+        and found is not None
+        and facts.current is None
+        and found.foreign_version == desired.server.version
+    )
+
+
+def _archive(desired: Desired, facts: HostFacts) -> Artefact:
+    architecture = ARCHITECTURES.get(facts.architecture, facts.architecture)
+    archive = desired.server.archives.get(architecture)
+    if archive is None:
+        known = ", ".join(f"`{name}`" for name in sorted(desired.server.archives)) or "none"
+        raise PinError(
+            sentence=f"no archive of Ollama {desired.server.version} is pinned for `{architecture}`",
+            host=desired.host,
+            cause=f"pinned architectures: {known}; the ModelScope mirror usually holds amd64 only",
+            unchanged="everything",
+            hint="./fleet pin",
+        )
+    return archive
+
+
+def _directory(version: str, archive: Artefact, facts: HostFacts) -> str:
+    """The version; with a part of the sha256 where that name is another archive's: one can go back."""
+    for name, sha256 in sorted(facts.releases.items()):
+        if sha256 == archive.sha256:
+            return name
+    taken = facts.releases.get(version, "")
+    return f"{version}-{archive.sha256[:12]}" if taken else version

@@ -1,0 +1,263 @@
+"""The service steps of a host that systemd runs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+
+from deploy.desired import Desired, GpuKind, HostFile
+from deploy.errors import ServiceError, UsageError
+from deploy.facts import HostFacts, ServerProcess, SystemdFacts
+from deploy.server_plan import (
+    ACCOUNT,
+    ACCOUNT_HOME,
+    ADOPTED,
+    MARK_NAME,
+    Release,
+    damaged_blobs,
+    environment_differences,
+    server_environment,
+)
+from deploy.steps import (
+    Difference,
+    EnableUnits,
+    MakeAccount,
+    OverwriteFile,
+    StartServer,
+    Step,
+    StopServer,
+    SwitchRelease,
+    TakeLease,
+    WriteFile,
+)
+from deploy.units import ENABLED_UNITS, Hand, server_files, side_files, user_of, written_by
+
+# What a drop-in that is read after ours can undo of it.
+_UNDOES = re.compile(r"^\s*(ExecStart|Environment|EnvironmentFile|User)\s*=.*$", re.MULTILINE)
+_MODELS_SETTING = re.compile(r"""^\s*Environment\s*=.*?\bOLLAMA_MODELS=([^\s"']+)""", re.MULTILINE)
+_ROOT_ID = 0
+
+
+def systemd_steps(desired: Desired, facts: HostFacts, release: Release) -> Iterator[Step]:
+    """Account, files, lease, switch, restart: none of them on a host that is as desired.
+
+    Raises UsageError or ServiceError for what no step of ours can mend: systemd does not run this host, no
+    rights, a masked unit, settings of another drop-in, a store that belongs to somebody else.
+    """
+    found = _check_host(desired, facts)
+    yield from _account(desired, facts, found)
+    yield from _write(found, side_files(desired, facts, release))
+    files = server_files(desired, facts, release)
+    changed = tuple(_write(found, files))
+    environment = server_environment(desired, facts, release)
+    server, differences = _server(found, facts, environment, release)
+    differences += tuple(
+        Difference(what=str(step.file.path), actual="other settings", desired="those of the inventory")
+        for step in changed
+        if server is not None
+    )
+    switch = _switch(facts, release)
+    is_serving = server is not None and not found.is_leased
+    if is_serving and (differences or switch is not None):
+        yield TakeLease(
+            reason="until the new server is verified", files=tuple(str(file.path) for file in files)
+        )
+    yield from changed
+    if switch is not None:
+        yield switch
+    for other in (*facts.servers, *facts.orphans):
+        if other.process.pid != found.unit.main_pid:
+            yield StopServer(reason="it runs beside the unit's server", server=other)
+    if server is None or differences:
+        yield from damaged_blobs(desired, facts)
+    disabled = tuple(name for name in ENABLED_UNITS if not _is_enabled(found, name))
+    if disabled:
+        yield EnableUnits(reason="not started at boot", names=disabled)
+    if server is None or differences:
+        reason = "; ".join(map(str, differences)) if server is not None else _why_not_running(found)
+        yield StartServer(
+            reason=reason, differences=differences, version=release.name, environment=environment
+        )
+
+
+def main_server(facts: HostFacts) -> ServerProcess | None:
+    """The process that systemd runs for the unit."""
+    pid = facts.systemd.unit.main_pid if facts.systemd is not None else None
+    return next((server for server in facts.servers if server.process.pid == pid), None)
+
+
+def _check_host(desired: Desired, facts: HostFacts) -> SystemdFacts:
+    host, found = desired.host, facts.systemd
+    if found is None:
+        raise UsageError(
+            sentence=f"systemd does not run `{host}`",
+            host=host,
+            cause="there is no /run/systemd/system; containers and notebooks are usual",
+            unchanged="everything",
+            hint="set `ollama_service=process` for this host in the inventory",
+        )
+    if facts.user_id != _ROOT_ID:
+        raise UsageError(
+            sentence=f"`ollama_service=systemd` needs root on `{host}`",
+            host=host,
+            cause=f"the commands run as user {facts.user_id}",
+            unchanged="everything",
+            hint="sudo ./fleet, or set `ollama_service=process` for this host in the inventory",
+        )
+    if found.unit.load_state == "masked":
+        raise ServiceError(
+            sentence="the unit `ollama.service` is masked",
+            host=host,
+            unchanged="everything",
+            hint="systemctl unmask ollama.service",
+        )
+    _check_drop_ins(desired, found)
+    _check_store(desired, facts, found)
+    return found
+
+
+def _check_drop_ins(desired: Desired, found: SystemdFacts) -> None:
+    """Drop-ins are read in the order of their names: systemd.unit(5). One after ours could undo it."""
+    ours = desired.paths.drop_in
+    for path in found.unit.drop_ins:
+        name = path.rpartition("/")[2]
+        fact = found.files.get(path)
+        lines = [line.group().strip() for line in _UNDOES.finditer(fact.text)] if fact is not None else []
+        if name > ours.name and lines:
+            raise ServiceError(
+                sentence=f"`{path}` is read after our drop-in and would undo it",
+                host=desired.host,
+                cause="\n".join(lines),
+                unchanged="everything",
+                hint=f"set `ollama_...` for `{desired.host}` in the inventory, and remove these lines",
+            )
+
+
+def _check_store(desired: Desired, facts: HostFacts, found: SystemdFacts) -> None:
+    user, store = user_of(facts), desired.paths.models_dir
+    if facts.store_owner not in (None, user):
+        raise ServiceError(
+            sentence=f"the model store `{store}` belongs to another account than the server's",
+            host=desired.host,
+            expected=user,
+            actual=facts.store_owner,
+            cause="a server that does not own its blobs fails to create models (measured on 0.24.0)",
+            unchanged="everything",
+            hint=f"chown -R {user}: {store}, or set `ollama_models_dir` elsewhere",
+        )
+    was_ours = facts.current is not None or facts.previous is not None
+    if found.foreign_program is None or was_ours:
+        return
+    actual = _adopted_store(facts, found)
+    if actual != str(store):
+        raise ServiceError(
+            sentence=f"the server that would be adopted keeps its models in `{actual}`",
+            host=desired.host,
+            expected=str(store),
+            actual=actual,
+            cause="its models would be gone from the API",
+            unchanged="everything",
+            hint=f"set `ollama_models_dir={actual}` for `{desired.host}` in the inventory",
+        )
+
+
+def _adopted_store(facts: HostFacts, found: SystemdFacts) -> str:
+    """Where the server of another hand keeps its models: Ollama's `envconfig/config.go`."""
+    server = main_server(facts)
+    if server is not None and "OLLAMA_MODELS" in server.environment:
+        return server.environment["OLLAMA_MODELS"]
+    unit = found.unit
+    for path in (*reversed(unit.drop_ins), unit.fragment):
+        fact = found.files.get(path or "")
+        if server is None and fact is not None and (set_there := _MODELS_SETTING.findall(fact.text)):
+            return str(set_there[-1])
+    home = found.account.home if found.account is not None else "/root"
+    return f"{home}/.ollama/models"
+
+
+def _account(desired: Desired, facts: HostFacts, found: SystemdFacts) -> Iterator[Step]:
+    if user_of(facts) == "root":
+        return
+    account = found.account
+    groups = found.gpu_groups if desired.gpu is GpuKind.NVIDIA else ()
+    missing = tuple(name for name in groups if account is None or name not in account.groups)
+    if account is not None and not missing:
+        return
+    name = account.name if account is not None else ACCOUNT
+    home = account.home if account is not None else ACCOUNT_HOME
+    actual = None if account is None else ", ".join(account.groups)
+    difference = Difference(what=f"account {name}", actual=actual, desired=", ".join((name, *groups)))
+    yield MakeAccount(reason=str(difference), differences=(difference,), name=name, home=home, groups=missing)
+
+
+def _write(found: SystemdFacts, files: tuple[HostFile, ...]) -> Iterator[WriteFile | OverwriteFile]:
+    for file in files:
+        fact = found.files.get(str(file.path))
+        if fact is None:
+            yield WriteFile(reason="absent", file=file)
+        elif fact.text != file.text:
+            differences = line_differences(fact.text, file.text)
+            if written_by(fact.text) is Hand.OURS:
+                yield WriteFile(reason="other settings", differences=differences, file=file)
+            else:
+                reason = "edited by hand: " + "; ".join(map(str, differences))
+                yield OverwriteFile(reason=reason, differences=differences, file=file)
+        elif fact.mode != file.mode:
+            difference = Difference(what="mode", actual=fact.mode, desired=file.mode)
+            yield WriteFile(reason=str(difference), differences=(difference,), file=file)
+
+
+def line_differences(actual: str, desired: str) -> tuple[Difference, ...]:
+    """The lines that only one of two files has; comments say nothing."""
+
+    def lines(text: str) -> list[str]:
+        found = (line.strip() for line in text.splitlines())
+        return [line for line in found if line and not line.startswith("#")]
+
+    old, new = lines(actual), lines(desired)
+    gone = tuple(Difference(what="line", actual=line, desired=None) for line in old if line not in new)
+    come = tuple(Difference(what="line", actual=None, desired=line) for line in new if line not in old)
+    return gone + come or (Difference(what="text", actual="other comments or order", desired="ours"),)
+
+
+def _server(
+    found: SystemdFacts, facts: HostFacts, environment: dict[str, str], release: Release
+) -> tuple[ServerProcess | None, tuple[Difference, ...]]:
+    """The unit's running server and what of it is not as desired."""
+    server = main_server(facts)
+    if server is None or found.unit.active_state not in ("active", "reloading"):
+        return None, ()
+    differences = environment_differences(server.environment, environment)
+    names = {sha256: name for name, sha256 in facts.releases.items()} | {release.mark: release.name}
+    return server, tuple(_by_name(names, difference) for difference in differences)
+
+
+def _by_name(names: Mapping[str, str], difference: Difference) -> Difference:
+    """A release is known by its name; its mark says nothing to a reader."""
+    if difference.what != MARK_NAME:
+        return difference
+    actual = names.get(difference.actual, difference.actual)
+    desired = names.get(difference.desired, difference.desired)
+    return Difference(what="running release", actual=actual, desired=desired)
+
+
+def _switch(facts: HostFacts, release: Release) -> SwitchRelease | None:
+    wanted = None if release.is_adopted else release.name
+    if facts.current == wanted:
+        return None
+    change = Difference(what="current release", actual=facts.current, desired=wanted)
+    is_foreign = facts.systemd is not None and facts.systemd.foreign_program is not None
+    previous = facts.current or (ADOPTED if is_foreign else None)
+    return SwitchRelease(reason=str(change), differences=(change,), previous=previous, version=release.name)
+
+
+def _is_enabled(found: SystemdFacts, name: str) -> bool:
+    unit = found.units.get(name)
+    return unit is not None and unit.enabled == "enabled"
+
+
+def _why_not_running(found: SystemdFacts) -> str:
+    unit = found.unit
+    if not unit.exists:
+        return "there is no unit"
+    return f"the unit is {unit.active_state}" + (f" ({unit.result})" if unit.result != "success" else "")

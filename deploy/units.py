@@ -1,0 +1,152 @@
+"""The files that a host with systemd gets from us: unit, drop-in, scripts and timers, each signed.
+
+The signature, the sha256 of the rest in a comment, tells a file that we wrote with other settings from one
+that was edited by hand: the first is replaced, the second only on request.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from enum import Enum
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import jinja2
+
+from deploy.desired import Desired, GpuKind, HostFile
+from deploy.facts import HostFacts
+from deploy.server_plan import ACCOUNT, MARK_NAME, Release, server_environment
+
+TEMPLATES = Path(__file__).with_name("templates")
+
+UNIT = "ollama.service"
+LOAD_UNIT = "ollama-fleet-load.service"
+BOOT_UNIT = "ollama-fleet-boot.service"
+LEASE_UNIT = "ollama-fleet-lease.service"
+LEASE_TIMER = "ollama-fleet-lease.timer"
+ENABLED_UNITS = (UNIT, LOAD_UNIT, BOOT_UNIT)
+"""What systemd starts by itself; the lease's timer is started with a lease."""
+
+OUR_UNITS = (LOAD_UNIT, BOOT_UNIT, LEASE_UNIT, LEASE_TIMER)
+
+_SIGNATURE = re.compile(
+    r"^# Written by ollama-fleet; edits are drift, and kept until told otherwise\. sha256 of the rest: "
+    r"(?P<sha256>[0-9a-f]{64})\n",
+    re.MULTILINE,
+)
+
+
+class Hand(Enum):
+    """Who wrote a file."""
+
+    OURS = "ours"
+    OTHER = "other"
+
+
+def render_signed(text: str) -> str:
+    """The text with its signature, below a `#!` line if there is one."""
+    first, rest = text.split("\n", 1) if text.startswith("#!") else ("", text)
+    sha256 = hashlib.sha256(text.encode()).hexdigest()
+    line = (
+        "# Written by ollama-fleet; edits are drift, and kept until told otherwise. "
+        f"sha256 of the rest: {sha256}\n"
+    )
+    return f"{first}\n{line}{rest}" if first else line + rest
+
+
+def written_by(text: str) -> Hand:
+    """Ours is a file that is as some version of us wrote it."""
+    found = _SIGNATURE.search(text)
+    if found is None:
+        return Hand.OTHER
+    rest = text[: found.start()] + text[found.end() :]
+    return Hand.OURS if hashlib.sha256(rest.encode()).hexdigest() == found["sha256"] else Hand.OTHER
+
+
+def quoted(text: str) -> str:
+    """A value as one word in a unit file: systemd.syntax(7) for quotes, systemd.unit(5) for `%`."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
+    return f'"{escaped}"'
+
+
+def user_of(facts: HostFacts) -> str:
+    """Whom the server runs as: the unit's user, where there is a unit; `root` for one that names none."""
+    user = facts.systemd.user if facts.systemd is not None else None
+    return ACCOUNT if user is None else user or "root"
+
+
+def server_files(desired: Desired, facts: HostFacts, release: Release) -> tuple[HostFile, ...]:
+    """The files that the server's process depends on: a change needs a restart."""
+    paths = desired.paths
+    drop_in = _file(paths.drop_in, "50-fleet.conf.j2", **_drop_in_values(desired, facts, release))
+    if facts.systemd is not None and facts.systemd.foreign_program is not None:
+        # Another hand's unit is adopted as it is.
+        return (drop_in,)
+    return (_file(paths.unit, "ollama.service.j2", current=paths.current, user=ACCOUNT), drop_in)
+
+
+def side_files(desired: Desired, facts: HostFacts, release: Release) -> tuple[HostFile, ...]:
+    """The files beside the server: what loads its models, and what brings an unconfirmed switch back."""
+    paths = desired.paths
+    files = [
+        HostFile(
+            path=paths.programs / name,
+            text=render_signed((TEMPLATES / f"{name}.sh").read_text()),
+            mode="755",
+        )
+        for name in ("lease", "load")
+    ]
+    files += [
+        HostFile(path=paths.units / name, text=render_signed((TEMPLATES / name).read_text()))
+        for name in (LEASE_UNIT, LEASE_TIMER, BOOT_UNIT)
+    ]
+    environment = server_environment(desired, facts, release)
+    adopted = facts.systemd.foreign_program if facts.systemd is not None and release.is_adopted else None
+    files.append(
+        _file(
+            paths.units / LOAD_UNIT,
+            "ollama-fleet-load.service.j2",
+            load=paths.programs / "load",
+            binary=adopted or paths.current / "bin/ollama",
+            models=" ".join(f"{model.name}:latest" for model in desired.models),
+            user=user_of(facts),
+            environment=[quoted(f"{name}={environment[name]}") for name in ("HOME", "OLLAMA_HOST", "PATH")],
+        )
+    )
+    if desired.gpu is GpuKind.NVIDIA:
+        text = "# Before the server starts: later, CUDA finds no device and the CPU computes.\nnvidia-uvm\n"
+        files.append(HostFile(path=paths.modules_load, text=render_signed(text)))
+    return tuple(files)
+
+
+def _drop_in_values(desired: Desired, facts: HostFacts, release: Release) -> dict[str, Any]:
+    paths = desired.paths
+    environment = server_environment(desired, facts, release)
+    if not release.is_adopted:
+        # It comes with the release itself, by EnvironmentFile.
+        del environment[MARK_NAME]
+    writable = dict.fromkeys([environment["HOME"], str(paths.models_dir)])
+    below_home = any(path.startswith(("/home/", "/root", "/run/user/")) for path in writable)
+    address = environment["OLLAMA_HOST"].rpartition(":")[0]
+    return {
+        "gpu": desired.gpu is GpuKind.NVIDIA,
+        "release": not release.is_adopted,
+        "current": paths.current,
+        "environment": [quoted(f"{name}={value}") for name, value in sorted(environment.items())],
+        "below_home": below_home,
+        "writable": [quoted(path) for path in writable],
+        "loopback": address in ("127.0.0.1", "[::1]", "localhost"),
+    }
+
+
+def _file(path: PurePosixPath, template: str, **values: object) -> HostFile:
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,  # noqa: S701 - unit files are no HTML; `quoted` is their escaping
+    )
+    text = environment.from_string((TEMPLATES / template).read_text()).render(values)
+    return HostFile(path=path, text=render_signed(text))

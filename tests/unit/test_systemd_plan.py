@@ -1,0 +1,407 @@
+"""The plan of a host that systemd runs: files, account, lease, adoption, drift."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import PurePosixPath
+from typing import Any
+
+import pytest
+
+from deploy.desired import Desired, GpuKind, HostPaths, ServiceBackend
+from deploy.errors import ServiceError, UsageError
+from deploy.facts import (
+    Account,
+    FileFact,
+    HostFacts,
+    Listener,
+    ProcessId,
+    ServerProcess,
+    SystemdFacts,
+    UnitState,
+)
+from deploy.plan import only_service, plan
+from deploy.server_plan import choose_release, server_environment
+from deploy.steps import OverwriteFile, StartServer, SwitchRelease, TakeLease, WriteFile
+from deploy.units import ENABLED_UNITS, Hand, quoted, render_signed, server_files, side_files, written_by
+from tests.unit.test_plan import ARCHIVE, PLENTY, STORED, WEIGHTS, kinds
+from tests.unit.test_plan import CONVERGED as PROCESS_CONVERGED
+from tests.unit.test_plan import DESIRED as PROCESS_DESIRED
+from tests.unit.test_plan import EMPTY as PROCESS_EMPTY
+
+STORE = PurePosixPath("/usr/share/ollama/.ollama/models")
+DESIRED = replace(
+    PROCESS_DESIRED,
+    connection="ssh",
+    paths=HostPaths(root=PurePosixPath("/"), models_dir=STORE),
+    server=replace(
+        PROCESS_DESIRED.server,
+        backend=ServiceBackend.SYSTEMD,
+        environment={"OLLAMA_HOST": "127.0.0.1:11434", "OLLAMA_MODELS": str(STORE)},
+    ),
+)
+ABSENT = UnitState(load_state="not-found", active_state="inactive", enabled="")
+EMPTY = replace(
+    PROCESS_EMPTY,
+    user_id=0,
+    systemd=SystemdFacts(units=dict.fromkeys(ENABLED_UNITS, ABSENT)),
+    disks={str(path): PLENTY for path in (DESIRED.paths.state, DESIRED.paths.releases, STORE)},
+)
+RUNNING = UnitState(
+    load_state="loaded",
+    active_state="active",
+    enabled="enabled",
+    main_pid=42,
+    fragment=str(DESIRED.paths.unit),
+    drop_ins=(str(DESIRED.paths.drop_in),),
+)
+ENABLED = UnitState(load_state="loaded", active_state="inactive", enabled="enabled")
+INSTALL_UNIT = """[Unit]
+Description=Ollama Service
+
+[Service]
+ExecStart=/usr/local/bin/ollama serve
+User=ollama
+"""
+
+
+def converged(desired: Desired = DESIRED, facts: HostFacts = EMPTY, **changes: Any) -> HostFacts:
+    """What a host looks like once every step of its plan has been made."""
+    assert facts.systemd is not None
+    account = facts.systemd.account or Account(name="ollama", home="/usr/share/ollama", groups=("ollama",))
+    known = replace(facts, systemd=replace(facts.systemd, account=account, user="ollama"))
+    assert known.systemd is not None
+    release = choose_release(desired, known)
+    files = (*server_files(desired, known, release), *side_files(desired, known, release))
+    server = ServerProcess(
+        process=ProcessId(pid=42, create_time=1000.0),
+        command=("/opt/ollama/current/bin/ollama", "serve"),
+        environment=server_environment(desired, known, release),
+    )
+    units = {**dict.fromkeys(ENABLED_UNITS, ENABLED), "ollama.service": RUNNING}
+    written = {str(file.path): FileFact(text=file.text, mode=file.mode) for file in files}
+    return replace(
+        PROCESS_CONVERGED,
+        user_id=0,
+        store_owner="ollama",
+        servers=(server,),
+        listener=Listener(pid=42, command="ollama serve"),
+        current=None if release.is_adopted else release.name,
+        disks=EMPTY.disks,
+        systemd=replace(known.systemd, units=units, files={**known.systemd.files, **written}),
+        **changes,
+    )
+
+
+def with_systemd(facts: HostFacts, **changes: Any) -> HostFacts:
+    assert facts.systemd is not None
+    return replace(facts, systemd=replace(facts.systemd, **changes))
+
+
+def test_an_empty_host_gets_account_files_and_a_started_unit_and_no_lease() -> None:
+    planned = plan(DESIRED, EMPTY)
+    assert kinds(planned) == [
+        "FetchArchive",
+        "FetchWeights",
+        "UnpackRelease",
+        "MakeAccount",
+        *["WriteFile"] * 8,
+        "SwitchRelease",
+        "EnableUnits",
+        "StartServer",
+        "CreateModel",
+        "VerifyModel",
+        "PromoteModel",
+        "LoadModel",
+    ]
+
+
+def test_a_converged_host_gets_nothing() -> None:
+    assert plan(DESIRED, converged()).steps == ()
+
+
+def test_a_changed_setting_rewrites_the_drop_in_under_a_lease_and_restarts() -> None:
+    facts = converged()
+    server = replace(DESIRED.server, environment={**DESIRED.server.environment, "OLLAMA_DEBUG": "1"})
+    planned = plan(replace(DESIRED, server=server), facts)
+    assert kinds(planned) == [
+        "TakeLease",
+        "WriteFile",
+        "StartServer",
+        "LoadModel",
+        "VerifyModel",
+        "EndLease",
+    ]
+    lease, written, start = planned.steps[:3]
+    assert isinstance(lease, TakeLease)
+    assert lease.files == (str(DESIRED.paths.unit), str(DESIRED.paths.drop_in))
+    assert isinstance(written, WriteFile)
+    assert 'Environment="OLLAMA_DEBUG=1"' in written.file.text
+    assert isinstance(start, StartServer)
+    assert "OLLAMA_DEBUG is absent, desired `1`" in start.reason
+
+
+def test_an_upgrade_is_a_switch_under_a_lease() -> None:
+    facts = replace(converged(), current="0.17.4", releases={"0.17.4": "c" * 64})
+    server = replace(
+        facts.servers[0], environment={**facts.servers[0].environment, "OLLAMA_FLEET_RELEASE": "c" * 64}
+    )
+    planned = plan(DESIRED, replace(facts, servers=(server,)))
+    assert kinds(planned) == [
+        "FetchArchive",
+        "UnpackRelease",
+        "TakeLease",
+        "SwitchRelease",
+        "StartServer",
+        "LoadModel",
+        "VerifyModel",
+        "EndLease",
+    ]
+
+
+def test_a_single_service_phase_ends_the_lease_that_it_takes() -> None:
+    facts = converged()
+    server = replace(DESIRED.server, environment={**DESIRED.server.environment, "OLLAMA_DEBUG": "1"})
+    planned = kinds(plan(replace(DESIRED, server=server), facts, only_service))
+    assert planned == ["TakeLease", "WriteFile", "StartServer", "LoadModel", "EndLease"]
+
+
+def test_a_switch_that_was_not_confirmed_is_verified_before_its_lease_is_ended() -> None:
+    assert kinds(plan(DESIRED, with_systemd(converged(), is_leased=True))) == ["VerifyModel", "EndLease"]
+
+
+def test_a_unit_that_failed_is_started_and_the_cause_named() -> None:
+    unit = replace(RUNNING, active_state="failed", main_pid=None, result="exit-code")
+    facts = converged()
+    assert facts.systemd is not None
+    units = {**facts.systemd.units, "ollama.service": unit}
+    planned = plan(DESIRED, replace(with_systemd(facts, units=units), servers=(), listener=None))
+    assert kinds(planned) == ["StartServer", "LoadModel", "VerifyModel"]
+    assert planned.steps[0].reason == "the unit is failed (exit-code)"
+
+
+def test_a_unit_that_is_not_started_at_boot_is_enabled_without_a_restart() -> None:
+    facts = converged()
+    assert facts.systemd is not None
+    units = {**facts.systemd.units, "ollama.service": replace(RUNNING, enabled="disabled")}
+    assert kinds(plan(DESIRED, with_systemd(facts, units=units))) == ["EnableUnits"]
+
+
+def edited(facts: HostFacts, path: PurePosixPath, old: str, new: str) -> HostFacts:
+    assert facts.systemd is not None
+    fact = facts.systemd.files[str(path)]
+    assert old in fact.text
+    files = {**facts.systemd.files, str(path): replace(fact, text=fact.text.replace(old, new))}
+    return with_systemd(facts, files=files)
+
+
+def test_a_hand_edited_file_is_an_overwrite_and_its_lines_are_named() -> None:
+    facts = edited(converged(), DESIRED.paths.drop_in, "RestartSec=3", "RestartSec=30")
+    planned = plan(DESIRED, facts)
+    step = next(step for step in planned.steps if isinstance(step, OverwriteFile))
+    assert step.file.path == DESIRED.paths.drop_in
+    said = "edited by hand: line is `RestartSec=30`, desired absent; line is absent, desired `RestartSec=3`"
+    assert step.reason == said
+
+
+def test_a_file_of_another_mode_is_written_again() -> None:
+    facts = converged()
+    assert facts.systemd is not None
+    path = str(DESIRED.paths.lease_program)
+    files = {**facts.systemd.files, path: replace(facts.systemd.files[path], mode="644")}
+    planned = plan(DESIRED, with_systemd(facts, files=files))
+    assert kinds(planned) == ["WriteFile"]
+    assert planned.steps[0].reason == "mode is `644`, desired `755`"
+
+
+def official(version: str) -> HostFacts:
+    """A host that Ollama's own install.sh set up: scripts/install.sh of Ollama."""
+    environment = {"HOME": "/usr/share/ollama", "PATH": "/usr/bin"}
+    server = ServerProcess(
+        process=ProcessId(pid=42, create_time=1000.0),
+        command=("/usr/local/bin/ollama", "serve"),
+        environment=environment,
+    )
+    return replace(
+        PROCESS_CONVERGED,
+        user_id=0,
+        store_owner="ollama",
+        servers=(server,),
+        listener=Listener(pid=42, command="ollama serve"),
+        current=None,
+        releases={},
+        disks=EMPTY.disks,
+        systemd=SystemdFacts(
+            units={
+                **dict.fromkeys(ENABLED_UNITS, ABSENT),
+                "ollama.service": replace(RUNNING, drop_ins=()),
+            },
+            files={str(DESIRED.paths.unit): FileFact(text=INSTALL_UNIT, mode="644")},
+            user="ollama",
+            account=Account(name="ollama", home="/usr/share/ollama", groups=("ollama", "video")),
+            foreign_program="/usr/local/bin/ollama",
+            foreign_version=version,
+        ),
+    )
+
+
+def test_an_official_installation_of_the_wanted_version_is_adopted_without_a_download() -> None:
+    planned = plan(DESIRED, official("0.17.5"))
+    assert kinds(planned) == [
+        *["WriteFile"] * 6,
+        "TakeLease",
+        "WriteFile",
+        "EnableUnits",
+        "StartServer",
+        "LoadModel",
+        "VerifyModel",
+        "EndLease",
+    ]
+    texts = {str(step.file.path): step.file.text for step in planned.steps if isinstance(step, WriteFile)}
+    assert str(DESIRED.paths.unit) not in texts
+    drop_in = texts[str(DESIRED.paths.drop_in)]
+    assert "ExecStart" not in drop_in
+    assert "EnvironmentFile" not in drop_in
+    assert 'Environment="OLLAMA_FLEET_RELEASE=adopted"' in drop_in
+    load = texts[str(DESIRED.paths.units / "ollama-fleet-load.service")]
+    assert "/load /usr/local/bin/ollama MyQwen2:latest" in load
+
+
+def test_an_adopted_host_is_as_desired_afterwards() -> None:
+    assert plan(DESIRED, converged(facts=official("0.17.5"))).steps == ()
+
+
+def test_the_first_upgrade_of_an_official_installation_takes_over_its_binary_and_remembers_it() -> None:
+    planned = plan(DESIRED, official("0.17.4"))
+    assert kinds(planned)[:2] == ["FetchArchive", "UnpackRelease"]
+    switch = next(step for step in planned.steps if isinstance(step, SwitchRelease))
+    assert (switch.previous, switch.version) == ("adopted", "0.17.5")
+    drop_in = next(
+        step.file.text
+        for step in planned.steps
+        if isinstance(step, WriteFile) and step.file.path == DESIRED.paths.drop_in
+    )
+    assert "ExecStart=\nExecStart=/opt/ollama/current/bin/ollama serve\n" in drop_in
+
+
+def test_going_back_to_the_adopted_binary_removes_our_command() -> None:
+    desired = replace(DESIRED, server=replace(DESIRED.server, version="adopted", archives={}))
+    upgraded = converged(facts=official("0.17.4"))
+    assert upgraded.current == "0.17.5"
+    planned = plan(desired, upgraded)
+    switch = next(step for step in planned.steps if isinstance(step, SwitchRelease))
+    assert (switch.previous, switch.version) == ("0.17.5", "adopted")
+    written = [step.file for step in planned.steps if isinstance(step, WriteFile)]
+    assert [file.path for file in written if "ExecStart=/opt" in file.text] == []
+
+
+def test_a_store_that_would_disappear_by_adoption_is_refused_with_the_setting_that_keeps_it() -> None:
+    facts = official("0.17.5")
+    server = replace(facts.servers[0], environment={"OLLAMA_MODELS": "/data/models"})
+    with pytest.raises(ServiceError, match="`/data/models`") as refused:
+        plan(DESIRED, replace(facts, servers=(server,)))
+    assert "ollama_models_dir=/data/models" in str(refused.value.hint)
+
+
+def test_the_store_of_a_stopped_server_is_read_from_its_unit() -> None:
+    facts = official("0.17.5")
+    assert facts.systemd is not None
+    unit = replace(facts.systemd.unit, active_state="inactive", main_pid=None)
+    text = INSTALL_UNIT + 'Environment="OLLAMA_HOST=127.0.0.1" "OLLAMA_MODELS=/data/models"\n'
+    stopped = replace(
+        with_systemd(
+            facts,
+            units={**facts.systemd.units, "ollama.service": unit},
+            files={str(DESIRED.paths.unit): FileFact(text=text, mode="644")},
+        ),
+        servers=(),
+        listener=None,
+    )
+    with pytest.raises(ServiceError, match="`/data/models`"):
+        plan(DESIRED, stopped)
+
+
+def test_a_store_of_another_account_is_refused_and_never_changed() -> None:
+    with pytest.raises(ServiceError, match="belongs to another account"):
+        plan(DESIRED, replace(converged(), store_owner="root"))
+
+
+def test_a_drop_in_that_would_undo_ours_is_refused_with_its_lines() -> None:
+    facts = official("0.17.5")
+    assert facts.systemd is not None
+    path = "/etc/systemd/system/ollama.service.d/override.conf"
+    unit = replace(facts.systemd.unit, drop_ins=(path,))
+    text = '[Service]\nEnvironment="OLLAMA_HOST=0.0.0.0"\nNice=5\n'
+    there = with_systemd(
+        facts,
+        units={**facts.systemd.units, "ollama.service": unit},
+        files={**facts.systemd.files, path: FileFact(text=text, mode="644")},
+    )
+    with pytest.raises(ServiceError, match=r"override\.conf") as refused:
+        plan(DESIRED, there)
+    assert refused.value.cause == 'Environment="OLLAMA_HOST=0.0.0.0"'
+    harmless = replace(FileFact(text="[Service]\nNice=5\n", mode="644"))
+    assert plan(DESIRED, with_systemd(there, files={**facts.systemd.files, path: harmless})).steps
+
+
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        (replace(EMPTY, systemd=None), "systemd does not run"),
+        (replace(EMPTY, user_id=1000), "needs root"),
+    ],
+)
+def test_a_host_that_cannot_have_a_unit_is_told_what_to_set(facts: HostFacts, said: str) -> None:
+    with pytest.raises(UsageError, match=said) as refused:
+        plan(DESIRED, facts)
+    assert "ollama_service=process" in str(refused.value.hint)
+
+
+def test_a_masked_unit_is_refused() -> None:
+    masked = {"ollama.service": replace(ABSENT, load_state="masked")}
+    with pytest.raises(ServiceError, match="masked"):
+        plan(DESIRED, with_systemd(EMPTY, units=masked))
+
+
+def test_a_gpu_host_gets_the_groups_that_exist_and_its_kernel_module() -> None:
+    desired = replace(DESIRED, gpu=GpuKind.NVIDIA)
+    planned = plan(desired, with_systemd(EMPTY, gpu_groups=("render", "video")))
+    account = planned.steps[kinds(planned).index("MakeAccount")]
+    assert "render, video" in account.reason
+    written = {str(step.file.path): step.file.text for step in planned.steps if isinstance(step, WriteFile)}
+    assert "nvidia-uvm\n" in written[str(DESIRED.paths.modules_load)]
+    assert "DeviceAllow=char-nvidia* rw" in written[str(DESIRED.paths.drop_in)]
+
+
+def test_a_server_for_the_whole_network_is_not_cut_off_from_it() -> None:
+    environment = {**DESIRED.server.environment, "OLLAMA_HOST": "0.0.0.0:11434"}
+    desired = replace(DESIRED, server=replace(DESIRED.server, environment=environment))
+    files = {
+        str(file.path): file.text for file in server_files(desired, EMPTY, choose_release(desired, EMPTY))
+    }
+    assert "IPAddressDeny" not in files[str(DESIRED.paths.drop_in)]
+    own = server_files(DESIRED, EMPTY, choose_release(DESIRED, EMPTY))
+    assert "IPAddressDeny=any" in own[1].text
+
+
+def test_a_signature_tells_our_text_from_an_edited_one() -> None:
+    for text in ("[Unit]\nA=1\n", "#!/bin/sh\nset -eu\n"):
+        signed = render_signed(text)
+        assert signed.splitlines()[0].startswith("#")
+        assert written_by(signed) is Hand.OURS
+        assert written_by(signed.replace("A=1", "A=2").replace("-eu", "-e")) is Hand.OTHER
+        assert written_by(text) is Hand.OTHER
+
+
+@pytest.mark.parametrize(
+    ("value", "word"),
+    [("A=b c", '"A=b c"'), ('A="%h"', '"A=\\"%%h\\""'), ("A=\\n$x", '"A=\\\\n$x"')],
+)
+def test_a_value_stays_literal_in_a_unit_file(value: str, word: str) -> None:
+    assert quoted(value) == word
+
+
+def test_the_parts_of_this_test_are_the_plans_own() -> None:
+    assert converged().releases == {"0.17.5": ARCHIVE.sha256}
+    assert converged().models["myqwen2:latest"] == STORED
+    assert WEIGHTS.sha256 in converged().blobs
