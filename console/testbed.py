@@ -1,12 +1,13 @@
-"""`testbed`: the embedded mirror and the simulated Ollama, each served until Ctrl-C."""
+"""`testbed`: the practice fleet; the embedded mirror and the simulated Ollama, served until Ctrl-C."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from console.paths import CANARY
 from console.run import refused_binary
+from console.testbed_hosts import take_fleet_down, take_fleet_up
 from deploy.errors import PortTaken, UsageError
 from testbed import mirror, ollama
 from testbed.demo import UnusableBinary, chosen_server, demo_directory, embedded_repos
@@ -15,6 +16,7 @@ from testbed.mirror import MirrorRepo
 
 def serve(
     action: str,
+    tell: Callable[[str], None],
     *,
     port: int,
     directory: str | None,
@@ -22,8 +24,13 @@ def serve(
     models: str | None,
     model: Sequence[str] | None,
     fault: Sequence[str] | None,
+    hosts: int,
 ) -> int:
-    """`testbed mirror` or `testbed ollama`, until Ctrl-C; returns the exit code."""
+    """`testbed up` or `down`; `testbed mirror` or `ollama` until Ctrl-C. Returns the exit code."""
+    if action == "up":
+        return take_fleet_up(hosts, tell)
+    if action == "down":
+        return take_fleet_down(tell)
     if action == "ollama":
         given = [("--script", script), ("--models", models)]
         given += [("--model", name) for name in model or ()] + [("--fault", name) for name in fault or ()]
@@ -34,7 +41,7 @@ def serve(
     raise UsageError(
         sentence=f"`testbed {action}` is no part of the testbed",
         unchanged="everything",
-        hint="./fleet testbed mirror|ollama",
+        hint="./fleet testbed up|down|mirror|ollama",
     )
 
 

@@ -1,0 +1,64 @@
+"""Real systemd hosts on this machine: a network for the whole run, a fresh host for each test that asks."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import tests.conftest as everywhere
+from testbed.hosts import FleetBusy, PracticeFleet, alone_in, open_fleet, take_down
+from testbed.hosts_host import Host
+from testbed.hosts_kinds import Kind
+
+_PREFIX = "fleet-test-hosts-"
+
+
+@pytest.fixture(scope="session")
+def fleet() -> Iterator[PracticeFleet]:
+    """A fleet without hosts: `fleet.add(Kind.POOR)` makes one, `fleet.remove(host)` takes it away.
+
+    Each worker of a parallel run has its own, and none disturbs a fleet that a person has up.
+    """
+    _remove_what_killed_runs_left()
+    with tempfile.TemporaryDirectory(prefix=f"{_PREFIX}{os.getpid()}-") as directory:
+        made = open_fleet(Path(directory, "fleet"), [f"t{os.getpid()}h"], tell=print)
+        with pytest.MonkeyPatch.context() as patch:
+            subnet, before = made.network.subnet, everywhere._is_loopback
+            patch.setattr(
+                everywhere,
+                "_is_loopback",
+                lambda host: before(host) or ipaddress.ip_address(host) in subnet,
+            )
+            try:
+                yield made
+            finally:
+                made.down()
+
+
+@pytest.fixture
+def host(request: pytest.FixtureRequest, fleet: PracticeFleet) -> Iterator[Host]:
+    """A fresh host that answers by SSH. `@pytest.mark.parametrize("host", [Kind.POOR], indirect=True)`."""
+    made = fleet.add(getattr(request, "param", Kind.RICH))
+    try:
+        made.wait_for_ssh()
+        yield made
+    finally:
+        fleet.remove(made)
+
+
+def _remove_what_killed_runs_left() -> None:
+    """The directory of a run is named after its process: what is left of one that has ended is nobody's."""
+    for directory in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*-*"):
+        pid = directory.name.removeprefix(_PREFIX).partition("-")[0]
+        if directory.stat().st_uid == os.getuid() and not Path("/proc", pid).exists():
+            # Two workers may find the same one.
+            with contextlib.suppress(FleetBusy), alone_in(directory / "fleet"):
+                take_down(directory / "fleet")
+            shutil.rmtree(directory, ignore_errors=True)
