@@ -75,6 +75,7 @@ chmod "$mode" "$temporary"
 sync "$temporary" 2>/dev/null || sync
 mv -T "$temporary" "$path"
 sync "$directory" 2>/dev/null || sync
+case $path in */systemd/system/*) systemctl daemon-reload ;; esac
 """
 
 # systemd-sysusers is on every host that has systemd, and does nothing for what is there: sysusers.d(5).
@@ -103,22 +104,9 @@ make_owned() { # DIRECTORY: with its parents, those that are absent; what is the
     chown "$(id -u "$user"):$(id -g "$user")" "$1"
 }
 for directory in "$@"; do make_owned "$directory"; done
-systemctl daemon-reload
 # The count of starts that failed begins anew.
 systemctl reset-failed ollama.service 2>/dev/null || :
 systemctl restart ollama.service
-"""
-
-_ENABLE_UNITS = r"""
-set -eu
-systemctl daemon-reload
-systemctl --quiet enable "$@"
-"""
-
-_TAKE_LEASE = r"""
-set -eu
-systemctl daemon-reload
-exec "$@"
 """
 
 WRONG_SHA256 = "wrong sha256"
@@ -299,7 +287,7 @@ def switch_current(paths: HostPaths, release: str | None, previous: str | None) 
 
 
 def write_file(file: HostFile, backup: PurePosixPath | None = None) -> Argv:
-    """Reads the content from standard input and gives it its name by rename."""
+    """Reads the content from standard input and gives it its name by rename; systemd reads a unit at once."""
     return shell(_WRITE_FILE, str(file.path), file.mode, str(backup or ""))
 
 
@@ -309,18 +297,18 @@ def make_account(record: PurePosixPath, name: str, home: str, groups: Sequence[s
 
 
 def restart_unit(user: str, directories: Sequence[PurePosixPath | str]) -> Argv:
-    """Starts `ollama.service` anew, with what systemd reads now and the directories that it needs."""
+    """Starts `ollama.service` anew, with the directories that it needs."""
     return shell(_RESTART_UNIT, user, *map(str, directories))
 
 
 def enable_units(names: Sequence[str]) -> Argv:
     """Has systemd start them at every boot."""
-    return shell(_ENABLE_UNITS, *names)
+    return ("systemctl", "--quiet", "enable", *names)
 
 
 def take_lease(program: PurePosixPath, files: Sequence[str]) -> Argv:
     """Saves what the host serves by, and starts the clock."""
-    return shell(_TAKE_LEASE, str(program), "take", *files)
+    return (str(program), "take", *files)
 
 
 def unit_log(lines: int) -> Argv:

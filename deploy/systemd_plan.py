@@ -30,7 +30,7 @@ from deploy.steps import (
     TakeLease,
     WriteFile,
 )
-from deploy.units import ENABLED_UNITS, Hand, server_files, side_files, user_of, written_by
+from deploy.units import ENABLED_UNITS, Hand, host_files, load_unit, server_files, user_of, written_by
 
 # What a drop-in that is read after ours can undo of it.
 _UNDOES = re.compile(r"^\s*(ExecStart|Environment|EnvironmentFile|User)\s*=.*$", re.MULTILINE)
@@ -46,13 +46,14 @@ def systemd_steps(desired: Desired, facts: HostFacts, release: Release) -> Itera
     """
     found = _check_host(desired, facts)
     yield from _account(desired, facts, found)
-    yield from _write(found, side_files(desired, facts, release))
+    yield from _write(found, host_files(desired))
     files = server_files(desired, facts, release)
     changed = tuple(_write(found, files))
+    loader = load_unit(desired, facts, release)
     environment = server_environment(desired, facts, release)
     server, differences = _server(found, facts, environment, release)
     differences += tuple(
-        Difference(what=str(step.file.path), actual="other settings", desired="those of the inventory")
+        Difference(what=step.file.path.name, actual=step.reason, desired="that of the inventory")
         for step in changed
         if server is not None
     )
@@ -60,9 +61,11 @@ def systemd_steps(desired: Desired, facts: HostFacts, release: Release) -> Itera
     is_serving = server is not None and not found.is_leased
     if is_serving and (differences or switch is not None):
         yield TakeLease(
-            reason="until the new server is verified", files=tuple(str(file.path) for file in files)
+            reason="until the new server is verified",
+            files=tuple(str(file.path) for file in (*files, loader)),
         )
     yield from changed
+    yield from _write(found, (loader,))
     if switch is not None:
         yield switch
     for other in (*facts.servers, *facts.orphans):

@@ -86,8 +86,8 @@ def server_files(desired: Desired, facts: HostFacts, release: Release) -> tuple[
     return (_file(paths.unit, "ollama.service.j2", current=paths.current, user=ACCOUNT), drop_in)
 
 
-def side_files(desired: Desired, facts: HostFacts, release: Release) -> tuple[HostFile, ...]:
-    """The files beside the server: what loads its models, and what brings an unconfirmed switch back."""
+def host_files(desired: Desired) -> tuple[HostFile, ...]:
+    """The files that no release and no setting of the server changes: scripts, and what ends a lease."""
     paths = desired.paths
     files = [
         HostFile(
@@ -101,23 +101,26 @@ def side_files(desired: Desired, facts: HostFacts, release: Release) -> tuple[Ho
         HostFile(path=paths.units / name, text=render_signed((TEMPLATES / name).read_text()))
         for name in (LEASE_UNIT, LEASE_TIMER, BOOT_UNIT)
     ]
-    environment = server_environment(desired, facts, release)
-    adopted = facts.systemd.foreign_program if facts.systemd is not None and release.is_adopted else None
-    files.append(
-        _file(
-            paths.units / LOAD_UNIT,
-            "ollama-fleet-load.service.j2",
-            load=paths.programs / "load",
-            binary=adopted or paths.current / "bin/ollama",
-            models=" ".join(f"{model.name}:latest" for model in desired.models),
-            user=user_of(facts),
-            environment=[quoted(f"{name}={environment[name]}") for name in ("HOME", "OLLAMA_HOST", "PATH")],
-        )
-    )
     if desired.gpu is GpuKind.NVIDIA:
         text = "# Before the server starts: later, CUDA finds no device and the CPU computes.\nnvidia-uvm\n"
         files.append(HostFile(path=paths.modules_load, text=render_signed(text)))
     return tuple(files)
+
+
+def load_unit(desired: Desired, facts: HostFacts, release: Release) -> HostFile:
+    """The oneshot that loads the models with the server's own binary; it goes back with the server."""
+    paths = desired.paths
+    adopted = facts.systemd.foreign_program if facts.systemd is not None and release.is_adopted else None
+    environment = server_environment(desired, facts, release)
+    return _file(
+        paths.units / LOAD_UNIT,
+        "ollama-fleet-load.service.j2",
+        load=paths.programs / "load",
+        binary=adopted or paths.current / "bin/ollama",
+        models=" ".join(f"{model.name}:latest" for model in desired.models),
+        user=user_of(facts),
+        environment=[quoted(f"{name}={environment[name]}") for name in ("HOME", "OLLAMA_HOST", "PATH")],
+    )
 
 
 def _drop_in_values(desired: Desired, facts: HostFacts, release: Release) -> dict[str, Any]:

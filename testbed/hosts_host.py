@@ -96,7 +96,7 @@ class Host:
         """Switch it on; `wait_for_ssh` or `wait_for_system` tell when it is there."""
         assert not self.is_running, f"{self.name} runs already"
         remove_link(self.link)
-        # Hosts that share a cgroup would end each other's services.
+        # In a cgroup of its own: hosts in one would find each other's processes in their services.
         booted = Path("/run/systemd/system").exists()
         scope = f"--slice={cgroup_name(self.name)}.slice" if booted else KEEP_UNIT
         nspawn = ["systemd-nspawn", "--quiet", "--register=no", scope, f"--directory={self.root}"]

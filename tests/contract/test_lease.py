@@ -225,7 +225,7 @@ def empty_host(directory: Path, shell: tuple[str, ...], toolbox: str) -> Host:
 
 def make_serving(host: Host) -> Host:
     """Has an enabled server that runs, with contents that a careless shell would change."""
-    host.write(UNIT, b"[Service]\nExecStart=/usr/bin/ollama  serve\n\n\n", 0o640)
+    host.write(UNIT, b"[Service]\nExecStart=/usr/bin/ollama  serve\n\n\n", 0o664)
     host.write(DROP_IN, b'[Service]\nEnvironment="A= two  spaces \\" `x` $y"\nno newline at the end')
     host.link("/opt/ollama/current", "releases/0.17.5")
     host.link("/opt/ollama/previous", "releases/0.17.4-rc.1+cu12")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from testbed.hosts import PracticeFleet
@@ -90,16 +92,18 @@ def test_a_host_that_switches_itself_off_stays_off(host: Host) -> None:
     assert not host.is_running
 
 
-def test_a_service_that_ends_on_one_host_goes_on_on_another(host: Host, fleet: PracticeFleet) -> None:
+def test_no_host_has_processes_in_the_cgroups_of_another(host: Host, fleet: PracticeFleet) -> None:
     other = fleet.add(Kind.RICH)
     try:
         other.wait_for_ssh()
-        unit = "systemd-run --quiet --unit=same sleep 600; systemctl show --value --property=MainPID same"
-        here, there = (each.shell(unit).stdout.strip() for each in (host, other))
-        assert int(here) > 0
-        assert int(there) > 0
-        assert host.shell("systemctl kill --signal=KILL ssh same; systemctl stop same").returncode == 0
-        assert other.shell("systemctl is-active same ssh").stdout.split() == ["active", "active"]
+        hosts = (host, other)
+        cgroups = [Path(f"/proc/{each.init_pid()}/cgroup").read_text() for each in hosts]
+        assert cgroups[0] != cgroups[1]
+        here, there = (set(processes_in_cgroup(each.name)) for each in hosts)
+        assert host.init_pid() in here
+        assert other.init_pid() in there
+        assert not here & there
+        assert host.shell("systemctl kill --signal=KILL ssh.service").returncode == 0
         other.wait_for_ssh()
     finally:
         fleet.remove(other)

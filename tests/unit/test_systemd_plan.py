@@ -23,7 +23,16 @@ from deploy.facts import (
 from deploy.plan import only_service, plan
 from deploy.server_plan import choose_release, server_environment
 from deploy.steps import OverwriteFile, StartServer, SwitchRelease, TakeLease, WriteFile
-from deploy.units import ENABLED_UNITS, Hand, quoted, render_signed, server_files, side_files, written_by
+from deploy.units import (
+    ENABLED_UNITS,
+    Hand,
+    host_files,
+    load_unit,
+    quoted,
+    render_signed,
+    server_files,
+    written_by,
+)
 from tests.unit.test_plan import ARCHIVE, PLENTY, STORED, WEIGHTS, kinds
 from tests.unit.test_plan import CONVERGED as PROCESS_CONVERGED
 from tests.unit.test_plan import DESIRED as PROCESS_DESIRED
@@ -72,7 +81,11 @@ def converged(desired: Desired = DESIRED, facts: HostFacts = EMPTY, **changes: A
     known = replace(facts, systemd=replace(facts.systemd, account=account, user="ollama"))
     assert known.systemd is not None
     release = choose_release(desired, known)
-    files = (*server_files(desired, known, release), *side_files(desired, known, release))
+    files = (
+        *host_files(desired),
+        *server_files(desired, known, release),
+        load_unit(desired, known, release),
+    )
     server = ServerProcess(
         process=ProcessId(pid=42, create_time=1000.0),
         command=("/opt/ollama/current/bin/ollama", "serve"),
@@ -134,7 +147,14 @@ def test_a_changed_setting_rewrites_the_drop_in_under_a_lease_and_restarts() -> 
     ]
     lease, written, start = planned.steps[:3]
     assert isinstance(lease, TakeLease)
-    assert lease.files == (str(DESIRED.paths.unit), str(DESIRED.paths.drop_in))
+    assert lease.files == tuple(
+        str(path)
+        for path in (
+            DESIRED.paths.unit,
+            DESIRED.paths.drop_in,
+            DESIRED.paths.units / "ollama-fleet-load.service",
+        )
+    )
     assert isinstance(written, WriteFile)
     assert 'Environment="OLLAMA_DEBUG=1"' in written.file.text
     assert isinstance(start, StartServer)
@@ -248,8 +268,9 @@ def official(version: str) -> HostFacts:
 def test_an_official_installation_of_the_wanted_version_is_adopted_without_a_download() -> None:
     planned = plan(DESIRED, official("0.17.5"))
     assert kinds(planned) == [
-        *["WriteFile"] * 6,
+        *["WriteFile"] * 5,
         "TakeLease",
+        "WriteFile",
         "WriteFile",
         "EnableUnits",
         "StartServer",
