@@ -100,7 +100,7 @@ def revert(transport: Transport, desired: Desired, cause: str) -> str:
             sentence="the lease could not bring back what served before",
             host=transport.host,
             cause=done.last_words,
-            hint=f"systemctl status ollama; {desired.paths.lease_program} revert again",
+            hint="systemctl status ollama; systemctl start ollama-fleet-lease.service tries again",
         )
     name = done.stdout.decode(errors="replace").strip().removeprefix("reverted to ")
     return ADOPTED if name == "none" else name
