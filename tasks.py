@@ -38,6 +38,7 @@ FLAGS = {
     "database": Flag(None, "SQLite file with Chinook's tables for the ask_database case"),
     "verify": Flag(False, "run the tool-call suite even when nothing had to change"),
     "endpoint": Flag(None, "the mirror's URL (default: $MODELSCOPE_ENDPOINT, else https://modelscope.cn)"),
+    "overwrite": Flag(False, "replace files that were edited by hand on a host; a copy is kept there"),
     "exit_code": Flag(False, "exit 3 when something differs from what is desired"),
 }
 HOSTS = ("inventory", "limit", "forks", "json", "pins")
@@ -115,6 +116,7 @@ def _run(flags: SimpleNamespace, report: Report) -> Run:
         stop_requested=threading.Event(),
         endpoint=getattr(flags, "endpoint", None),
         database=_path(getattr(flags, "database", None)),
+        overwrite=getattr(flags, "overwrite", False),
     )
 
 
@@ -130,7 +132,7 @@ def plan(flags: SimpleNamespace, report: Report) -> int:
     return show_plans(_run(flags, report), drift_code=flags.exit_code)
 
 
-@command(*HOSTS, "yes", "verify", "database", "endpoint")
+@command(*HOSTS, "yes", "verify", "database", "endpoint", "overwrite")
 def deploy(flags: SimpleNamespace, report: Report) -> int:
     """Make the hosts as desired: fetch, install, service, model, verify, promote."""
     from console.changes import deploy_asking
@@ -169,6 +171,7 @@ def create(flags: SimpleNamespace, report: Report) -> int:
 @command(
     *HOSTS,
     "yes",
+    "overwrite",
     positional=["action"],
     action=Flag(None, "converge (default), start, stop or restart"),
 )
@@ -211,6 +214,14 @@ def status(flags: SimpleNamespace, report: Report) -> int:
     from console.views import show_status
 
     return show_status(_run(flags, report), drift_code=flags.exit_code)
+
+
+@command(*HOSTS, "yes", "database")
+def rollback(flags: SimpleNamespace, report: Report) -> int:
+    """Go back to the release before, without a download; it is verified like any other."""
+    from console.changes import rollback_asking
+
+    return rollback_asking(_run(flags, report), yes=flags.yes)
 
 
 @command(*HOSTS, "yes", models=Flag(False, "the model store too, where it lies below our own root"))

@@ -8,17 +8,19 @@ from dataclasses import dataclass, replace
 from console.pin import cache_directory
 from console.proof import check_served, smoke_database, verify_model
 from console.run import Run, may_change, transport_for
-from deploy import services
-from deploy.converge import Options, converge, probe_host
-from deploy.desired import Desired
+from deploy import services, systemd
+from deploy.converge import Edits, Options, converge, probe_host
+from deploy.desired import Desired, ServiceBackend
 from deploy.errors import ExitCode, FleetError, UsageError
-from deploy.facts import HostFacts
+from deploy.facts import HostFacts, ServerProcess
 from deploy.fleet import each, interrupts
 from deploy.host_lock import host_lock
 from deploy.journal import Journal
 from deploy.outcomes import HostOutcome, ModelVerdict, Outcome, VerifyRequest
 from deploy.plan import Plan, Selection, everything, only_service, plan, render_plan
 from deploy.remove import Models, doomed_things, remove_host
+from deploy.rollback import going_back, release_before
+from deploy.transport import Transport
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +84,29 @@ def deploy_asking(run: Run, task: str, selection: Selection, *, yes: bool, verif
     return exit_code(outcomes)
 
 
+def rollback_asking(run: Run, *, yes: bool) -> ExitCode:
+    """`rollback`: the release before, by the same way as every deploy; the inventory stays as it is."""
+    wanted: list[Desired] = []
+    failed: list[HostOutcome] = []
+    for desired in run.hosts():
+        try:
+            wanted.append(release_before(desired, probe_host(desired, transport_for(desired))))
+        except FleetError as error:
+            failed.append(tell_outcome(run, _failed(desired, error)))
+    planned = make_plans(run, wanted, going_back)
+    if any(item.changes for item in planned) and not may_change(run.report, yes=yes):
+        outcomes = [item.outcome(Outcome.SKIPPED) for item in planned]
+        run.report.summary([*outcomes, *failed])
+        return max(exit_code([*outcomes, *failed]), ExitCode.USAGE)
+    outcomes = [*deploy_hosts(run, wanted, "rollback", going_back), *failed]
+    for desired, outcome in zip(wanted, outcomes, strict=False):
+        if outcome.error is None:
+            text = f"the inventory still wants another release: set ollama_version={desired.server.version}"
+            run.report("note", desired.host, text=f"{text}, or the next deploy goes forward again")
+    run.report.summary(outcomes, **count_cases(outcomes), **ollama_word(outcomes))
+    return exit_code(outcomes)
+
+
 def deploy_hosts(
     run: Run, hosts: Sequence[Desired], task: str, selection: Selection = everything, *, verify: bool = False
 ) -> tuple[HostOutcome, ...]:
@@ -100,6 +125,7 @@ def deploy_hosts(
             selection=selection,
             endpoint=run.endpoint,
             cache=cache_directory(),
+            edits=Edits.OVERWRITE if run.overwrite else Edits.KEEP,
         )
 
         def one(desired: Desired) -> HostOutcome:
@@ -159,11 +185,19 @@ def _stop(desired: Desired, run: Run) -> HostOutcome:
             servers = probe_host(desired, transport).servers
             for server in servers:
                 with journal.changing([f"the server, pid {server.process.pid}"]):
-                    services.stop_server(transport, server.process)
+                    _stop_one(desired, transport, server)
                 run.report("note", desired.host, text=f"stopped pid {server.process.pid}")
         return len(servers)
 
     return _outcome_of(desired, stop)
+
+
+def _stop_one(desired: Desired, transport: Transport, server: ServerProcess) -> None:
+    """By systemd where it would start the server again at once; it stays enabled and starts at boot."""
+    if desired.server.backend is ServiceBackend.SYSTEMD:
+        systemd.stop(transport)
+    else:
+        services.stop_server(transport, server.process)
 
 
 def remove_asking(run: Run, *, yes: bool, models: bool) -> ExitCode:

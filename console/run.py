@@ -32,6 +32,7 @@ class Run:
     stop_requested: threading.Event
     endpoint: str | None = None
     database: Path | None = None
+    overwrite: bool = False
 
     def __post_init__(self) -> None:
         if self.forks < 1:

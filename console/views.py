@@ -11,7 +11,7 @@ from console.paths import MODELFILES
 from console.proof import check_cases, smoke_database, verify_model
 from console.run import Run, inventory_path, transport_for
 from deploy.converge import probe_host
-from deploy.desired import Desired, DesiredModel
+from deploy.desired import Desired, DesiredModel, ServiceBackend
 from deploy.errors import ExitCode, FleetError
 from deploy.facts import HostFacts
 from deploy.fleet import each
@@ -85,7 +85,7 @@ def show_status(run: Run, *, drift_code: bool) -> ExitCode:
     found = each(run.hosts(), lambda desired: _status_of(run, desired), run.forks)
     columns = ["host", "release", "server", "ollama", "models", "state"]
     rows = [row for _, row, _ in found]
-    run.report.table("status (backend `process`: started by us, not supervised)", columns, rows)
+    run.report.table("status", columns, rows)
     outcomes = [outcome for outcome, _, _ in found]
     drifted = sum(1 for _, _, differs in found if differs)
     run.report.summary(outcomes, drifted=drifted)
@@ -112,7 +112,7 @@ def _status_of(run: Run, desired: Desired) -> tuple[HostOutcome, list[str], bool
     row = [
         desired.host,
         str(fields["release"] or "-"),
-        f"pid {fields['pids'][0]}" if fields["pids"] else "stopped",
+        _server_word(fields),
         str(fields["ollama"] or "-"),
         ", ".join(fields["models"]) or "-",
         state,
@@ -120,17 +120,37 @@ def _status_of(run: Run, desired: Desired) -> tuple[HostOutcome, list[str], bool
     return HostOutcome(host=desired.host, outcome=Outcome.OK), row, bool(drift)
 
 
+def _server_word(fields: dict[str, Any]) -> str:
+    """`process` hosts: nobody starts their server again when it ends, or at boot."""
+    word = f"pid {fields['pids'][0]}" if fields["pids"] else "stopped"
+    if not fields["supervised"]:
+        return f"{word}, not supervised"
+    unit = fields["unit"]
+    return f"{word}, {unit['state']}, {unit['enabled'] or 'not enabled'}"
+
+
 def _status_fields(desired: Desired, facts: HostFacts) -> dict[str, Any]:
     ollama = None
     if facts.servers:
-        answer = server_version(desired.url)
+        with transport_for(desired).http_url(desired.url) as url:
+            answer = server_version(url)
         kind = "simulated" if answer.data.get("simulated") else "real"
         ollama = f"{answer.data['version']} ({kind})" if answer.ok else "no answer"
+    supervised = facts.systemd if desired.server.backend is ServiceBackend.SYSTEMD else None
     return {
         "release": facts.current,
         "releases": sorted(facts.releases),
         "backend": str(desired.server.backend),
-        "supervised": False,
+        "supervised": supervised is not None,
+        "unit": None
+        if supervised is None
+        else {
+            "state": supervised.unit.active_state,
+            "enabled": supervised.unit.enabled,
+            "restarts": supervised.unit.restarts,
+            "lease": supervised.is_leased,
+        },
+        "previous": facts.previous,
         "pids": [server.process.pid for server in facts.servers],
         "address": desired.server.environment["OLLAMA_HOST"],
         "ollama": ollama,

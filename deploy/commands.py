@@ -234,6 +234,32 @@ for path in "$@"; do
 done
 """
 
+# What is half gone already is no obstacle: the same command again goes on. An adopted server is started anew
+# without what we gave it, as it ran before us.
+_REMOVE_UNITS = r"""
+set -eu
+adopted=$1
+shift
+was_active=$(systemctl is-active ollama.service) || :
+systemctl stop ollama-fleet-lease.timer 2>/dev/null || :
+systemctl --quiet disable --now ollama-fleet-load.service ollama-fleet-boot.service 2>/dev/null || :
+[ "$adopted" = yes ] || systemctl --quiet disable --now ollama.service 2>/dev/null || :
+for path in "$@"; do
+    rm -rf "$path"
+    rmdir "$(dirname "$path")" 2>/dev/null || :
+done
+systemctl daemon-reload
+systemctl reset-failed 'ollama*' 2>/dev/null || :
+if [ "$adopted" = yes ] && [ "$was_active" = active ]; then systemctl restart ollama.service; fi
+"""
+
+_REMOVE_ACCOUNT = r"""
+set -eu
+name=$1 home=$2 record=$3
+if id "$name" >/dev/null 2>&1; then userdel "$name"; fi
+rm -rf "$home" "$record"
+"""
+
 _REMOVE_EMPTY = r"""
 for path in "$@"; do rmdir "$path" 2>/dev/null; done
 exit 0
@@ -333,6 +359,16 @@ def hold_lock(lock: PurePosixPath, owner: str, lease: PurePosixPath = LEASE) -> 
 def remove(paths: Sequence[PurePosixPath | str]) -> Argv:
     """Removes files and directories; absent ones are no error."""
     return shell(_REMOVE, *map(str, paths))
+
+
+def remove_units(paths: Sequence[PurePosixPath], *, adopted: bool) -> Argv:
+    """Stops and disables our units and removes these files; an adopted server runs on as before us."""
+    return shell(_REMOVE_UNITS, "yes" if adopted else "no", *map(str, paths))
+
+
+def remove_account(name: str, home: str, record: PurePosixPath) -> Argv:
+    """An account that we made, with its home."""
+    return shell(_REMOVE_ACCOUNT, name, home, str(record))
 
 
 def remove_empty(paths: Sequence[PurePosixPath]) -> Argv:

@@ -81,13 +81,15 @@ class DesiredModel:
 class DesiredServer:
     """The Ollama release and the environment its process must run with.
 
-    `archives` maps an architecture (`amd64`, `arm64`) to the pinned archive of this version.
+    `archives` maps an architecture (`amd64`, `arm64`) to the pinned archive of this version. `release` names
+    one that is on the host and needs none, to go back to.
     """
 
     version: str
     archives: Mapping[str, Artefact]
     environment: Mapping[str, str]
     backend: ServiceBackend
+    release: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

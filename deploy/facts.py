@@ -147,7 +147,8 @@ class HostFacts:
     in lower case. `leftovers` are temporary files and directories of runs that were cut short. `orphans` are
     runners whose server was killed: they live on, idle, with their memory (measured on 0.17.5). `gpus` is
     None where nobody asked. `previous` is the release that `current` was before. `store_owner` owns the model
-    store, None where there is none. `systemd` is None where systemd does not run the host.
+    store, None where there is none. `systemd` is None where systemd does not run the host. `account_is_ours`:
+    the server's account was made by us.
     """
 
     architecture: str
@@ -169,3 +170,4 @@ class HostFacts:
     gpus: GpuReading | None = None
     store_owner: str | None = None
     systemd: SystemdFacts | None = None
+    account_is_ours: bool = False

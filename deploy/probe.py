@@ -99,6 +99,7 @@ def _facts(parsed: _Reply, root: PurePosixPath) -> HostFacts:
     processes = _processes(parsed, root, systemd.unit.main_pid if systemd is not None else None)
     return HostFacts(
         systemd=systemd,
+        account_is_ours="@our_account" in parsed.rows,
         store_owner=parsed.first("@store_owner") or None,
         gpus=_gpus(parsed),
         architecture=parsed.first("@architecture"),

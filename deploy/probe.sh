@@ -135,6 +135,7 @@ if [ "$service" = systemd ] && [ -d /run/systemd/system ]; then
             timeout 10 "$program" --version 2>&1 </dev/null | sed -n 's/.*version is v*\([^ ]*\).*/\1/p' | tail -n 1)" ;;
     esac
     if [ -d "$state/lease" ]; then say @lease; fi
+    if [ -f "$state/account" ]; then say @our_account; fi
 fi
 
 say @clock "$(sed -n 's/^btime //p' /proc/stat)" "$(getconf CLK_TCK 2>/dev/null || echo 100)"

@@ -8,13 +8,15 @@ from enum import Enum
 from pathlib import PurePosixPath
 
 from deploy import commands, services
-from deploy.desired import Desired, HostPaths
+from deploy.desired import Desired, HostPaths, ServiceBackend
 from deploy.errors import CommandFailed
 from deploy.facts import HostFacts, ServerProcess
 from deploy.host_lock import host_lock
 from deploy.journal import Journal
 from deploy.outcomes import Events
+from deploy.systemd_plan import main_server
 from deploy.transport import Transport
+from deploy.units import OUR_UNITS
 
 
 class Models(Enum):
@@ -29,7 +31,8 @@ def doomed_things(
 ) -> tuple[str, ...]:
     """What `remove_host` would take away, in words for people."""
     servers = [f"the running server, pid {item.process.pid}" for item in _processes(facts)]
-    return (*servers, *(str(path) for path in _doomed(desired.paths, models) if _is_there(transport, path)))
+    doomed = (*_unit_files(desired, facts), *_doomed(desired, facts, models))
+    return (*servers, *(str(path) for path in doomed if _is_there(transport, path)))
 
 
 def remove_host(
@@ -37,31 +40,93 @@ def remove_host(
 ) -> int:
     """Stop our servers and remove our files; returns how many things were taken away.
 
-    The model store goes only with `Models.REMOVE`, and only where it lies below our own root: a store
-    elsewhere may be somebody else's. Raises CommandFailed with what is left.
+    The model store goes only with `Models.REMOVE`, and only where it is ours: below our own root, or, on a
+    host that systemd runs, the property of the account that we made. An adopted server is left running as it
+    was before us. Raises CommandFailed with what is left.
     """
     paths = desired.paths
-    if models is Models.REMOVE and paths.models_dir not in _doomed(paths, models):
-        text = f"kept {paths.models_dir}: it lies outside {paths.root} and may be somebody else's"
-        events("note", desired.host, text=text)
+    facts = probe()
+    if models is Models.REMOVE and paths.models_dir not in _doomed(desired, facts, models):
+        events("note", desired.host, text=f"kept {paths.models_dir}: it may be somebody else's")
     # A deploy that was refused has made nothing but the lock.
-    doomed = doomed_things(desired, transport, probe(), models)
+    doomed = doomed_things(desired, transport, facts, models)
     if not doomed and not _is_there(transport, paths.lock):
         return 0
     taken = 0
     journal = Journal(transport=transport, path=paths.journal, what="remove", events=events)
     with host_lock(transport, paths.lock, "remove", journal), _last_words(journal, doomed, paths):
+        files = [path for path in _unit_files(desired, facts) if _is_there(transport, path)]
+        if files:
+            taken += _remove_units(desired, transport, facts, files, events)
         for item in _processes(probe()):
             services.stop_server(transport, item.process)
             events("note", desired.host, text=f"stopped the server, pid {item.process.pid}")
             taken += 1
-        for path in _doomed(paths, models):
+        for path in _doomed(desired, facts, models):
             if _is_there(transport, path):
                 _remove(desired, transport, path)
                 events("note", desired.host, text=f"removed {path}")
                 taken += 1
+        taken += _remove_account(desired, transport, facts, models, events)
     transport.run(commands.remove_empty(_parents(paths)))
     return taken
+
+
+def _remove_units(
+    desired: Desired, transport: Transport, facts: HostFacts, files: list[PurePosixPath], events: Events
+) -> int:
+    adopted = facts.systemd is not None and facts.systemd.foreign_program is not None
+    done = transport.run(commands.remove_units(files, adopted=adopted), timeout_seconds=120)
+    if done.exit_code != 0:
+        raise CommandFailed(
+            sentence="the units could not be removed",
+            host=desired.host,
+            cause=done.last_words,
+            unchanged="releases, state and models; run the same command again to go on",
+        )
+    for path in files:
+        events("note", desired.host, text=f"removed {path}")
+    if adopted:
+        events("note", desired.host, text="the adopted server runs as it did before us")
+    return len(files)
+
+
+def _remove_account(
+    desired: Desired, transport: Transport, facts: HostFacts, models: Models, events: Events
+) -> int:
+    """With the models only: what the account owns would belong to a number otherwise."""
+    account = _our_account(desired, facts)
+    if account is None or not _is_there(transport, desired.paths.account_record):
+        return 0
+    name, home = account
+    if models is Models.KEEP:
+        events("note", desired.host, text=f"kept the account {name}: the models belong to it")
+        return 0
+    done = transport.run(commands.remove_account(name, home, desired.paths.account_record))
+    if done.exit_code != 0:
+        raise CommandFailed(
+            sentence=f"the account `{name}` could not be removed", host=desired.host, cause=done.last_words
+        )
+    events("note", desired.host, text=f"removed the account {name}")
+    return 1
+
+
+def _our_account(desired: Desired, facts: HostFacts) -> tuple[str, str] | None:
+    """Name and home of the account that we made, if it was us."""
+    account = facts.systemd.account if facts.systemd is not None else None
+    if desired.server.backend is not ServiceBackend.SYSTEMD or account is None:
+        return None
+    return (account.name, account.home) if facts.account_is_ours else None
+
+
+def _unit_files(desired: Desired, facts: HostFacts) -> tuple[PurePosixPath, ...]:
+    """What systemd reads of ours; another hand's unit is not among it."""
+    if desired.server.backend is not ServiceBackend.SYSTEMD:
+        return ()
+    paths = desired.paths
+    foreign = facts.systemd is not None and facts.systemd.foreign_program is not None
+    unit = () if foreign else (paths.unit,)
+    return (*unit, paths.drop_in, *(paths.units / name for name in OUR_UNITS), paths.modules_load)
 
 
 @contextmanager
@@ -77,8 +142,9 @@ def _last_words(journal: Journal, doomed: tuple[str, ...], paths: HostPaths) -> 
 
 
 def _processes(facts: HostFacts) -> tuple[ServerProcess, ...]:
-    """A server first: its runners end with it."""
-    return (*facts.servers, *facts.orphans)
+    """A server first: its runners end with it. systemd's own is stopped with its unit."""
+    supervised = main_server(facts)
+    return tuple(item for item in (*facts.servers, *facts.orphans) if item is not supervised)
 
 
 def _is_there(transport: Transport, path: PurePosixPath) -> bool:
@@ -96,11 +162,18 @@ def _remove(desired: Desired, transport: Transport, path: PurePosixPath) -> None
         )
 
 
-def _doomed(paths: HostPaths, models: Models) -> tuple[PurePosixPath, ...]:
-    ours = (paths.current, paths.releases, paths.artefacts, paths.server_home, paths.log.parent)
-    if models is Models.REMOVE and paths.models_dir.is_relative_to(paths.root):
-        return (*ours, paths.models_dir)
-    return ours
+def _doomed(desired: Desired, facts: HostFacts, models: Models) -> tuple[PurePosixPath, ...]:
+    paths = desired.paths
+    ours = (
+        *(paths.current, paths.previous, paths.releases, paths.artefacts, paths.server_home),
+        *(paths.log.parent, paths.programs, paths.backups, paths.state / "lease"),
+    )
+    if desired.server.backend is ServiceBackend.SYSTEMD:
+        account = _our_account(desired, facts)
+        is_ours = account is not None and facts.store_owner == account[0]
+    else:
+        is_ours = paths.models_dir.is_relative_to(paths.root)
+    return (*ours, paths.models_dir) if models is Models.REMOVE and is_ours else ours
 
 
 def _parents(paths: HostPaths) -> list[PurePosixPath]:

@@ -44,8 +44,11 @@ class Release:
 
 def choose_release(desired: Desired, facts: HostFacts) -> Release:
     """The release that the server should run from. Raises PinError when no archive of it is pinned."""
-    if desired.server.version == ADOPTED or _is_adoptable(desired, facts):
+    there = desired.server.release
+    if there == ADOPTED or (there is None and _is_adoptable(desired, facts)):
         return Release(name=ADOPTED, mark=ADOPTED)
+    if there is not None:
+        return Release(name=there, mark=facts.releases[there])
     archive = _archive(desired, facts)
     return Release(
         name=_directory(desired.server.version, archive, facts), mark=archive.sha256, archive=archive

@@ -253,6 +253,8 @@ def _parse(
     root = variables.ollama_root or _default_root(variables, data_home)
     if root is None:
         problems.append(_no_root(inventory, host))
+    elif variables.ollama_service is ServiceBackend.SYSTEMD and root != PurePosixPath("/"):
+        problems.append(_root_with_systemd(inventory, host))
     if problems or root is None:
         return problems, None
     models_dir = variables.ollama_models_dir or _default_models_dir(variables.ollama_service, root)
@@ -292,6 +294,16 @@ def _no_root(inventory: Inventory, host: InventoryHost) -> InventoryError:
         path=inventory.path,
         line=host.lines.get("ollama_service", host.line),
         hint="name a directory that the SSH user may write, such as ollama_root=/home/USER/ollama-fleet",
+    )
+
+
+def _root_with_systemd(inventory: Inventory, host: InventoryHost) -> InventoryError:
+    return InventoryError(
+        sentence="`ollama_root` has no meaning with `ollama_service=systemd`",
+        path=inventory.path,
+        line=host.lines.get("ollama_root", host.line),
+        cause="units, releases and state lie where systemd and the distribution expect them",
+        hint="leave it out; `ollama_models_dir` names another disk for the models",
     )
 
 

@@ -129,7 +129,7 @@ def test_the_models_directory_can_be_chosen(file: Path) -> None:
         ("ollama_batch=1,5", "batch", ("1", "5")),
         ("ollama_max_failures=3", "max_failures", 3),
         ("ollama_gpu=None", "gpu", GpuKind.NONE),
-        ("ollama_root=/srv/x/", "root", PurePosixPath("/srv/x")),
+        ("ollama_service=process ollama_root=/srv/x/", "root", PurePosixPath("/srv/x")),
     ],
 )
 def test_a_variable_is_read(file: Path, variables: str, field: str, expected: Any) -> None:

@@ -306,7 +306,7 @@ def test_the_first_upgrade_of_an_official_installation_takes_over_its_binary_and
 
 
 def test_going_back_to_the_adopted_binary_removes_our_command() -> None:
-    desired = replace(DESIRED, server=replace(DESIRED.server, version="adopted", archives={}))
+    desired = replace(DESIRED, server=replace(DESIRED.server, release="adopted", archives={}))
     upgraded = converged(facts=official("0.17.4"))
     assert upgraded.current == "0.17.5"
     planned = plan(desired, upgraded)
