@@ -1,0 +1,355 @@
+"""The life of a host that systemd runs: deployed, drifted, upgraded, cut, rolled back, adopted, removed."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from console.changes import deploy_hosts, make_plans, remove_hosts, rollback_asking
+from console.paths import CANARY, MODELFILES, PROJECT
+from console.run import _TRANSPORTS, Run, transport_for
+from deploy.compose import Sources
+from deploy.converge import probe_host
+from deploy.errors import EditedByHand, ExitCode
+from deploy.facts import HostFacts
+from deploy.outcomes import HostOutcome, Outcome
+from deploy.plan import Plan
+from deploy.remove import Models
+from deploy.report import Report
+from testbed.archive import make_release_archive
+from testbed.demo import SERVER_REPO, WEIGHTS_FILE, WEIGHTS_REPO, archive_name, render_pins
+from testbed.hosts import PracticeFleet
+from testbed.hosts_host import Host
+from testbed.hosts_kinds import Kind
+from testbed.hosts_tree import PYTHON
+from testbed.mirror import Mirror, MirrorRepo, start_mirror
+from testbed.official import official_install
+
+SIMULATED = PROJECT / "testbed/ollama.py"
+DROP_IN = "/etc/systemd/system/ollama.service.d/50-fleet.conf"
+# What a lease lasts in these tests, so that nobody waits for three minutes.
+SHORT_LEASE = "[Timer]\nOnActiveSec=\nOnActiveSec=4s\n"
+
+
+@dataclass(kw_only=True)
+class HostSite:
+    """One practice host and what is deployed onto it."""
+
+    host: Host
+    directory: Path
+    mirror: Mirror
+    version: str = "0.17.5"
+    settings: dict[str, str] = field(default_factory=dict)
+    overwrite: bool = False
+    output: io.StringIO = field(default_factory=io.StringIO)
+
+    def add_release(self, version: str, binary: Path = SIMULATED) -> None:
+        packed = make_release_archive(
+            self.directory / f"archives/{version}/{archive_name()}",
+            version=version,
+            compression="tar.zst",
+            binary=binary,
+            python=PYTHON,
+        )
+        known = self.mirror.repos.get(SERVER_REPO)
+        revisions = dict(known.revisions) if known is not None else {}
+        revisions[f"v{version}"] = {packed.name: packed}
+        self.mirror.repos[SERVER_REPO] = MirrorRepo(repo=SERVER_REPO, revisions=revisions)
+
+    def write(self) -> Path:
+        (self.directory / "pins.toml").write_text(render_pins(list(self.mirror.repos.values())))
+        shutil.copyfile(self.host.access.known_hosts, self.directory / "known_hosts")
+        lines = {
+            "ollama_gpu": "none",
+            "ollama_models": "myqwen2",
+            "ollama_version": self.version,
+            "ansible_ssh_private_key_file": str(self.host.access.key),
+            **self.settings,
+        }
+        settings = "".join(f"{name}={value}\n" for name, value in lines.items())
+        here = f"box ansible_host={self.host.address} ansible_user={self.host.user}"
+        inventory = self.directory / "inventory.ini"
+        inventory.write_text(f"[all]\n{here}\n\n[all:vars]\n{settings}")
+        return inventory
+
+    @property
+    def run(self) -> Run:
+        inventory = self.write()
+        return Run(
+            report=Report(as_json=True, stdout=self.output, stderr=io.StringIO()),
+            sources=Sources(inventory=inventory, modelfiles=MODELFILES, pins=self.directory / "pins.toml"),
+            limit=None,
+            forks=1,
+            stop_requested=threading.Event(),
+            endpoint=self.mirror.url,
+            overwrite=self.overwrite,
+        )
+
+    def deploy(self) -> HostOutcome:
+        run = self.run
+        return deploy_hosts(run, run.hosts(), "deploy")[0]
+
+    def plan(self) -> Plan:
+        run = self.run
+        found = make_plans(run, run.hosts())[0].plan
+        assert found is not None, self.output.getvalue()[-2000:]
+        return found
+
+    def facts(self) -> HostFacts:
+        desired = self.run.hosts()[0]
+        return probe_host(desired, transport_for(desired))
+
+    def kinds(self) -> list[str]:
+        return [type(step).__name__ for step in self.plan().steps]
+
+    def sh(self, script: str) -> str:
+        done = self.host.shell(script)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    def current(self) -> str:
+        return self.sh("readlink /opt/ollama/current || true").removeprefix("releases/")
+
+    def running(self) -> str:
+        """The mark of the release that the unit's process really runs, by the release's name."""
+        environment = self.sh(
+            "tr '\\0' '\\n' </proc/$(systemctl show -p MainPID ollama | cut -d= -f2)/environ || true"
+        )
+        marks = dict(line.split("=", 1) for line in environment.splitlines() if "=" in line)
+        names = {sha256: name for name, sha256 in self.facts().releases.items()}
+        return names.get(marks.get("OLLAMA_FLEET_RELEASE", ""), "")
+
+    def loaded(self) -> bool:
+        return "myqwen2:latest" in self.sh(
+            f"{PYTHON} -c 'import urllib.request as u; "
+            'print(u.urlopen("http://127.0.0.1:11434/api/ps", timeout=5).read().decode())\' || true'
+        )
+
+
+def until(what: str, holds: Callable[[], bool], seconds: float = 40.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
+        threading.Event().wait(0.2)
+
+
+@pytest.fixture
+def site(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HostSite]:
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    weights = MirrorRepo(repo=WEIGHTS_REPO, revisions={"master": {WEIGHTS_FILE: CANARY}})
+    with start_mirror([weights]) as mirror:
+        made = HostSite(host=host, directory=tmp_path, mirror=mirror)
+        made.add_release("0.17.5")
+        yield made
+        forget_connections()
+
+
+def forget_connections() -> None:
+    for transport in _TRANSPORTS.values():
+        transport.close()
+    _TRANSPORTS.clear()
+
+
+def broken(site: HostSite, old: str, new: str) -> Path:
+    text = SIMULATED.read_text()
+    assert old in text
+    path = site.directory / "broken"
+    path.write_text(text.replace(old, new, 1))
+    return path
+
+
+def traces(site: HostSite) -> list[str]:
+    found = site.sh(
+        "find / -xdev \\( -path /proc -o -path /sys -o -path /run -o -path /var/log -o -path /tmp"
+        " -o -path /var/tmp -o -path /var/lib/systemd -o -path /root -o -path /home \\) -prune -o -print;"
+        " cat /etc/passwd /etc/group; systemctl list-unit-files --no-legend | grep -v transient | sort"
+    )
+    # useradd and userdel keep a copy of the files before; caches of the linker and of systemd are not ours.
+    ignored = ("/etc/passwd-", "/etc/group-", "/etc/shadow-", "/etc/gshadow-", "/etc/.pwd.lock", "/var/cache")
+    return sorted(line for line in found.splitlines() if not line.startswith(ignored))
+
+
+def test_a_host_lives_from_the_first_deploy_to_a_removal_without_a_trace(site: HostSite) -> None:
+    before = traces(site)
+    first = site.deploy()
+    assert (first.error, first.outcome) == (None, Outcome.CHANGED)
+    assert site.plan().is_empty
+    second = site.deploy()
+    assert (second.outcome, second.steps_done) == (Outcome.OK, 0)
+    verified = site.sh("systemd-analyze verify /etc/systemd/system/ollama*.service 2>&1 || true")
+    assert verified == ""
+    assert site.sh("systemctl is-system-running || true") == "running"
+
+    # Drift by hand: found, named, and an edit is kept until told otherwise.
+    site.sh(f"sed -i s/RestartSec=3/RestartSec=30/ {DROP_IN}")
+    assert "edited by hand: line is `RestartSec=30`" in site.plan().steps[0].reason + " ".join(
+        step.reason for step in site.plan().steps
+    )
+    refused = site.deploy()
+    assert isinstance(refused.error, EditedByHand)
+    site.overwrite = True
+    assert site.deploy().error is None
+    assert "RestartSec=30" in site.sh("cat /var/lib/ollama-fleet/backups/*")
+    site.overwrite = False
+    site.sh("systemctl disable -q ollama")
+    assert site.kinds() == ["EnableUnits"]
+    site.sh("systemctl stop ollama")
+    assert site.kinds()[:2] == ["EnableUnits", "StartServer"]
+    assert site.deploy().error is None
+
+    # A reboot, and a server that is killed: it serves with the model loaded, and nobody asked it to.
+    site.sh("kill -9 $(systemctl show -p MainPID ollama | cut -d= -f2)")
+    until("started again with the model loaded", site.loaded)
+    forget_connections()
+    site.host.kill9()
+    site.host.start()
+    site.host.wait_for_ssh()
+    until("serves after the boot with the model loaded", site.loaded)
+
+    # An upgrade, and back without a download.
+    site.add_release("0.17.7")
+    site.version = "0.17.7"
+    assert site.deploy().error is None
+    assert (site.current(), site.running()) == ("0.17.7", "0.17.7")
+    began = time.monotonic()
+    assert rollback_asking(site.run, yes=True) is ExitCode.DONE, site.output.getvalue()[-2000:]
+    assert time.monotonic() - began < 60
+    assert (site.current(), site.running()) == ("0.17.5", "0.17.5")
+
+    removed = remove_hosts(site.run, site.run.hosts(), Models.REMOVE)[0]
+    assert removed.error is None
+    assert set(traces(site)) ^ set(before) == set()
+    assert remove_hosts(site.run, site.run.hosts(), Models.REMOVE)[0].steps_done == 0
+
+
+def test_a_release_that_exits_leaves_the_old_one_serving_and_no_lease(site: HostSite) -> None:
+    assert site.deploy().error is None
+    site.add_release("0.17.6", broken(site, "python=\n", "python=\necho 'panic: broken'; exit 2\n"))
+    site.version = "0.17.6"
+    failed = site.deploy()
+    assert failed.outcome is Outcome.FAILED
+    assert failed.error is not None
+    assert "panic: broken" in str(failed.error.cause)
+    assert "release 0.17.5 serves again" in str(failed.error.unchanged)
+    assert (site.current(), site.running()) == ("0.17.5", "0.17.5")
+    assert site.sh("ls /var/lib/ollama-fleet | grep -c lease || true") == "0"
+    site.version = "0.17.5"
+    assert site.plan().is_empty
+
+
+def test_a_server_that_always_exits_ends_as_failed(site: HostSite) -> None:
+    assert site.deploy().error is None
+    site.sh(
+        "printf '#!/bin/sh\\nexit 1\\n' >/opt/ollama/releases/0.17.5/bin/ollama; systemctl restart ollama"
+    )
+    until("the unit is failed", lambda: site.sh("systemctl is-failed ollama || true") == "failed", 60)
+    # Its binary is not what was unpacked: a deploy mends it.
+    assert site.deploy().error is None
+    until("the model is loaded", site.loaded)
+
+
+def test_a_lease_is_renewed_as_often_as_a_busy_deploy_does_and_its_timer_runs_on(site: HostSite) -> None:
+    assert site.deploy().error is None
+    lease = "/usr/local/lib/ollama-fleet/lease"
+    assert site.sh(f"{lease} take {DROP_IN}") == "taken"
+    # systemd's own limit is five starts in ten seconds.
+    assert site.sh(f"for i in 1 2 3 4 5 6 7 8 9; do {lease} renew || exit 1; done") == "\n".join(
+        ["renewed"] * 9
+    )
+    assert site.sh("systemctl is-active ollama-fleet-lease.timer") == "active"
+    assert site.sh(f"{lease} end") == "ended"
+
+
+@pytest.mark.parametrize("end", ["controller", "link", "reboot"])
+def test_a_switch_that_nobody_confirms_is_taken_back_by_the_host(site: HostSite, end: str) -> None:
+    assert site.deploy().error is None
+    # A drop-in of the operator's own is no drift of ours.
+    timer = "/etc/systemd/system/ollama-fleet-lease.timer.d"
+    site.sh(f"mkdir -p {timer}; printf '{SHORT_LEASE}' >{timer}/short.conf; systemctl daemon-reload")
+    # It takes its time to start, so that the deploy is certainly between switch and verify when it is cut.
+    site.add_release("0.17.7", broken(site, "python=\n", "python=\nsleep 3\n"))
+    site.version = "0.17.7"
+    inventory = site.write()
+    command = [sys.executable, str(PROJECT), "deploy", "--yes", "--json", "--inventory", str(inventory)]
+    environment = {**os.environ, "MODELSCOPE_ENDPOINT": site.mirror.url}
+    with (
+        (site.directory / "deploy.log").open("wb") as log,
+        subprocess.Popen(command, stdout=log, stderr=log, env=environment) as deploy,
+    ):
+        try:
+            until("the switch is made", lambda: site.current() == "0.17.7" or deploy.poll() is not None)
+            assert deploy.poll() is None, (site.directory / "deploy.log").read_text()[-2000:]
+            forget_connections()
+            if end == "link":
+                site.host.cut_link()
+            deploy.kill()
+            deploy.wait(10)
+            if end == "reboot":
+                site.host.kill9()
+                site.host.start()
+        finally:
+            deploy.kill()
+    if end == "link":
+        # The holder of the lock lives for a minute without a heartbeat; then the lease runs out.
+        until("the old release is back", lambda: site.current() == "0.17.5", 120)
+        site.host.mend_link()
+    site.host.wait_for_ssh()
+    until("the old release is back", lambda: site.current() == "0.17.5")
+    until("it serves", lambda: site.running() == "0.17.5")
+    until("with its model", site.loaded)
+    told = [json.loads(line) for line in site.sh("cat /var/lib/ollama-fleet/journal.jsonl").splitlines()]
+    assert [entry["what"] for entry in told][-1] == "revert"
+    assert site.deploy().error is None
+    assert site.current() == "0.17.7"
+    assert site.plan().is_empty
+
+
+def test_an_official_installation_is_adopted_upgraded_and_given_back(site: HostSite) -> None:
+    archive = site.directory / "plain"
+    archive.write_text(SIMULATED.read_text().replace("python=\n", f"python='{PYTHON}'\n", 1))
+    install = official_install(archive.read_bytes())
+    done = subprocess.run(
+        [*site.host.ssh_argv(), "sudo", shlex.join(install.argv)], input=install.archive, check=False
+    )
+    assert done.returncode == 0
+    assert "FetchArchive" not in site.kinds()
+    assert site.deploy().error is None
+    assert site.plan().is_empty
+    unit = site.sh("cat /etc/systemd/system/ollama.service")
+    assert "/usr/local/bin/ollama" in site.sh("systemctl show -p ExecStart ollama")
+    site.add_release("0.17.7")
+    site.version = "0.17.7"
+    assert site.deploy().error is None
+    assert site.running() == "0.17.7"
+    assert rollback_asking(site.run, yes=True) is ExitCode.DONE
+    assert "/usr/local/bin/ollama" in site.sh("systemctl show -p ExecStart ollama")
+    assert remove_hosts(site.run, site.run.hosts(), Models.REMOVE)[0].error is None
+    assert site.sh("cat /etc/systemd/system/ollama.service") == unit
+    assert site.sh("systemctl is-active ollama") == "active"
+
+
+@pytest.mark.parametrize("host", [Kind.POOR, Kind.PASSWORD, Kind.OLD], indirect=True)
+def test_poorer_hosts_get_the_whole_job_too(
+    site: HostSite, monkeypatch: pytest.MonkeyPatch, fleet: PracticeFleet
+) -> None:
+    monkeypatch.setenv("FLEET_SUDO_PASSWORD", "practice")
+    first = site.deploy()
+    assert first.error is None
+    assert len(first.verdicts["myqwen2"].cases) == 10
+    assert site.plan().is_empty
+    assert fleet.hosts
