@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import random
 import shlex
 import shutil
 import subprocess
@@ -317,6 +318,36 @@ def test_a_switch_that_nobody_confirms_is_taken_back_by_the_host(site: HostSite,
     assert site.deploy().error is None
     assert site.current() == "0.17.7"
     assert site.plan().is_empty
+
+
+@pytest.mark.parametrize("number", range(int(os.environ.get("FLEET_HOST_KILLS", "1"))))
+def test_a_host_that_loses_power_at_any_moment_of_an_upgrade_serves_old_or_new(
+    site: HostSite, number: int
+) -> None:
+    """`FLEET_HOST_KILLS` times, each at another moment: processes end, the page cache stays."""
+    assert site.deploy().error is None
+    site.add_release("0.17.7")
+    site.version = "0.17.7"
+    inventory = site.write()
+    command = [sys.executable, str(PROJECT), "deploy", "--yes", "--json", "--inventory", str(inventory)]
+    environment = {**os.environ, "MODELSCOPE_ENDPOINT": site.mirror.url}
+    moment = random.Random(f"{number} {time.time()}").uniform(0.8, 4.0)
+    with (
+        (site.directory / "deploy.log").open("wb") as log,
+        subprocess.Popen(command, stdout=log, stderr=log, env=environment) as deploy,
+    ):
+        threading.Event().wait(moment)
+        site.host.kill9()
+        deploy.kill()
+    forget_connections()
+    site.host.start()
+    site.host.wait_for_ssh()
+    until(f"serves with its model after a cut at {moment:.2f} s", site.loaded)
+    assert site.running() in ("0.17.5", "0.17.7")
+    assert site.deploy().error is None
+    third = site.deploy()
+    assert (third.error, third.outcome, site.running()) == (None, Outcome.OK, "0.17.7")
+    assert site.facts().leftovers == ()
 
 
 def test_an_official_installation_is_adopted_upgraded_and_given_back(site: HostSite) -> None:

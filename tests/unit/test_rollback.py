@@ -45,7 +45,7 @@ def test_the_process_backend_goes_back_the_same_way() -> None:
 
 @pytest.mark.parametrize("releases", [{}, {"0.17.4": ""}])
 def test_a_release_that_is_gone_or_damaged_is_refused_before_anything_stops(releases: dict[str, str]) -> None:
-    with pytest.raises(ServiceError, match="`0.17.4` is no longer on the host"):
+    with pytest.raises(ServiceError, match=r"`0\.17\.4` is no longer on the host"):
         release_before(DESIRED, upgraded("0.17.4", releases))
 
 
