@@ -117,23 +117,27 @@ if [ "$service" = systemd ] && [ -d /run/systemd/system ]; then
         say @mode "$path" "$(stat -c %a "$path")"
         send_file "host$path" "$path"
     done
-    user=$(unit_value User)
-    account=$(grep "^${user:-ollama}:" /etc/passwd)
-    if [ -n "$account" ]; then
-        say @account "${user:-ollama}" "$(printf '%s' "$account" | cut -d : -f 6)" \
-            "$(id -Gn "${user:-ollama}")"
-    fi
     for group in render video; do
         grep -q "^$group:" /etc/group && say @gpu_group "$group"
     done
     # A unit of another hand executes its own binary, which alone knows its version.
     program=
     [ -f "$fragment" ] && program=$(sed -n 's/^ExecStart=[-@:+!]*\([^ ]*\).*/\1/p' "$fragment" | head -n 1)
+    foreign=
     case $program in
         '' | "$prefix"/opt/ollama/*) ;;
-        *) say @foreign "$program" "$(env -i HOME=/nonexistent PATH="$PATH" OLLAMA_HOST="127.0.0.1:$port" \
+        *) foreign=yes
+            say @foreign "$program" "$(env -i HOME=/nonexistent PATH="$PATH" OLLAMA_HOST="127.0.0.1:$port" \
             timeout 10 "$program" --version 2>&1 </dev/null | sed -n 's/.*version is v*\([^ ]*\).*/\1/p' | tail -n 1)" ;;
     esac
+    # Of our own unit only what it should say counts.
+    user=
+    [ -z "$foreign" ] || user=$(unit_value User)
+    account=$(grep "^${user:-ollama}:" /etc/passwd)
+    if [ -n "$account" ]; then
+        say @account "${user:-ollama}" "$(printf '%s' "$account" | cut -d : -f 6)" \
+            "$(id -Gn "${user:-ollama}")"
+    fi
     if [ -d "$state/lease" ]; then say @lease; fi
     if [ -f "$state/account" ]; then say @our_account; fi
 fi

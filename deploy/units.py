@@ -71,9 +71,14 @@ def quoted(text: str) -> str:
 
 
 def user_of(facts: HostFacts) -> str:
-    """Whom the server runs as: the unit's user, where there is a unit; `root` for one that names none."""
-    user = facts.systemd.user if facts.systemd is not None else None
-    return ACCOUNT if user is None else user or "root"
+    """Whom the server runs as: another hand's unit decides for itself, `root` where it names nobody.
+
+    What somebody has edited into a unit of ours does not count: it is drift.
+    """
+    found = facts.systemd
+    if found is None or found.foreign_program is None:
+        return ACCOUNT
+    return found.user or "root"
 
 
 def server_files(desired: Desired, facts: HostFacts, release: Release) -> tuple[HostFile, ...]:
