@@ -35,13 +35,15 @@ class Fleet:
     directory: Path
     service: str = "process"
 
+    def _root(self, name: str) -> str:
+        return f"ollama_root={self.directory}/{name}" if self.service == "process" else ""
+
     @property
     def words(self) -> list[str]:
         inventory = self.directory / "inventory.ini"
         inventory.write_text(
             "".join(
-                f"{name} ansible_connection=local ollama_service={self.service} "
-                f"ollama_root={self.directory}/{name}\n"
+                f"{name} ansible_connection=local ollama_service={self.service} {self._root(name)}\n"
                 for name in ("one", "two")
             )
         )
