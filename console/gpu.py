@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 from console.changes import exit_code
-from console.run import Run, transport_to
+from console.run import Run
+from console.selected import SelectedHost, selected_hosts
 from deploy import nvml
-from deploy.compose import login_of
 from deploy.desired import GpuKind
-from deploy.errors import CommandFailed, FleetError, UsageError
+from deploy.errors import CommandFailed, FleetError
 from deploy.fleet import each
 from deploy.gpu import (
     ADAPTERS_SCRIPT,
@@ -28,7 +27,7 @@ from deploy.gpu import (
     size_text,
 )
 from deploy.outcomes import HostOutcome, Outcome
-from deploy.settings import Connection, HostSettings, load_settings, parse_data_home
+from deploy.settings import Connection
 from deploy.transport import Transport
 
 DEADLINE_SECONDS = 20.0
@@ -40,8 +39,7 @@ def show_gpus(run: Run) -> int:
 
     Needs the inventory only: neither models nor pins.
     """
-    hosts = _hosts(run)
-    found = each(hosts, lambda host: _one(run, *host), run.forks)
+    found = each(selected_hosts(run), lambda host: _one(run, host), run.forks)
     rows = [row for _, host_rows in found for row in host_rows]
     columns = ["host", "gpu", "name", "total", "used", "free", "driver", "processes"]
     run.report.table("gpus", columns, rows)
@@ -73,26 +71,12 @@ def read_adapters(transport: Transport, sysfs: str = "/sys") -> tuple[str, ...]:
     return parse_adapters(done.stdout.decode(errors="replace"))
 
 
-def _hosts(run: Run) -> list[tuple[str, HostSettings]]:
-    data_home = parse_data_home(os.environ, PurePosixPath(Path.home()))
-    inventory, settings = load_settings(run.sources.inventory, data_home=data_home)
-    hosts = [(host.name, settings[host.name]) for host in inventory.select(run.limit)]
-    if not hosts:
-        raise UsageError(
-            sentence=f"`--limit {run.limit}` selects no host"
-            if run.limit
-            else f"`{run.sources.inventory}` names no host",
-            unchanged="everything",
-            hint=f"./fleet inventory --list --inventory {run.sources.inventory}",
-        )
-    return hosts
-
-
-def _one(run: Run, host: str, settings: HostSettings) -> tuple[HostOutcome, list[list[str]]]:
+def _one(run: Run, selected: SelectedHost) -> tuple[HostOutcome, list[list[str]]]:
     """One host's outcome and its rows of the table."""
+    host, settings = selected.name, selected.settings
     reading = GpuReading()
     try:
-        transport = _transport(host, settings)
+        transport = selected.transport()
         local = settings.connection == Connection.LOCAL
         reading = nvml.read_gpus() if local else read_by_nvidia_smi(transport)
         adapters = read_adapters(transport)
@@ -113,10 +97,6 @@ def _one(run: Run, host: str, settings: HostSettings) -> tuple[HostOutcome, list
         run.report.error(error)
         return HostOutcome(host=host, outcome=Outcome.FAILED, error=error), _rows(host, reading.gpus)
     return HostOutcome(host=host, outcome=Outcome.OK), _rows(host, reading.gpus)
-
-
-def _transport(host: str, settings: HostSettings) -> Transport:
-    return transport_to(host, login_of(settings), settings.root)
 
 
 def _rows(host: str, gpus: Sequence[Gpu]) -> list[list[str]]:

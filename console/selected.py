@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from console.run import Run, transport_to
-from deploy.compose import login_of
+from deploy.compose import login_of, select_hosts
 from deploy.desired import HostPaths
-from deploy.errors import UsageError
 from deploy.settings import HostSettings, load_settings, parse_data_home
 from deploy.transport import Transport
 
@@ -33,15 +32,9 @@ class SelectedHost:
 def selected_hosts(run: Run) -> tuple[SelectedHost, ...]:
     """In the inventory's order. Raises UsageError for none, InputErrors for what cannot be read."""
     data_home = parse_data_home(os.environ, PurePosixPath(Path.home()))
-    inventory, settings = load_settings(run.sources.inventory, data_home=data_home)
-    hosts = tuple(
-        SelectedHost(name=host.name, settings=settings[host.name]) for host in inventory.select(run.limit)
+    path = run.sources.inventory
+    inventory, settings = load_settings(path, data_home=data_home)
+    return tuple(
+        SelectedHost(name=host.name, settings=settings[host.name])
+        for host in select_hosts(inventory, path, run.limit)
     )
-    if not hosts:
-        chosen = f"`--limit {run.limit}` selects" if run.limit else f"`{run.sources.inventory}` names"
-        raise UsageError(
-            sentence=f"{chosen} no host",
-            unchanged="everything",
-            hint=f"./fleet inventory --list --inventory {run.sources.inventory}",
-        )
-    return hosts

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import assert_never
 
 from deploy import commands, mirror, services, systemd
-from deploy.desired import Artefact, Desired, DesiredModel, ServiceBackend
+from deploy.desired import ADOPTED, Artefact, Desired, DesiredModel, ServiceBackend
 from deploy.errors import ChecksumMismatch, CommandFailed, FleetError, ModelRefused, VerifyFailed
 from deploy.facts import HostFacts
 from deploy.ollama_api import OllamaApi
@@ -20,7 +20,6 @@ from deploy.plan import model_differences
 from deploy.release_stream import stream_release
 from deploy.releases import unpack_release
 from deploy.render import create_request
-from deploy.server_plan import ADOPTED
 from deploy.steps import (
     CreateModel,
     EnableUnits,
@@ -45,7 +44,6 @@ from deploy.steps import (
     WriteFile,
 )
 from deploy.transport import Transport
-from deploy.units import user_of
 
 # Hashing 5 GiB on a slow disk takes minutes.
 PLACE_SECONDS = 1800.0
@@ -91,7 +89,8 @@ def apply_step(step: Step, site: Site) -> None:
         case WriteFile():
             systemd.write_file(site.transport, step.file)
         case OverwriteFile():
-            _overwrite(step, site)
+            systemd.write_file(site.transport, step.file, step.backup)
+            site.emit("note", text=f"kept a copy of {step.file.path}: {step.backup}")
         case TakeLease():
             systemd.take_lease(site.transport, site.desired, step)
         case EnableUnits():
@@ -108,7 +107,7 @@ def apply_step(step: Step, site: Site) -> None:
             blob = site.desired.paths.models_dir / "blobs" / f"sha256-{step.sha256}"
             _run(site, commands.remove([blob]), f"`{blob}` could not be removed")
         case StartServer():
-            _start(step, site)
+            start(site, step, None if step.version == ADOPTED else site.desired.server.version)
         case CreateModel():
             _create(step.model, site)
         case VerifyModel():
@@ -124,34 +123,23 @@ def apply_step(step: Step, site: Site) -> None:
             assert_never(step)
 
 
-def start(site: Site, release: str, environment: Mapping[str, str]) -> None:
-    """Start a release's server and wait until it answers; a server that never got ready is stopped."""
+def start(site: Site, step: StartServer, version: str | None) -> None:
+    """Start a server and wait until it answers; one that never got ready is stopped.
+
+    A tag is not a version: with `version` that is what it must say of itself.
+    """
     try:
-        wait_until_ready(_started(site, release, environment))
+        if step.account is None:
+            binary = site.desired.paths.release(step.version) / "bin/ollama"
+            services.start_server(site.transport, site.desired.paths, binary, step.environment)
+        else:
+            systemd.restart(site.transport, site.desired, step.account, step.environment["HOME"])
+        actual = wait_until_ready(site)
+        if version is not None:
+            services.check_version(site.host, version, actual)
     except FleetError:
         stop_servers(site)
         raise
-
-
-def _start(step: StartServer, site: Site) -> None:
-    """A tag is not a version: what was started must say what was pinned."""
-    try:
-        actual = wait_until_ready(_started(site, step.version, step.environment))
-        if step.version != ADOPTED:
-            services.check_version(site.host, site.desired.server.version, actual)
-    except FleetError:
-        stop_servers(site)
-        raise
-
-
-def _started(site: Site, release: str, environment: Mapping[str, str]) -> Site:
-    match site.desired.server.backend:
-        case ServiceBackend.PROCESS:
-            binary = site.desired.paths.release(release) / "bin/ollama"
-            services.start_server(site.transport, site.desired.paths, binary, environment)
-        case ServiceBackend.SYSTEMD:
-            systemd.restart(site.transport, site.desired, user_of(site.probe()), environment["HOME"])
-    return site
 
 
 def wait_until_ready(site: Site) -> str:
@@ -172,16 +160,6 @@ def stop_servers(site: Site) -> None:
         return
     for server in site.probe().servers:
         services.stop_server(site.transport, server.process)
-
-
-def _overwrite(step: OverwriteFile, site: Site) -> None:
-    """The backup's name tells its content: the same file is kept once, whoever edits it how often."""
-    facts = site.probe().systemd
-    fact = facts.files.get(str(step.file.path)) if facts is not None else None
-    digest = hashlib.sha256(fact.text.encode()).hexdigest()[:12] if fact is not None else "absent"
-    backup = site.desired.paths.backups / f"{step.file.path.name}.{digest}"
-    systemd.write_file(site.transport, step.file, backup)
-    site.emit("note", text=f"kept a copy of {step.file.path}: {backup}")
 
 
 def _run(site: Site, argv: commands.Argv, sentence: str, timeout_seconds: float = 60.0) -> str:

@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 
-from deploy.desired import HostFile, HostPaths
+from deploy.desired import ADOPTED, HostFile, HostPaths
 
 Argv = tuple[str, ...]
 
@@ -260,6 +260,12 @@ if id "$name" >/dev/null 2>&1; then userdel "$name"; fi
 rm -rf "$home" "$record"
 """
 
+_EXISTING = r"""
+for path in "$@"; do
+    if [ -e "$path" ] || [ -L "$path" ]; then printf '%s\n' "$path"; fi
+done
+"""
+
 _REMOVE_EMPTY = r"""
 for path in "$@"; do rmdir "$path" 2>/dev/null; done
 exit 0
@@ -303,11 +309,11 @@ def start_process(log: PurePosixPath, environment: Mapping[str, str], argv: Sequ
 def switch_current(paths: HostPaths, release: str | None, previous: str | None) -> Argv:
     """Points `current` at a release and `previous` at the one before by rename(2); None removes the link.
 
-    `adopted`, which is no release of ours, is a link that leads nowhere.
+    `ADOPTED`, which is no release of ours, is a link that leads nowhere.
     """
 
     def target(name: str | None) -> str:
-        return "" if name is None else name if name == "adopted" else f"releases/{name}"
+        return "" if name is None else name if name == ADOPTED else f"releases/{name}"
 
     return shell(_SWITCH_CURRENT, str(paths.current), target(release), str(paths.previous), target(previous))
 
@@ -335,11 +341,6 @@ def enable_units(names: Sequence[str]) -> Argv:
 def take_lease(program: PurePosixPath, files: Sequence[str]) -> Argv:
     """Saves what the host serves by, and starts the clock."""
     return (str(program), "take", *files)
-
-
-def unit_log(lines: int) -> Argv:
-    """The end of what the unit's server said."""
-    return ("journalctl", "--unit=ollama.service", "--no-pager", "--output=cat", f"--lines={lines}")
 
 
 def place_blob(source: PurePosixPath, models_dir: PurePosixPath, sha256: str) -> Argv:
@@ -371,6 +372,11 @@ def remove_account(name: str, home: str, record: PurePosixPath) -> Argv:
     return shell(_REMOVE_ACCOUNT, name, home, str(record))
 
 
+def existing(paths: Sequence[PurePosixPath]) -> Argv:
+    """Prints those of the paths that are there, a line each; a link that leads nowhere is."""
+    return shell(_EXISTING, *map(str, paths))
+
+
 def remove_empty(paths: Sequence[PurePosixPath]) -> Argv:
     """Removes those of the directories that are empty."""
     return shell(_REMOVE_EMPTY, *map(str, paths))
@@ -386,10 +392,10 @@ def tail_and_wait(path: PurePosixPath, lines: int) -> Argv:
     return ("tail", "-n", str(lines), "-F", str(path))
 
 
-def unit_journal(units: Sequence[str], lines: int, *more: str) -> Argv:
+def unit_journal(units: Sequence[str], lines: int, *more: str, output: str = "short-iso") -> Argv:
     """The last lines of some units in journald; the names may be patterns: journalctl(1)."""
     chosen = [word for unit in units for word in ("-u", unit)]
-    return ("journalctl", *chosen, "-n", str(lines), "--no-pager", "-q", "-o", "short-iso", *more)
+    return ("journalctl", *chosen, "-n", str(lines), "--no-pager", "-q", "-o", output, *more)
 
 
 def follow(argv: Sequence[str]) -> Argv:

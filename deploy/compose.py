@@ -42,7 +42,7 @@ def compose(sources: Sources, limit: str | None) -> tuple[Desired, ...]:
         # A mistake on a host that is not selected today is a mistake all the same.
         data_home = parse_data_home(os.environ, PurePosixPath(Path.home()))
         inventory, settings = load_settings(sources.inventory, data_home=data_home)
-        hosts = _select(inventory, sources, limit)
+        hosts = select_hosts(inventory, sources.inventory, limit)
     with _collected(problems):
         models = parse_models(sources.modelfiles)
     with _collected(problems):
@@ -65,14 +65,15 @@ def compose(sources: Sources, limit: str | None) -> tuple[Desired, ...]:
     return tuple(desired)
 
 
-def _select(inventory: Inventory, sources: Sources, limit: str | None) -> tuple[InventoryHost, ...]:
+def select_hosts(inventory: Inventory, path: Path, limit: str | None) -> tuple[InventoryHost, ...]:
+    """The hosts of the inventory at `path` that `limit` selects. Raises UsageError for none."""
     hosts = inventory.select(limit)
     if not hosts:
-        chosen = f"`--limit {limit}` selects" if limit else f"`{sources.inventory}` names"
+        chosen = f"`--limit {limit}` selects" if limit else f"`{path}` names"
         raise UsageError(
             sentence=f"{chosen} no host",
             unchanged="everything",
-            hint=f"./fleet inventory --list --inventory {sources.inventory}",
+            hint=f"./fleet inventory --list --inventory {path}",
         )
     return hosts
 

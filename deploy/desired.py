@@ -9,6 +9,9 @@ from pathlib import PurePosixPath
 
 from deploy.fit import ModelShape
 
+ADOPTED = "adopted"
+"""The name of the release that another hand installed: a unit with a binary of its own."""
+
 
 class ServiceBackend(StrEnum):
     """Who runs `ollama serve`."""

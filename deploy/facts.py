@@ -118,13 +118,14 @@ class SystemdFacts:
     its drop-ins. `user` is whom the unit runs as, `""` for root and None without a unit; `account` that user,
     or `ollama` where there is no unit. `gpu_groups` are those of `render` and `video` that exist.
     `foreign_program` is what a unit of another hand executes, `foreign_version` what that program says of
-    itself. `is_leased`: a switch that was not confirmed yet.
+    itself. `account_is_ours`: it was made by us. `is_leased`: a switch that was not confirmed yet.
     """
 
     units: Mapping[str, UnitState] = field(default_factory=dict)
     files: Mapping[str, FileFact] = field(default_factory=dict)
     user: str | None = None
     account: Account | None = None
+    account_is_ours: bool = False
     gpu_groups: tuple[str, ...] = ()
     foreign_program: str | None = None
     foreign_version: str | None = None
@@ -147,8 +148,7 @@ class HostFacts:
     in lower case. `leftovers` are temporary files and directories of runs that were cut short. `orphans` are
     runners whose server was killed: they live on, idle, with their memory (measured on 0.17.5). `gpus` is
     None where nobody asked. `previous` is the release that `current` was before. `store_owner` owns the model
-    store, None where there is none. `systemd` is None where systemd does not run the host. `account_is_ours`:
-    the server's account was made by us.
+    store, None where there is none. `systemd` is None where systemd does not run the host.
     """
 
     architecture: str
@@ -170,4 +170,3 @@ class HostFacts:
     gpus: GpuReading | None = None
     store_owner: str | None = None
     systemd: SystemdFacts | None = None
-    account_is_ours: bool = False

@@ -7,12 +7,11 @@ from dataclasses import replace
 
 from deploy import commands, services, systemd
 from deploy.apply import Site, start, stop_servers, wait_until_ready
-from deploy.desired import ServiceBackend
+from deploy.desired import ADOPTED, ServiceBackend
 from deploy.errors import FleetError, designed_error
 from deploy.facts import HostFacts
 from deploy.ollama_api import OllamaApi
 from deploy.plan import Plan
-from deploy.server_plan import ADOPTED
 from deploy.steps import CreateModel, PromoteModel, StartServer, StopServer, SwitchRelease
 from deploy.systemd_plan import main_server
 
@@ -52,7 +51,8 @@ def _start_as_before(site: Site, before: HostFacts, now: HostFacts) -> str:
         services.stop_server(site.transport, server.process)
     if served is None or binary is None:
         return "no server ran before and none runs now"
-    start(_with_settings(site, served.environment), version, served.environment)
+    again = StartServer(reason="as before", version=version, environment=served.environment)
+    start(_with_settings(site, served.environment), again, None)
     return f"release {version} serves again, as before"
 
 

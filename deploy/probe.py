@@ -99,7 +99,6 @@ def _facts(parsed: _Reply, root: PurePosixPath) -> HostFacts:
     processes = _processes(parsed, root, systemd.unit.main_pid if systemd is not None else None)
     return HostFacts(
         systemd=systemd,
-        account_is_ours="@our_account" in parsed.rows,
         store_owner=parsed.first("@store_owner") or None,
         gpus=_gpus(parsed),
         architecture=parsed.first("@architecture"),
@@ -152,6 +151,7 @@ def _systemd(reply: _Reply) -> SystemdFacts | None:
         account=Account(name=account[0], home=account[1], groups=tuple(account[2].split()))
         if account is not None
         else None,
+        account_is_ours="@our_account" in reply.rows,
         gpu_groups=tuple(fields[0] for fields in reply.rows.get("@gpu_group", [])),
         foreign_program=foreign[0] or None,
         foreign_version=foreign[1] or None,

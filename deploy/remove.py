@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import PurePosixPath
@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 from deploy import commands, services
 from deploy.desired import Desired, HostPaths, ServiceBackend
 from deploy.errors import CommandFailed
-from deploy.facts import HostFacts, ServerProcess
+from deploy.facts import Account, HostFacts, ServerProcess
 from deploy.host_lock import host_lock
 from deploy.journal import Journal
 from deploy.outcomes import Events
@@ -32,7 +32,7 @@ def doomed_things(
     """What `remove_host` would take away, in words for people."""
     servers = [f"the running server, pid {item.process.pid}" for item in _processes(facts)]
     doomed = (*_unit_files(desired, facts), *_doomed(desired, facts, models))
-    return (*servers, *(str(path) for path in doomed if _is_there(transport, path)))
+    return (*servers, *map(str, _existing(transport, doomed)))
 
 
 def remove_host(
@@ -50,30 +50,29 @@ def remove_host(
         events("note", desired.host, text=f"kept {paths.models_dir}: it may be somebody else's")
     # A deploy that was refused has made nothing but the lock.
     doomed = doomed_things(desired, transport, facts, models)
-    if not doomed and not _is_there(transport, paths.lock):
+    if not doomed and not transport.exists(paths.lock):
         return 0
     taken = 0
     journal = Journal(transport=transport, path=paths.journal, what="remove", events=events)
     with host_lock(transport, paths.lock, "remove", journal), _last_words(journal, doomed, paths):
-        files = [path for path in _unit_files(desired, facts) if _is_there(transport, path)]
+        files = _existing(transport, _unit_files(desired, facts))
         if files:
             taken += _remove_units(desired, transport, facts, files, events)
         for item in _processes(probe()):
             services.stop_server(transport, item.process)
             events("note", desired.host, text=f"stopped the server, pid {item.process.pid}")
             taken += 1
-        for path in _doomed(desired, facts, models):
-            if _is_there(transport, path):
-                _remove(desired, transport, path)
-                events("note", desired.host, text=f"removed {path}")
-                taken += 1
+        for path in _existing(transport, _doomed(desired, facts, models)):
+            _remove(desired, transport, path)
+            events("note", desired.host, text=f"removed {path}")
+            taken += 1
         taken += _remove_account(desired, transport, facts, models, events)
     transport.run(commands.remove_empty(_parents(paths)))
     return taken
 
 
 def _remove_units(
-    desired: Desired, transport: Transport, facts: HostFacts, files: list[PurePosixPath], events: Events
+    desired: Desired, transport: Transport, facts: HostFacts, files: Sequence[PurePosixPath], events: Events
 ) -> int:
     adopted = facts.systemd is not None and facts.systemd.foreign_program is not None
     done = transport.run(commands.remove_units(files, adopted=adopted), timeout_seconds=120)
@@ -95,28 +94,28 @@ def _remove_account(
     desired: Desired, transport: Transport, facts: HostFacts, models: Models, events: Events
 ) -> int:
     """With the models only: what the account owns would belong to a number otherwise."""
-    account = _our_account(desired, facts)
-    if account is None or not _is_there(transport, desired.paths.account_record):
+    account = _our_account(facts)
+    if account is None:
         return 0
-    name, home = account
     if models is Models.KEEP:
-        events("note", desired.host, text=f"kept the account {name}: the models belong to it")
+        events("note", desired.host, text=f"kept the account {account.name}: the models belong to it")
         return 0
-    done = transport.run(commands.remove_account(name, home, desired.paths.account_record))
+    record = desired.paths.account_record
+    done = transport.run(commands.remove_account(account.name, account.home, record))
     if done.exit_code != 0:
         raise CommandFailed(
-            sentence=f"the account `{name}` could not be removed", host=desired.host, cause=done.last_words
+            sentence=f"the account `{account.name}` could not be removed",
+            host=desired.host,
+            cause=done.last_words,
         )
-    events("note", desired.host, text=f"removed the account {name}")
+    events("note", desired.host, text=f"removed the account {account.name}")
     return 1
 
 
-def _our_account(desired: Desired, facts: HostFacts) -> tuple[str, str] | None:
-    """Name and home of the account that we made, if it was us."""
-    account = facts.systemd.account if facts.systemd is not None else None
-    if desired.server.backend is not ServiceBackend.SYSTEMD or account is None:
-        return None
-    return (account.name, account.home) if facts.account_is_ours else None
+def _our_account(facts: HostFacts) -> Account | None:
+    """The account that we made, if it was us."""
+    found = facts.systemd
+    return found.account if found is not None and found.account_is_ours else None
 
 
 def _unit_files(desired: Desired, facts: HostFacts) -> tuple[PurePosixPath, ...]:
@@ -147,8 +146,10 @@ def _processes(facts: HostFacts) -> tuple[ServerProcess, ...]:
     return tuple(item for item in (*facts.servers, *facts.orphans) if item is not supervised)
 
 
-def _is_there(transport: Transport, path: PurePosixPath) -> bool:
-    return transport.exists(path)
+def _existing(transport: Transport, paths: Sequence[PurePosixPath]) -> tuple[PurePosixPath, ...]:
+    """One command for all of them."""
+    there = transport.run(commands.existing(paths)).stdout.decode(errors="surrogateescape").splitlines()
+    return tuple(path for path in paths if str(path) in there)
 
 
 def _remove(desired: Desired, transport: Transport, path: PurePosixPath) -> None:
@@ -169,8 +170,8 @@ def _doomed(desired: Desired, facts: HostFacts, models: Models) -> tuple[PurePos
         *(paths.log.parent, paths.programs, paths.backups, paths.state / "lease"),
     )
     if desired.server.backend is ServiceBackend.SYSTEMD:
-        account = _our_account(desired, facts)
-        is_ours = account is not None and facts.store_owner == account[0]
+        account = _our_account(facts)
+        is_ours = account is not None and facts.store_owner == account.name
     else:
         is_ours = paths.models_dir.is_relative_to(paths.root)
     return (*ours, paths.models_dir) if models is Models.REMOVE and is_ours else ours

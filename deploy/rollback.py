@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from deploy.desired import Desired
+from deploy.desired import ADOPTED, Desired
 from deploy.errors import ServiceError
 from deploy.facts import HostFacts
-from deploy.server_plan import ADOPTED
 from deploy.steps import EndLease, Phase, Step, VerifyModel, phase_of
 
 

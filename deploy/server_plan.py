@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from deploy.desired import Artefact, Desired, ServiceBackend
+from deploy.desired import ADOPTED, Artefact, Desired, ServiceBackend
 from deploy.errors import PinError
 from deploy.facts import HostFacts
 from deploy.steps import Difference, RemoveDamagedBlob
 
 ARCHITECTURES: Mapping[str, str] = {"x86_64": "amd64", "aarch64": "arm64"}
 """`uname -m` to the word in the archives' names."""
-
-ADOPTED = "adopted"
-"""The name of the release that somebody else installed: a unit with a binary of its own."""
 
 MARK_NAME = "OLLAMA_FLEET_RELEASE"
 """The variable that tells of a running server which release it was started from."""

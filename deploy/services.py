@@ -68,8 +68,10 @@ def wait_until_ready(transport: Transport, desired: Desired, is_alive: Callable[
 
 
 def _not_ready(transport: Transport, desired: Desired, cause: str) -> FleetError:
-    is_unit = desired.server.backend is ServiceBackend.SYSTEMD
-    argv = commands.unit_log(LOG_LINES) if is_unit else commands.tail(desired.paths.log, LOG_LINES)
+    if desired.server.backend is ServiceBackend.SYSTEMD:
+        argv = commands.unit_journal(["ollama.service"], LOG_LINES, output="cat")
+    else:
+        argv = commands.tail(desired.paths.log, LOG_LINES)
     log = transport.run(argv).stdout.decode(errors="replace").strip()
     if "bind: address already in use" in log.rpartition("\n")[2]:
         # Free when the plan was made and taken since.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import PurePosixPath
 from typing import Any
 
 from deploy.desired import Artefact, DesiredModel, HostFile
@@ -95,6 +96,7 @@ class OverwriteFile(_Step):
     """A file in our place that another hand wrote or edited: replaced only on request, with a backup."""
 
     file: HostFile
+    backup: PurePosixPath
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,10 +142,14 @@ class RemoveDamagedBlob(_Step):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StartServer(_Step):
-    """Start `ollama serve` with exactly this environment and wait until it answers with the right version."""
+    """Start `ollama serve` with exactly this environment and wait until it answers with the right version.
+
+    `account` is whom systemd runs it as, None where we start it ourselves.
+    """
 
     version: str
     environment: Mapping[str, str]
+    account: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 
 from deploy import commands
-from deploy.desired import Desired, HostFile
-from deploy.errors import CommandFailed, ServiceError
+from deploy.desired import ADOPTED, Desired, HostFile
+from deploy.errors import CommandFailed, FleetError, ServiceError
 from deploy.facts import HostFacts
-from deploy.server_plan import ADOPTED
 from deploy.steps import MakeAccount, TakeLease
 from deploy.transport import Transport
-from deploy.units import LOAD_UNIT
+from deploy.units import LOAD_UNIT, UNIT
 
 # The unit's TimeoutStopSec, and a start on a slow disk.
 RESTART_SECONDS = 120.0
@@ -22,7 +21,9 @@ LOAD_SECONDS = 1800.0
 def make_account(transport: Transport, desired: Desired, step: MakeAccount) -> None:
     """The server's account and its groups. Raises CommandFailed."""
     record = desired.paths.account_record
-    _run(transport, commands.make_account(record, step.name, step.home, step.groups), "account was not made")
+    _run(
+        transport, commands.make_account(record, step.name, step.home, step.groups), "`account` was not made"
+    )
 
 
 def write_file(transport: Transport, file: HostFile, backup: PurePosixPath | None = None) -> None:
@@ -36,41 +37,28 @@ def enable_units(transport: Transport, names: tuple[str, ...]) -> None:
     _run(transport, commands.enable_units(names), f"`{', '.join(names)}` could not be enabled")
 
 
-def restart(transport: Transport, desired: Desired, user: str, home: str) -> None:
+def restart(transport: Transport, desired: Desired, account: str, home: str) -> None:
     """Start the unit's server anew and return at once. Raises ServiceError."""
-    argv = commands.restart_unit(user, [home, desired.paths.models_dir])
-    done = transport.run(argv, timeout_seconds=RESTART_SECONDS)
-    if done.exit_code != 0:
-        raise ServiceError(
-            sentence="`ollama.service` could not be started",
-            host=transport.host,
-            cause=done.last_words,
-            hint="systemctl status ollama; journalctl -u ollama",
-        )
+    argv = commands.restart_unit(account, [home, desired.paths.models_dir])
+    _run(transport, argv, "`ollama.service` could not be started", kind=ServiceError)
 
 
 def stop(transport: Transport) -> None:
     """Stop the unit's server, its runners with it. Raises ServiceError."""
-    done = transport.run(("systemctl", "stop", "ollama.service"), timeout_seconds=RESTART_SECONDS)
-    if done.exit_code != 0:
-        raise ServiceError(
-            sentence="`ollama.service` could not be stopped",
-            host=transport.host,
-            cause=done.last_words,
-            hint="systemctl status ollama",
-        )
+    argv = ("systemctl", "stop", UNIT)
+    _run(transport, argv, "`ollama.service` could not be stopped", kind=ServiceError)
 
 
 def load_models(transport: Transport) -> None:
     """Have the unit load the models that is to load them after every start. Raises ServiceError."""
     done = transport.run(("systemctl", "start", LOAD_UNIT), timeout_seconds=LOAD_SECONDS)
     if done.exit_code != 0:
-        log = transport.run(("journalctl", f"--unit={LOAD_UNIT}", "--no-pager", "--output=cat", "--lines=5"))
+        log = transport.run(commands.unit_journal([LOAD_UNIT], 5, output="cat"))
         raise ServiceError(
             sentence=f"`{LOAD_UNIT}` does not load the models",
             host=transport.host,
             cause=log.last_words or done.last_words,
-            hint=f"journalctl -u {LOAD_UNIT}",
+            hint=f"./fleet logs --limit {transport.host}",
         )
 
 
@@ -82,31 +70,38 @@ def is_alive(facts: HostFacts) -> bool:
 
 def take_lease(transport: Transport, desired: Desired, step: TakeLease) -> None:
     """From now on the host goes back by itself. Raises CommandFailed."""
-    _run(transport, commands.take_lease(desired.paths.lease_program, step.files), "no lease was taken")
+    _run(transport, commands.take_lease(desired.paths.lease_program, step.files), "no `lease` was taken")
 
 
 def end_lease(transport: Transport, desired: Desired) -> None:
     """What runs now stays. By a new connection: who could log in no more would be without a way back."""
     with transport.fresh() as fresh:
-        _run(fresh, (str(desired.paths.lease_program), "end"), "the lease was not ended")
+        _run(fresh, (str(desired.paths.lease_program), "end"), "the `lease` was not ended")
 
 
 def revert(transport: Transport, desired: Desired, cause: str) -> str:
     """What served when the lease was taken serves again; returns its release. Raises ServiceError."""
     argv = (str(desired.paths.lease_program), "revert", cause)
-    done = transport.run(argv, timeout_seconds=RESTART_SECONDS)
+    sentence = "the `lease` could not bring back what served before"
+    said = _run(transport, argv, sentence, kind=ServiceError).removeprefix("reverted to ")
+    return ADOPTED if said == "none" else said
+
+
+def _run(
+    transport: Transport,
+    argv: commands.Argv,
+    sentence: str,
+    *,
+    stdin: bytes = b"",
+    kind: type[FleetError] = CommandFailed,
+) -> str:
+    """What it printed."""
+    done = transport.run(argv, stdin=stdin, timeout_seconds=RESTART_SECONDS)
     if done.exit_code != 0:
-        raise ServiceError(
-            sentence="the lease could not bring back what served before",
+        raise kind(
+            sentence=sentence,
             host=transport.host,
             cause=done.last_words,
-            hint="systemctl status ollama; systemctl start ollama-fleet-lease.service tries again",
+            hint=f"./fleet logs --limit {transport.host}; on the host: systemctl status ollama",
         )
-    name = done.stdout.decode(errors="replace").strip().removeprefix("reverted to ")
-    return ADOPTED if name == "none" else name
-
-
-def _run(transport: Transport, argv: commands.Argv, sentence: str, stdin: bytes = b"") -> None:
-    done = transport.run(argv, stdin=stdin)
-    if done.exit_code != 0:
-        raise CommandFailed(sentence=sentence, host=transport.host, cause=done.last_words)
+    return done.stdout.decode(errors="replace").strip()

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator, Mapping
 
-from deploy.desired import Desired, GpuKind, HostFile
+from deploy.desired import ADOPTED, Desired, GpuKind, HostFile
 from deploy.errors import ServiceError, UsageError
 from deploy.facts import HostFacts, ServerProcess, SystemdFacts
 from deploy.server_plan import (
     ACCOUNT,
     ACCOUNT_HOME,
-    ADOPTED,
     MARK_NAME,
     Release,
     damaged_blobs,
@@ -46,9 +46,9 @@ def systemd_steps(desired: Desired, facts: HostFacts, release: Release) -> Itera
     """
     found = _check_host(desired, facts)
     yield from _account(desired, facts, found)
-    yield from _write(found, host_files(desired))
+    yield from _write(desired, found, host_files(desired))
     files = server_files(desired, facts, release)
-    changed = tuple(_write(found, files))
+    changed = tuple(_write(desired, found, files))
     loader = load_unit(desired, facts, release)
     environment = server_environment(desired, facts, release)
     server, differences = _server(found, facts, environment, release)
@@ -65,7 +65,7 @@ def systemd_steps(desired: Desired, facts: HostFacts, release: Release) -> Itera
             files=tuple(str(file.path) for file in (*files, loader)),
         )
     yield from changed
-    yield from _write(found, (loader,))
+    yield from _write(desired, found, (loader,))
     if switch is not None:
         yield switch
     for other in (*facts.servers, *facts.orphans):
@@ -79,7 +79,11 @@ def systemd_steps(desired: Desired, facts: HostFacts, release: Release) -> Itera
     if server is None or differences:
         reason = "; ".join(map(str, differences)) if server is not None else _why_not_running(found)
         yield StartServer(
-            reason=reason, differences=differences, version=release.name, environment=environment
+            reason=reason,
+            differences=differences,
+            version=release.name,
+            environment=environment,
+            account=user_of(facts),
         )
 
 
@@ -167,15 +171,18 @@ def _check_store(desired: Desired, facts: HostFacts, found: SystemdFacts) -> Non
 def _adopted_store(facts: HostFacts, found: SystemdFacts) -> str:
     """Where the server of another hand keeps its models: Ollama's `envconfig/config.go`."""
     server = main_server(facts)
-    if server is not None and "OLLAMA_MODELS" in server.environment:
-        return server.environment["OLLAMA_MODELS"]
-    unit = found.unit
-    for path in (*reversed(unit.drop_ins), unit.fragment):
-        fact = found.files.get(path or "")
-        if server is None and fact is not None and (set_there := _MODELS_SETTING.findall(fact.text)):
-            return str(set_there[-1])
+    if server is not None:
+        settings = [server.environment[name] for name in ("OLLAMA_MODELS",) if name in server.environment]
+    else:
+        texts = [found.files[path].text for path in _read_by(found) if path in found.files]
+        settings = [setting for text in texts for setting in _MODELS_SETTING.findall(text)]
     home = found.account.home if found.account is not None else "/root"
-    return f"{home}/.ollama/models"
+    return settings[-1] if settings else f"{home}/.ollama/models"
+
+
+def _read_by(found: SystemdFacts) -> tuple[str, ...]:
+    """The unit and its drop-ins in the order in which systemd reads them: the last setting wins."""
+    return (found.unit.fragment or "", *found.unit.drop_ins)
 
 
 def _account(desired: Desired, facts: HostFacts, found: SystemdFacts) -> Iterator[Step]:
@@ -193,7 +200,9 @@ def _account(desired: Desired, facts: HostFacts, found: SystemdFacts) -> Iterato
     yield MakeAccount(reason=str(difference), differences=(difference,), name=name, home=home, groups=missing)
 
 
-def _write(found: SystemdFacts, files: tuple[HostFile, ...]) -> Iterator[WriteFile | OverwriteFile]:
+def _write(
+    desired: Desired, found: SystemdFacts, files: tuple[HostFile, ...]
+) -> Iterator[WriteFile | OverwriteFile]:
     for file in files:
         fact = found.files.get(str(file.path))
         if fact is None:
@@ -204,7 +213,10 @@ def _write(found: SystemdFacts, files: tuple[HostFile, ...]) -> Iterator[WriteFi
                 yield WriteFile(reason="other settings", differences=differences, file=file)
             else:
                 reason = "edited by hand: " + "; ".join(map(str, differences))
-                yield OverwriteFile(reason=reason, differences=differences, file=file)
+                # The name tells the content: the same edit is kept once, however often it is made.
+                digest = hashlib.sha256(fact.text.encode()).hexdigest()[:12]
+                backup = desired.paths.backups / f"{file.path.name}.{digest}"
+                yield OverwriteFile(reason=reason, differences=differences, file=file, backup=backup)
         elif fact.mode != file.mode:
             difference = Difference(what="mode", actual=fact.mode, desired=file.mode)
             yield WriteFile(reason=str(difference), differences=(difference,), file=file)

@@ -30,10 +30,15 @@ ENABLED_UNITS = (UNIT, LOAD_UNIT, BOOT_UNIT)
 
 OUR_UNITS = (LOAD_UNIT, BOOT_UNIT, LEASE_UNIT, LEASE_TIMER)
 
-_SIGNATURE = re.compile(
-    r"^# Written by ollama-fleet; edits are drift, and kept until told otherwise\. sha256 of the rest: "
-    r"(?P<sha256>[0-9a-f]{64})\n",
-    re.MULTILINE,
+_SIGNED = "# Written by ollama-fleet; edits are drift, and kept until told otherwise. sha256 of the rest: "
+_SIGNATURE = re.compile(f"^{re.escape(_SIGNED)}(?P<sha256>[0-9a-f]{{64}})\n", re.MULTILINE)
+_JINJA = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(TEMPLATES),
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+    autoescape=False,  # noqa: S701 - unit files are no HTML; `quoted` is their escaping
 )
 
 
@@ -48,10 +53,7 @@ def render_signed(text: str) -> str:
     """The text with its signature, below a `#!` line if there is one."""
     first, rest = text.split("\n", 1) if text.startswith("#!") else ("", text)
     sha256 = hashlib.sha256(text.encode()).hexdigest()
-    line = (
-        "# Written by ollama-fleet; edits are drift, and kept until told otherwise. "
-        f"sha256 of the rest: {sha256}\n"
-    )
+    line = f"{_SIGNED}{sha256}\n"
     return f"{first}\n{line}{rest}" if first else line + rest
 
 
@@ -94,18 +96,8 @@ def server_files(desired: Desired, facts: HostFacts, release: Release) -> tuple[
 def host_files(desired: Desired) -> tuple[HostFile, ...]:
     """The files that no release and no setting of the server changes: scripts, and what ends a lease."""
     paths = desired.paths
-    files = [
-        HostFile(
-            path=paths.programs / name,
-            text=render_signed((TEMPLATES / f"{name}.sh").read_text()),
-            mode="755",
-        )
-        for name in ("lease", "load")
-    ]
-    files += [
-        HostFile(path=paths.units / name, text=render_signed((TEMPLATES / name).read_text()))
-        for name in (LEASE_UNIT, LEASE_TIMER, BOOT_UNIT)
-    ]
+    files = [_file(paths.programs / name, f"{name}.sh", mode="755") for name in ("lease", "load")]
+    files += [_file(paths.units / name, name) for name in (LEASE_UNIT, LEASE_TIMER, BOOT_UNIT)]
     if desired.gpu is GpuKind.NVIDIA:
         text = "# Before the server starts: later, CUDA finds no device and the CPU computes.\nnvidia-uvm\n"
         files.append(HostFile(path=paths.modules_load, text=render_signed(text)))
@@ -148,13 +140,5 @@ def _drop_in_values(desired: Desired, facts: HostFacts, release: Release) -> dic
     }
 
 
-def _file(path: PurePosixPath, template: str, **values: object) -> HostFile:
-    environment = jinja2.Environment(
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        autoescape=False,  # noqa: S701 - unit files are no HTML; `quoted` is their escaping
-    )
-    text = environment.from_string((TEMPLATES / template).read_text()).render(values)
-    return HostFile(path=path, text=render_signed(text))
+def _file(path: PurePosixPath, template: str, mode: str = "644", **values: object) -> HostFile:
+    return HostFile(path=path, text=render_signed(_JINJA.get_template(template).render(values)), mode=mode)

@@ -33,10 +33,10 @@ from deploy.units import (
     server_files,
     written_by,
 )
-from tests.unit.test_plan import ARCHIVE, PLENTY, STORED, WEIGHTS, kinds
 from tests.unit.test_plan import CONVERGED as PROCESS_CONVERGED
 from tests.unit.test_plan import DESIRED as PROCESS_DESIRED
 from tests.unit.test_plan import EMPTY as PROCESS_EMPTY
+from tests.unit.test_plan import PLENTY, kinds
 
 STORE = PurePosixPath("/usr/share/ollama/.ollama/models")
 DESIRED = replace(
@@ -222,6 +222,7 @@ def test_a_hand_edited_file_is_an_overwrite_and_its_lines_are_named() -> None:
     assert step.file.path == DESIRED.paths.drop_in
     said = "edited by hand: line is `RestartSec=30`, desired absent; line is absent, desired `RestartSec=3`"
     assert step.reason == said
+    assert step.backup.parent == DESIRED.paths.backups
 
 
 def test_a_file_of_another_mode_is_written_again() -> None:
@@ -361,7 +362,7 @@ def test_a_drop_in_that_would_undo_ours_is_refused_with_its_lines() -> None:
     with pytest.raises(ServiceError, match=r"override\.conf") as refused:
         plan(DESIRED, there)
     assert refused.value.cause == 'Environment="OLLAMA_HOST=0.0.0.0"'
-    harmless = replace(FileFact(text="[Service]\nNice=5\n", mode="644"))
+    harmless = FileFact(text="[Service]\nNice=5\n", mode="644")
     assert plan(DESIRED, with_systemd(there, files={**facts.systemd.files, path: harmless})).steps
 
 
@@ -420,9 +421,3 @@ def test_a_signature_tells_our_text_from_an_edited_one() -> None:
 )
 def test_a_value_stays_literal_in_a_unit_file(value: str, word: str) -> None:
     assert quoted(value) == word
-
-
-def test_the_parts_of_this_test_are_the_plans_own() -> None:
-    assert converged().releases == {"0.17.5": ARCHIVE.sha256}
-    assert converged().models["myqwen2:latest"] == STORED
-    assert WEIGHTS.sha256 in converged().blobs
