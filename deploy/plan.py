@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from deploy.desired import Artefact, Desired, DesiredModel, ServiceBackend
+from deploy.desired import Artefact, Desired, DesiredModel, DesiredServer, ServiceBackend
 from deploy.facts import HostFacts, StoredModel
 from deploy.fit_plan import Running, fit_notes
 from deploy.preflight import check_disks, check_port, check_preconditions
@@ -149,7 +149,7 @@ def render_plan(plan: Plan) -> dict[str, Any]:
 
 
 def _steps(desired: Desired, facts: HostFacts, release: Release) -> Iterator[Step]:
-    models = [_ModelPlan(model, facts) for model in desired.models]
+    models = [_ModelPlan(model, facts, desired.server) for model in desired.models]
     archive = release.archive
     unpacks = archive is not None and facts.releases.get(release.name) != archive.sha256
 
@@ -219,16 +219,18 @@ def _model_steps(models: Sequence[_ModelPlan], facts: HostFacts, *, proves_all: 
 class _ModelPlan:
     """One model's desired and actual side by side."""
 
-    def __init__(self, model: DesiredModel, facts: HostFacts) -> None:
+    def __init__(self, model: DesiredModel, facts: HostFacts, server: DesiredServer) -> None:
         self.model = model
         self.name = model.name.lower()
         stored = facts.models.get(f"{self.name}:latest")
-        differences = list(model_differences(stored, model))
+        # Whoever goes back makes no model: what is served is proven as it is stored.
+        as_stored = server.release is not None and stored is not None
+        differences = [] if as_stored else list(model_differences(stored, model))
         # Healing damaged weights makes the same model again: `previous` stays what it was.
         self.is_another = stored is not None and bool(differences)
         blob = facts.blobs.get(model.weights.sha256)
         healthy = blob is not None and blob.is_gguf and blob.size_bytes == model.weights.size_bytes
-        if not healthy and not differences:
+        if not healthy and not differences and not as_stored:
             actual = None if blob is None else f"{blob.size_bytes} bytes{'' if blob.is_gguf else ', no GGUF'}"
             wanted = f"{model.weights.size_bytes} bytes"
             differences.append(Difference(what="weights in the store", actual=actual, desired=wanted))

@@ -43,6 +43,21 @@ def test_the_process_backend_goes_back_the_same_way() -> None:
     assert planned == ["SwitchRelease", "StopServer", "StartServer", "LoadModel", "VerifyModel"]
 
 
+def test_a_model_that_differs_from_the_inventory_is_proven_as_it_is_stored() -> None:
+    facts = upgraded("0.17.4", {"0.17.4": "c" * 64})
+    other = replace(facts.models["myqwen2:latest"], template="somebody's own")
+    facts = replace(facts, models={**facts.models, "myqwen2:latest": other})
+    planned = kinds(plan(release_before(DESIRED, facts), facts, going_back))
+    assert planned == [
+        "TakeLease",
+        "SwitchRelease",
+        "StartServer",
+        "LoadModel",
+        "VerifyModel",
+        "EndLease",
+    ]
+
+
 @pytest.mark.parametrize("releases", [{}, {"0.17.4": ""}])
 def test_a_release_that_is_gone_or_damaged_is_refused_before_anything_stops(releases: dict[str, str]) -> None:
     with pytest.raises(ServiceError, match=r"`0\.17\.4` is no longer on the host"):
