@@ -73,9 +73,6 @@ def systemd_steps(desired: Desired, facts: HostFacts, release: Release) -> Itera
             yield StopServer(reason="it runs beside the unit's server", server=other)
     if server is None or differences:
         yield from damaged_blobs(desired, facts)
-    disabled = tuple(name for name in ENABLED_UNITS if not _is_enabled(found, name))
-    if disabled:
-        yield EnableUnits(reason="not started at boot", names=disabled)
     if server is None or differences:
         reason = "; ".join(map(str, differences)) if server is not None else _why_not_running(found)
         yield StartServer(
@@ -85,6 +82,10 @@ def systemd_steps(desired: Desired, facts: HostFacts, release: Release) -> Itera
             environment=environment,
             account=user_of(facts),
         )
+    # Last: a unit whose directories a first start has yet to make would fail at the next boot.
+    disabled = tuple(name for name in ENABLED_UNITS if not _is_enabled(found, name))
+    if disabled:
+        yield EnableUnits(reason="not started at boot", names=disabled)
 
 
 def main_server(facts: HostFacts) -> ServerProcess | None:
