@@ -13,9 +13,13 @@ from pathlib import Path
 import pytest
 
 import tests.conftest as everywhere
+from console.paths import CANARY
+from testbed.demo import WEIGHTS_FILE, WEIGHTS_REPO
 from testbed.hosts import FleetBusy, PracticeFleet, alone_in, open_fleet, take_down
 from testbed.hosts_host import Host
 from testbed.hosts_kinds import Kind
+from testbed.mirror import MirrorRepo, start_mirror
+from tests.hosts.site import HostSite, forget_connections
 
 _PREFIX = "fleet-test-hosts-"
 
@@ -62,3 +66,17 @@ def _remove_what_killed_runs_left() -> None:
             with contextlib.suppress(FleetBusy), alone_in(directory / "fleet"):
                 take_down(directory / "fleet")
             shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture
+def site(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HostSite]:
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    weights = MirrorRepo(repo=WEIGHTS_REPO, revisions={"master": {WEIGHTS_FILE: CANARY}})
+    with start_mirror([weights]) as mirror:
+        made = HostSite(host=host, directory=tmp_path, mirror=mirror)
+        made.add_release("0.17.5")
+        yield made
+        forget_connections()

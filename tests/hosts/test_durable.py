@@ -7,9 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from tests.hosts.test_life import HostSite, broken, forget_connections, site, until
-
-__all__ = ["site"]
+from tests.hosts.site import HostSite, broken, forget_connections, until
 
 CALLS = (
     "rename,renameat,renameat2,fsync,fdatasync,sync,syncfs,write,pwrite64,sendfile,copy_file_range,ftruncate"

@@ -26,7 +26,7 @@ from testbed.hosts_kinds import Kind
 from testbed.hosts_tree import PYTHON
 from testbed.mirror import MirrorRepo, start_mirror
 from testbed.official import official_install
-from tests.hosts.test_life import HostSite, broken, forget_connections, until
+from tests.hosts.site import HostSite, broken, forget_connections, until
 
 PROGRAM = "/opt/ollama/releases/0.17.5/bin/ollama"
 # Only the server: the client of the same release loads its models.

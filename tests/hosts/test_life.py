@@ -2,175 +2,30 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import random
 import shlex
-import shutil
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
 
 import pytest
 
-from console.changes import deploy_hosts, make_plans, remove_hosts, rollback_asking
-from console.paths import CANARY, MODELFILES, PROJECT
-from console.run import _TRANSPORTS, Run, transport_for
-from deploy.compose import Sources
-from deploy.converge import probe_host
+from console.changes import remove_hosts, rollback_asking
+from console.paths import PROJECT
 from deploy.errors import EditedByHand, ExitCode
-from deploy.facts import HostFacts
-from deploy.outcomes import HostOutcome, Outcome
-from deploy.plan import Plan
+from deploy.outcomes import Outcome
 from deploy.remove import Models
-from deploy.report import Report
-from testbed.archive import make_release_archive
-from testbed.demo import SERVER_REPO, WEIGHTS_FILE, WEIGHTS_REPO, archive_name, render_pins
-from testbed.hosts_host import Host
 from testbed.hosts_kinds import Kind
 from testbed.hosts_tree import PYTHON
-from testbed.mirror import Mirror, MirrorRepo, start_mirror
 from testbed.official import official_install
+from tests.hosts.site import SIMULATED, HostSite, broken, forget_connections, until
 
-SIMULATED = PROJECT / "testbed/ollama.py"
 DROP_IN = "/etc/systemd/system/ollama.service.d/50-fleet.conf"
 # What a lease lasts in these tests, so that nobody waits for three minutes.
 SHORT_LEASE = "[Timer]\nOnActiveSec=\nOnActiveSec=4s\n"
-
-
-@dataclass(kw_only=True)
-class HostSite:
-    """One practice host and what is deployed onto it."""
-
-    host: Host
-    directory: Path
-    mirror: Mirror
-    version: str = "0.17.5"
-    settings: dict[str, str] = field(default_factory=dict)
-    overwrite: bool = False
-    output: io.StringIO = field(default_factory=io.StringIO)
-
-    def add_release(self, version: str, binary: Path = SIMULATED) -> None:
-        packed = make_release_archive(
-            self.directory / f"archives/{version}/{archive_name()}",
-            version=version,
-            compression="tar.zst",
-            binary=binary,
-            python=PYTHON,
-        )
-        known = self.mirror.repos.get(SERVER_REPO)
-        revisions = dict(known.revisions) if known is not None else {}
-        revisions[f"v{version}"] = {packed.name: packed}
-        self.mirror.repos[SERVER_REPO] = MirrorRepo(repo=SERVER_REPO, revisions=revisions)
-
-    def write(self) -> Path:
-        (self.directory / "pins.toml").write_text(render_pins(list(self.mirror.repos.values())))
-        shutil.copyfile(self.host.access.known_hosts, self.directory / "known_hosts")
-        lines = {
-            "ollama_gpu": "none",
-            "ollama_models": "myqwen2",
-            "ollama_version": self.version,
-            "ansible_ssh_private_key_file": str(self.host.access.key),
-            **self.settings,
-        }
-        settings = "".join(f"{name}={value}\n" for name, value in lines.items())
-        here = f"box ansible_host={self.host.address} ansible_user={self.host.user}"
-        inventory = self.directory / "inventory.ini"
-        inventory.write_text(f"[all]\n{here}\n\n[all:vars]\n{settings}")
-        return inventory
-
-    @property
-    def run(self) -> Run:
-        inventory = self.write()
-        return Run(
-            report=Report(as_json=True, stdout=self.output, stderr=io.StringIO()),
-            sources=Sources(inventory=inventory, modelfiles=MODELFILES, pins=self.directory / "pins.toml"),
-            limit=None,
-            forks=1,
-            stop_requested=threading.Event(),
-            endpoint=self.mirror.url,
-            overwrite=self.overwrite,
-        )
-
-    def deploy(self) -> HostOutcome:
-        run = self.run
-        return deploy_hosts(run, run.hosts(), "deploy")[0]
-
-    def plan(self) -> Plan:
-        run = self.run
-        found = make_plans(run, run.hosts())[0].plan
-        assert found is not None, self.output.getvalue()[-2000:]
-        return found
-
-    def facts(self) -> HostFacts:
-        desired = self.run.hosts()[0]
-        return probe_host(desired, transport_for(desired))
-
-    def kinds(self) -> list[str]:
-        return [type(step).__name__ for step in self.plan().steps]
-
-    def sh(self, script: str) -> str:
-        done = self.host.shell(script)
-        assert done.returncode == 0, done.stderr
-        return done.stdout.strip()
-
-    def current(self) -> str:
-        return self.sh("readlink /opt/ollama/current || true").removeprefix("releases/")
-
-    def running(self) -> str:
-        """The mark of the release that the unit's process really runs, by the release's name."""
-        environment = self.sh(
-            "tr '\\0' '\\n' </proc/$(systemctl show -p MainPID ollama | cut -d= -f2)/environ || true"
-        )
-        marks = dict(line.split("=", 1) for line in environment.splitlines() if "=" in line)
-        names = {sha256: name for name, sha256 in self.facts().releases.items()}
-        return names.get(marks.get("OLLAMA_FLEET_RELEASE", ""), "")
-
-    def loaded(self) -> bool:
-        return "myqwen2:latest" in self.sh(
-            f"{PYTHON} -c 'import urllib.request as u; "
-            'print(u.urlopen("http://127.0.0.1:11434/api/ps", timeout=5).read().decode())\' || true'
-        )
-
-
-def until(what: str, holds: Callable[[], bool], seconds: float = 40.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
-        threading.Event().wait(0.2)
-
-
-@pytest.fixture
-def site(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HostSite]:
-    home = tmp_path / "home"
-    home.mkdir()
-    monkeypatch.setenv("HOME", str(home))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    weights = MirrorRepo(repo=WEIGHTS_REPO, revisions={"master": {WEIGHTS_FILE: CANARY}})
-    with start_mirror([weights]) as mirror:
-        made = HostSite(host=host, directory=tmp_path, mirror=mirror)
-        made.add_release("0.17.5")
-        yield made
-        forget_connections()
-
-
-def forget_connections() -> None:
-    for transport in _TRANSPORTS.values():
-        transport.close()
-    _TRANSPORTS.clear()
-
-
-def broken(site: HostSite, old: str, new: str) -> Path:
-    text = SIMULATED.read_text()
-    assert old in text
-    path = site.directory / "broken"
-    path.write_text(text.replace(old, new, 1))
-    return path
 
 
 def traces(site: HostSite) -> list[str]:

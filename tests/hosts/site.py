@@ -1,0 +1,144 @@
+"""One practice host and what is deployed onto it: `deploy`, `plan` and what is seen on the host itself."""
+
+from __future__ import annotations
+
+import io
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from console.changes import deploy_hosts, make_plans
+from console.paths import MODELFILES, PROJECT
+from console.run import _TRANSPORTS, Run, transport_for
+from deploy.compose import Sources
+from deploy.converge import probe_host
+from deploy.facts import HostFacts
+from deploy.outcomes import HostOutcome
+from deploy.plan import Plan
+from deploy.report import Report
+from testbed.archive import make_release_archive
+from testbed.demo import SERVER_REPO, archive_name, render_pins
+from testbed.hosts_host import Host
+from testbed.hosts_tree import PYTHON
+from testbed.mirror import Mirror, MirrorRepo
+
+SIMULATED = PROJECT / "testbed/ollama.py"
+
+
+@dataclass(kw_only=True)
+class HostSite:
+    """One practice host and what is deployed onto it."""
+
+    host: Host
+    directory: Path
+    mirror: Mirror
+    version: str = "0.17.5"
+    settings: dict[str, str] = field(default_factory=dict)
+    overwrite: bool = False
+    output: io.StringIO = field(default_factory=io.StringIO)
+
+    def add_release(self, version: str, binary: Path = SIMULATED) -> None:
+        packed = make_release_archive(
+            self.directory / f"archives/{version}/{archive_name()}",
+            version=version,
+            compression="tar.zst",
+            binary=binary,
+            python=PYTHON,
+        )
+        known = self.mirror.repos.get(SERVER_REPO)
+        revisions = dict(known.revisions) if known is not None else {}
+        revisions[f"v{version}"] = {packed.name: packed}
+        self.mirror.repos[SERVER_REPO] = MirrorRepo(repo=SERVER_REPO, revisions=revisions)
+
+    def write(self) -> Path:
+        (self.directory / "pins.toml").write_text(render_pins(list(self.mirror.repos.values())))
+        shutil.copyfile(self.host.access.known_hosts, self.directory / "known_hosts")
+        lines = {
+            "ollama_gpu": "none",
+            "ollama_models": "myqwen2",
+            "ollama_version": self.version,
+            "ansible_ssh_private_key_file": str(self.host.access.key),
+            **self.settings,
+        }
+        settings = "".join(f"{name}={value}\n" for name, value in lines.items())
+        here = f"box ansible_host={self.host.address} ansible_user={self.host.user}"
+        inventory = self.directory / "inventory.ini"
+        inventory.write_text(f"[all]\n{here}\n\n[all:vars]\n{settings}")
+        return inventory
+
+    @property
+    def run(self) -> Run:
+        inventory = self.write()
+        return Run(
+            report=Report(as_json=True, stdout=self.output, stderr=io.StringIO()),
+            sources=Sources(inventory=inventory, modelfiles=MODELFILES, pins=self.directory / "pins.toml"),
+            limit=None,
+            forks=1,
+            stop_requested=threading.Event(),
+            endpoint=self.mirror.url,
+            overwrite=self.overwrite,
+        )
+
+    def deploy(self) -> HostOutcome:
+        run = self.run
+        return deploy_hosts(run, run.hosts(), "deploy")[0]
+
+    def plan(self) -> Plan:
+        run = self.run
+        found = make_plans(run, run.hosts())[0].plan
+        assert found is not None, self.output.getvalue()[-2000:]
+        return found
+
+    def facts(self) -> HostFacts:
+        desired = self.run.hosts()[0]
+        return probe_host(desired, transport_for(desired))
+
+    def kinds(self) -> list[str]:
+        return [type(step).__name__ for step in self.plan().steps]
+
+    def sh(self, script: str) -> str:
+        done = self.host.shell(script)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    def current(self) -> str:
+        return self.sh("readlink /opt/ollama/current || true").removeprefix("releases/")
+
+    def running(self) -> str:
+        """The mark of the release that the unit's process really runs, by the release's name."""
+        environment = self.sh(
+            "tr '\\0' '\\n' </proc/$(systemctl show -p MainPID ollama | cut -d= -f2)/environ || true"
+        )
+        marks = dict(line.split("=", 1) for line in environment.splitlines() if "=" in line)
+        names = {sha256: name for name, sha256 in self.facts().releases.items()}
+        return names.get(marks.get("OLLAMA_FLEET_RELEASE", ""), "")
+
+    def loaded(self) -> bool:
+        return "myqwen2:latest" in self.sh(
+            f"{PYTHON} -c 'import urllib.request as u; "
+            'print(u.urlopen("http://127.0.0.1:11434/api/ps", timeout=5).read().decode())\' || true'
+        )
+
+
+def until(what: str, holds: Callable[[], bool], seconds: float = 40.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
+        threading.Event().wait(0.2)
+
+
+def forget_connections() -> None:
+    for transport in _TRANSPORTS.values():
+        transport.close()
+    _TRANSPORTS.clear()
+
+
+def broken(site: HostSite, old: str, new: str) -> Path:
+    text = SIMULATED.read_text()
+    assert old in text
+    path = site.directory / "broken"
+    path.write_text(text.replace(old, new, 1))
+    return path
