@@ -297,7 +297,9 @@ def test_a_server_that_ends_after_it_was_verified_is_not_confirmed(
 
 
 def test_a_second_deploy_at_the_same_time_exits_5_and_names_the_first(deployed: HostSite) -> None:
-    deployed.add_release("0.17.80", broken(deployed, "python=\n", WHEN_SERVING.format("sleep 3")))
+    # Its server starts when it is told to: the first deploy certainly holds the lock until then.
+    waits = "until [ -e /run/second-has-ended ]; do sleep 0.1; done"
+    deployed.add_release("0.17.80", broken(deployed, "python=\n", WHEN_SERVING.format(waits)))
     deployed.version = "0.17.80"
     with start_deploy(deployed) as first:
         until("the first holds the lock", lambda: deployed.sh("cat /var/lib/ollama-fleet/lock") != "")
@@ -307,6 +309,7 @@ def test_a_second_deploy_at_the_same_time_exits_5_and_names_the_first(deployed: 
             (told,) = [item for item in map(json.loads, out.splitlines()) if item["event"] == "error"]
             assert f"pid {first.pid}, deploy, since" in told["sentence"]
         assert first.poll() is None
+        deployed.sh("touch /run/second-has-ended")
         _, err = first.communicate(timeout=60)
         assert first.returncode == ExitCode.DONE, err
     assert deployed.running() == "0.17.80"
