@@ -63,6 +63,7 @@ def run(report: Report, count: int, seed: int) -> int:
             seconds = moments.uniform(0, upgrade_seconds)
             kill = _kill(host, fleet.inventory, number, seconds, old=old, new=new)
             kills.append(kill)
+            report.say(f"{number}: {seconds:.2f} s, {kill.step}, serves {kill.serves} {kill.wrong}".rstrip())
             report(
                 "bench",
                 None,
