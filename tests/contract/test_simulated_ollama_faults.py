@@ -15,7 +15,7 @@ import pytest
 from testbed import ollama
 from testbed.ollama import RunningServer, StartError, parse_faults, parse_script, start_server
 from tests.contract.test_simulated_ollama_life import free_port, wait_for_answer
-from tests.contract.test_simulated_ollama_replay import VERSIONS, Reply, events_of, load_case, resolve, send
+from tests.contract.test_simulated_ollama_replay import Reply, events_of, load_case, resolve, send
 
 TWO_CALLS = load_case("0.17.5", "scripted", "two_calls_parallel")["model_output"]
 TOOLS = resolve("@../tools.json")
@@ -130,34 +130,6 @@ def test_version_is_reported_and_played_as_asked() -> None:
         with start_server(script=SCRIPT, faults=[f"version={version}"]) as server:
             assert send(server.port, "GET", "/api/version").text == f'{{"version":"{version}"}}'
             assert f'"type":"{kind}"' in send(server.port, "GET", "/v1/models/nope").text
-
-
-@pytest.mark.parametrize(
-    ("version", "recorded"),
-    [
-        ("0.1.2", "0.17.5"),
-        ("0.17.9", "0.17.5"),
-        ("0.23.9", "0.17.5"),
-        ("0.24", "0.24.0"),
-        ("0.32.5", "0.24.0"),
-        ("0.32.6-rc1", "0.32.15"),
-        ("0.32.15", "0.32.15"),
-        ("1.0.0", "0.32.15"),
-    ],
-)
-def test_a_version_plays_the_recorded_release_before_it(version: str, recorded: str) -> None:
-    assert ollama.release_of(version).recorded == recorded
-
-
-def test_every_release_is_recorded_and_begins_after_the_one_before() -> None:
-    assert tuple(release.recorded for release in ollama.RELEASES) == VERSIONS
-    assert [release.since for release in ollama.RELEASES] == sorted(r.since for r in ollama.RELEASES)
-
-
-@pytest.mark.parametrize("version", ["latest", "0..1", "0.17.5.1"])
-def test_what_is_no_version_stops_the_start(version: str) -> None:
-    with pytest.raises(StartError, match="is no version"):
-        start_server(script=SCRIPT, version=version)
 
 
 @pytest.mark.parametrize(("fault", "events"), [("die", 1), ("die-after-call", 1)])
