@@ -5488,8 +5488,9 @@ def serve(argv: Sequence[str]) -> int:
     signal.pthread_sigmask(signal.SIG_BLOCK, ending)
     _log(
         "INFO",
-        "simulated ollama {}: no model runs here, answers are {}; faults: {}".format(
+        "simulated ollama {}, playing {}: no model runs here, answers are {}; faults: {}".format(
             settings.version,
+            settings.release.recorded,
             "played from a script" if settings.script is not None else "made by rules",
             ", ".join(sorted(settings.faults)) or "none",
         ),
