@@ -4151,8 +4151,11 @@ class Simulation:
         except GoJsonError as error:
             raise ApiError(400, missing if str(error) == "EOF" else str(error)) from None
 
-    def _name(self, text: str, invalid: ApiError) -> Name:
-        """A request's name, or that of a source. Raises `invalid`, ApiError(400), ApiError(501)."""
+    def _name(self, text: str, invalid: ApiError, unqualified: str = "invalid model name") -> Name:
+        """A request's name, or that of a source. Raises `invalid`, ApiError(400), ApiError(501).
+
+        Where names are read with a source, `invalid` is for an empty one alone, `unqualified` for others.
+        """
         if not self.release.model_refs:
             name = parse_name(text)
             if not name.is_valid():
@@ -4166,15 +4169,10 @@ class Simulation:
             raise ApiError(400, f"use either :local or :cloud, not both: {quote_go(text)}")
         name = parse_name(base)
         if not name.is_valid():
-            raise ApiError(400, "invalid model name")
+            raise ApiError(400, unqualified)
         if source == "cloud":
             raise ApiError(501, "simulated: models of the cloud")
         return name
-
-    def _refuse_source(self, text: str) -> None:
-        """Raise ApiError(501) for a name that says where the model is."""
-        if self.release.model_refs and split_source(text.strip())[1]:
-            raise ApiError(501, "simulated: names with a source")
 
     def _model(self, name: str, invalid: ApiError) -> Model:
         """The model of a request, by its name in any case. Raises ApiError."""
@@ -4375,12 +4373,9 @@ class Simulation:
         """DELETE /api/delete."""
         fields = self._decode(request, DELETE_REQUEST)
         shown = fields["model"] or fields["name"]
-        if self.release.model_refs and not shown.strip():
-            raise ApiError(400, "model is required")
-        name = parse_name(shown)
-        if not name.is_valid():
-            raise ApiError(400, f"name {quote_go(shown)} is invalid")
-        self._refuse_source(shown)
+        bad = f"name {quote_go(shown)} is invalid"
+        invalid = ApiError(400, "model is required" if self.release.model_refs else bad)
+        name = self._name(shown, invalid, bad)
         with self.store.lock:
             try:
                 self.store.delete(self.store.read_manifest(self.store.existing_name(name)))
@@ -4411,10 +4406,7 @@ class Simulation:
                 raise ApiError(501, f"simulated: create with `{key}` is not implemented")
         layers: list[Layer] = []
         if fields["from"]:
-            source = parse_name(fields["from"])
-            if not source.is_valid():
-                raise ApiError(400, "invalid model name")
-            self._refuse_source(fields["from"])
+            source = self._source_name(fields["from"])
             try:
                 layers = self._base_layers(source)
             except ModelMissing:
@@ -4441,6 +4433,14 @@ class Simulation:
             out.append(replace(copied, gguf=layer.gguf))
             yield "verifying conversion"
         return out
+
+    def _source_name(self, text: str) -> Name:
+        """The name that a model is made from; whatever is wrong with it is told in the same words."""
+        invalid = ApiError(400, "invalid model name")
+        try:
+            return self._name(text, invalid)
+        except ApiError as error:
+            raise (invalid if error.status == invalid.status else error) from None
 
     def _base_layers(self, source: Name) -> list[Layer]:
         out = []

@@ -137,12 +137,41 @@ def test_from_0_24_on_a_name_may_say_where_the_model_is(name: str, status: int, 
     body = {"model": name, "messages": [{"role": "user", "content": "hi"}]}
     with start_server(script=SCRIPT, version="0.24.0") as server:
         reply = post(server.port, "/api/chat", body)
-        assert post(server.port, "/api/chat", {**body, "model": "qwen:local"}).status == 200
-        assert post(server.port, "/api/create", {"model": "x", "from": "qwen:cloud"}).status == 501
-        assert send(server.port, "DELETE", "/api/delete", b'{"model": "qwen:cloud"}').status == 501
+        assert post(server.port, "/api/chat", {**body, "model": " qwen:LOCAL"}).status == 200
     assert (reply.status, json.loads(reply.text)) == (status, {"error": error})
     with start_server(script=SCRIPT, version="0.17.5") as server:
-        assert post(server.port, "/api/chat", {**body, "model": "qwen:cloud"}).status == 404
+        assert post(server.port, "/api/chat", {**body, "model": "qwen:local"}).status == 404
+
+
+# Seen on a real 0.24.0 without a cloud, but for the cloud's own names.
+@pytest.mark.parametrize(
+    ("method", "path", "body", "told"),
+    [
+        ("DELETE", "/api/delete", {"model": "nope:local"}, "model 'nope:local' not found"),
+        ("DELETE", "/api/delete", {"model": "qwen:cloud"}, "simulated: models of the cloud"),
+        (
+            "DELETE",
+            "/api/delete",
+            {"model": "a:local:cloud"},
+            'use either :local or :cloud, not both: "a:local:cloud"',
+        ),
+        ("DELETE", "/api/delete", {"model": " "}, "model is required"),
+        ("DELETE", "/api/delete", {"model": "a b/../c"}, 'name "a b/../c" is invalid'),
+        ("POST", "/api/create", {"model": "x", "from": "qwen:LOCAL "}, None),
+        ("POST", "/api/create", {"model": "x", "from": "a:local:cloud"}, "invalid model name"),
+        ("POST", "/api/create", {"model": "x", "from": "qwen:cloud"}, "simulated: models of the cloud"),
+        ("POST", "/api/show", {"model": "qwen:local"}, None),
+        ("POST", "/api/show", {"model": " "}, "model is required"),
+        ("POST", "/api/generate", {"model": " "}, "model ' ' not found"),
+        ("POST", "/api/pull", {"model": ""}, "invalid model name"),
+    ],
+)
+def test_from_0_24_on_every_route_reads_such_names(
+    method: str, path: str, body: dict[str, Any], told: str | None
+) -> None:
+    with start_server(script=SCRIPT, version="0.24.0") as server:
+        reply = send(server.port, method, path, json.dumps(body).encode())
+    assert json.loads(reply.text.splitlines()[-1]).get("error") == told
 
 
 def _stream(version: str, played: dict[str, Any], tools: Any = None) -> list[Any]:
