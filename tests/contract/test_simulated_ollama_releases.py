@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import struct
+import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from testbed import ollama
+from testbed.archive import make_release_archive
 from testbed.ollama import StartError, ToolParser, start_server
+from tests.contract.ollama_binaries import SIMULATED, free_address, serve, wait_ready
 from tests.contract.test_simulated_ollama_replay import VERSIONS, Reply, events_of, load_case, resolve, send
 
 SCRIPT = {"hi": {"chunks": ["Hello", " there"], "done_reason": "stop"}}
@@ -42,6 +46,18 @@ def test_every_release_is_recorded_and_begins_after_the_one_before() -> None:
 def test_what_is_no_version_stops_the_start(version: str) -> None:
     with pytest.raises(StartError, match="is no version"):
         start_server(script=SCRIPT, version=version)
+
+
+def test_the_version_packed_into_an_archive_is_played(tmp_path: Path) -> None:
+    packed = tmp_path / "a.tgz"
+    make_release_archive(packed, version="0.24.0", compression="tgz", binary=SIMULATED, python=sys.executable)
+    with tarfile.open(packed) as archive:
+        archive.extractall(tmp_path / "release", filter="data")
+    with serve(tmp_path / "release/bin/ollama", tmp_path / "state", free_address()) as server:
+        wait_ready(server)
+        port = int(server.address.rpartition(":")[2])
+        assert '"type":"not_found_error"' in send(port, "GET", "/v1/models/nope").text
+    assert "simulated ollama 0.24.0, playing 0.24.0: " in server.log.read_text()
 
 
 def post(port: int, path: str, body: dict[str, Any]) -> Reply:
