@@ -161,8 +161,8 @@ class Release:
         openai_stream: a stream has the role once and the reason in a last chunk of its own, and only "stop"
             turns into "tool_calls".
         copies_gguf: create writes the GGUF anew, under another digest.
-        llama_server: errors of the runner are those of llama.cpp's server, create knows drafts, and a config has no
-            `rootfs`.
+        llama_server: the runner is llama.cpp's server, with its errors; create knows drafts, and a config has
+            no `rootfs`.
         lists_capabilities: /api/tags tells capabilities, context and parent.
         shows_full_tag: /api/show names a missing model with its tag.
         skips_strings: the parser with the tag `{` does not count braces inside strings.
