@@ -190,8 +190,8 @@ def test_from_0_24_on_every_route_reads_such_names(
     assert json.loads(reply.text.splitlines()[-1]).get("error") == told
 
 
-def _stream(version: str, played: dict[str, Any], tools: Any = None) -> list[Any]:
-    body = {"model": "qwen", "messages": [{"role": "user", "content": "hi"}], "stream": True, "tools": tools}
+def _stream(version: str, played: dict[str, Any], tools: Any = None, model: str = "qwen") -> list[Any]:
+    body = {"model": model, "messages": [{"role": "user", "content": "hi"}], "stream": True, "tools": tools}
     with start_server(script={"hi": played}, version=version) as server:
         reply = post(server.port, "/v1/chat/completions", body)
     return [
@@ -251,6 +251,17 @@ def test_the_newest_parser_counts_no_braces_in_strings(text: str, old: str, new:
     for skips_strings, shown in ((False, old), (True, new)):
         parser = ToolParser("{", ["get_time"], skips_strings)
         assert parser.add(text) == ([], shown), skips_strings
+
+
+@pytest.mark.parametrize(
+    ("version", "shown"),
+    [("0.24.0", ['{"a": "{"} and more']), ("0.32.15", ['{"a": "{"}', " and more"])],
+)
+def test_the_newest_server_uses_the_newest_parser(version: str, shown: list[str]) -> None:
+    played = {"chunks": ['{"a": "{"}', " and more"], "done_reason": "stop"}
+    chunks = _stream(version, played, resolve("@../tools.json"), "bare")
+    texts = [chunk["choices"][0]["delta"].get("content") for chunk in chunks]
+    assert [text for text in texts if text] == shown
 
 
 # server/create.go.
