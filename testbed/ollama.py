@@ -10,7 +10,7 @@ done
 echo "Error: the simulated ollama needs Python 3.9 or newer, and none was found on PATH" >&2
 exit 127
 
-A simulated Ollama: the HTTP API, the store on disk and the tool-call parser of 0.17.5, without a model.
+A simulated Ollama: the HTTP API, the store on disk and the tool-call parser, without a model.
 
 usage: ollama serve [--host HOST] [--port PORT] [--models DIR] [--script FILE] [--model NAME]...
                     [--fault FAULT]...
@@ -20,11 +20,12 @@ usage: ollama serve [--host HOST] [--port PORT] [--models DIR] [--script FILE] [
        ollama show NAME
        ollama --version
 
-It answers as the recorded replies of a real 0.17.5 do (streaming shapes, errors, headers, files) and with
-HTTP 501 where it does not know what the real server would do. It reads OLLAMA_HOST, OLLAMA_MODELS,
-OLLAMA_KEEP_ALIVE, OLLAMA_CONTEXT_LENGTH, OLLAMA_MAX_LOADED_MODELS, OLLAMA_NOPRUNE, OLLAMA_NO_CLOUD and
-OLLAMA_ORIGINS as the real server does. Its log, its version banner and the header `X-Ollama-Simulated: 1`
-of every reply say that it is simulated.
+It answers as the recorded replies of real servers do (streaming shapes, errors, headers, files) and with
+HTTP 501 where it does not know what the real server would do. Which release it plays follows from the
+version that it reports: below 0.24.0 it is 0.17.5, below 0.32.6 it is 0.24.0, from there on 0.32.15.
+It reads OLLAMA_HOST, OLLAMA_MODELS, OLLAMA_KEEP_ALIVE, OLLAMA_CONTEXT_LENGTH, OLLAMA_MAX_LOADED_MODELS,
+OLLAMA_NOPRUNE, OLLAMA_NO_CLOUD and OLLAMA_ORIGINS as the real server does. Its log, its version banner and
+the header `X-Ollama-Simulated: 1` of every reply say that it is simulated.
 
 Where answers come from
   --script FILE   (or OLLAMA_SIMULATED_SCRIPT) a JSON object that maps the last user message to
@@ -54,7 +55,7 @@ Faults (--fault NAME[=VALUE], or OLLAMA_SIMULATED_FAULT="name[=value],...")
   index-zero        all calls have the index 0
   no-done           streams end without `data: [DONE]`
   start-fails       exits 2 at start, as a server does that finds a damaged store
-  version=VERSION   reports another version (also OLLAMA_SIMULATED_VERSION)
+  version=VERSION   reports another version, and plays it (also OLLAMA_SIMULATED_VERSION)
 Without `gpu` and `cpu` it is a machine without a GPU: size_vram is 0.
 """
 
@@ -86,6 +87,7 @@ import shutil
 import signal
 import socket
 import socketserver
+import stat
 import struct
 import sys
 import tempfile
@@ -104,7 +106,7 @@ Params = dict[str, Any]
 
 MAX_INT64 = (1 << 63) - 1
 FOREVER_SECONDS = MAX_INT64 / 1e9
-DEFAULT_CONTEXT_LENGTH = 4096  # a server without a GPU; measured on 0.17.5
+DEFAULT_CONTEXT_LENGTH = 4096  # a server without a GPU; measured on 0.17.5 and 0.24.0
 # What unicode.IsSpace takes for space; str.strip() takes more.
 GO_SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000"
 GO_SPACE += "".join(chr(c) for c in range(0x2000, 0x200B))
@@ -134,6 +136,122 @@ class StartError(Exception):
     def __init__(self, message: str, code: int = 1) -> None:
         super().__init__(message)
         self.code = code
+
+
+# ------------------------------------------------------------ releases and what each does its own way
+@dataclass(frozen=True)
+class Release:
+    """What a span of releases does in its own way, beginning with the version `since`.
+
+    Attributes:
+        recorded: the release whose recordings it is held to.
+        unplayed: routes (method and path) that only this span has, beside those that all have.
+        error_types: an OpenAI error's type follows its status; else it is always "api_error".
+        model_refs: names are read with `:cloud` and `:local`, and a bad one is "invalid model name".
+        efforts: the reasoning efforts of /v1, each with the think value it stands for.
+        effort_refusal: what another one is answered with.
+        think_values: texts that a model may be told to think with; `checks_think` refuses them all once more.
+        nested_required: `required` of a property inside a property is read.
+        checks_empty_digests: an empty digest is refused before anything is created.
+        quantizable: file types that can be quantized.
+        prune_after_seconds: age from which a stray file is removed at start.
+        touches_blobs: create sets the time of each blob it uses, which only the file's owner may do.
+        reads_models_at_start: every model is read at start, where one that is no GGUF ends the server.
+        forgives_bad_gguf: one that is no GGUF ends nothing; what is answered instead is not recorded.
+        openai_stream: a stream has the role once and the reason in a last chunk of its own, and only "stop"
+            turns into "tool_calls".
+        copies_gguf: create writes the GGUF anew, under another digest.
+        llama_server: the runner is llama.cpp's server, with its errors; create knows drafts, and a config has
+            no `rootfs`.
+        lists_capabilities: /api/tags tells capabilities, context and parent.
+        shows_full_tag: /api/show names a missing model with its tag.
+        skips_strings: the parser with the tag `{` does not count braces inside strings.
+    """
+
+    since: tuple[int, int, int]
+    recorded: str
+    unplayed: tuple[tuple[str, str], ...] = ()
+    error_types: bool = False
+    model_refs: bool = False
+    efforts: tuple[tuple[str, bool | str], ...] = ()
+    effort_refusal: str = ""
+    think_values: tuple[str, ...] = ("high", "medium", "low")
+    checks_think: bool = False
+    nested_required: bool = False
+    checks_empty_digests: bool = False
+    quantizable: tuple[str, ...] = ("F16", "F32")
+    prune_after_seconds: float = 0.0
+    touches_blobs: bool = False
+    reads_models_at_start: bool = False
+    forgives_bad_gguf: bool = False
+    openai_stream: bool = False
+    copies_gguf: bool = False
+    llama_server: bool = False
+    lists_capabilities: bool = False
+    shows_full_tag: bool = False
+    skips_strings: bool = False
+
+
+_IMAGES = (("POST", "/v1/images/generations"), ("POST", "/v1/images/edits"))
+_UNTIL_0_24 = Release(
+    since=(0, 0, 0),
+    recorded="0.17.5",
+    unplayed=(*_IMAGES, *((method, "/api/experimental/aliases") for method in ("GET", "POST", "DELETE"))),
+    efforts=(("high", "high"), ("medium", "medium"), ("low", "low"), ("none", False)),
+    effort_refusal='invalid reasoning value: \'%s\' (must be "high", "medium", "low", or "none")',
+    checks_think=True,
+)
+_EXPERIMENTAL = (
+    ("POST", "/api/experimental/web_search"),
+    ("POST", "/api/experimental/web_fetch"),
+    ("GET", "/api/experimental/model-recommendations"),
+    ("POST", "/v1/audio/transcriptions"),
+)
+_SINCE_0_24 = replace(
+    _UNTIL_0_24,
+    since=(0, 24, 0),
+    recorded="0.24.0",
+    unplayed=(*_IMAGES, *_EXPERIMENTAL),
+    error_types=True,
+    model_refs=True,
+    efforts=(*_UNTIL_0_24.efforts, ("max", "max")),
+    effort_refusal='invalid reasoning value: \'%s\' (must be "high", "medium", "low", "max", or "none")',
+    think_values=("high", "medium", "low", "max"),
+    checks_think=False,
+    nested_required=True,
+    checks_empty_digests=True,
+    quantizable=("F16", "BF16", "F32"),
+    prune_after_seconds=3600.0,
+    touches_blobs=True,
+    reads_models_at_start=True,
+)
+_SINCE_0_32_6 = replace(
+    _SINCE_0_24,
+    since=(0, 32, 6),
+    recorded="0.32.15",
+    unplayed=_EXPERIMENTAL,
+    efforts=(*_SINCE_0_24.efforts, ("minimal", "low"), ("xhigh", "max"), ("ultra", "max")),
+    effort_refusal='invalid reasoning value: "%s" (must be "minimal", "low", "medium", "high", "xhigh", '
+    '"ultra", "max", or "none")',
+    forgives_bad_gguf=True,
+    openai_stream=True,
+    copies_gguf=True,
+    llama_server=True,
+    lists_capabilities=True,
+    shows_full_tag=True,
+    skips_strings=True,
+)
+RELEASES = (_UNTIL_0_24, _SINCE_0_24, _SINCE_0_32_6)
+"""By version, the oldest first. No default of the sampling is here: without a model nothing shows it."""
+
+
+def release_of(version: str) -> Release:
+    """What a server of this version plays; a candidate counts as its release. Raises ValueError."""
+    match = re.fullmatch(r"([0-9]+)(?:\.([0-9]+))?(?:\.([0-9]+))?(?:[-+][\w.+-]*)?", version)
+    if match is None:
+        raise ValueError(f"`{version}` is no version")
+    number = tuple(int(part or 0) for part in match.groups())
+    return next(release for release in reversed(RELEASES) if release.since <= number)
 
 
 # ------------------------------------------------------------ JSON as Go reads and writes it
@@ -862,10 +980,11 @@ class Call:
 
 
 class ToolParser:
-    """tools/tools.go of 0.17.5, step by step; `tools` are the declared names."""
+    """tools/tools.go, step by step; `tools` are the declared names."""
 
-    def __init__(self, tag: str, tools: Sequence[str]) -> None:
+    def __init__(self, tag: str, tools: Sequence[str], skips_strings: bool = False) -> None:
         self.tag = tag.encode()
+        self.skips_strings = skips_strings
         self.tools = [name.encode() for name in tools]
         self.buffer = b""
         self.state = "looking"
@@ -943,7 +1062,8 @@ class ToolParser:
             return False
         opening, closing = b"{}" if self.tag == b"{" else b"[]"
         count = 0
-        for byte in self.buffer:
+        buffer = _without_strings(self.buffer) if self.skips_strings else self.buffer
+        for byte in buffer:
             if byte == opening:
                 count += 1
             elif byte == closing:
@@ -951,6 +1071,11 @@ class ToolParser:
                 if count == 0:
                     return True
         return False
+
+
+def _without_strings(buffer: bytes) -> bytes:
+    """The text outside of strings, the last of which may be open."""
+    return re.sub(rb'\\.|"(?:[^"\\]|\\.)*(?:"|\\?\Z)', b"", buffer, flags=re.DOTALL)
 
 
 def find_arguments(tool: str, buffer: bytes) -> tuple[Params | None, int]:
@@ -1084,6 +1209,17 @@ def parse_name(text: str) -> Name:
         return Name(host, text, model, tag)
     rest = text.partition("://")
     return Name((rest[2] if rest[1] else rest[0]) or host, space, model, tag)
+
+
+def split_source(text: str) -> tuple[str, str]:
+    """A name without its ending, and what that says of its source: cloud, local or nothing (modelref.go)."""
+    before, mark, last = text.rpartition(":")
+    ending = last.strip().lower() if mark else ""
+    if ending in ("cloud", "local"):
+        return before, ending
+    if ending.endswith("-cloud") and "/" not in ending:
+        return f"{before}:{last.strip()[: -len('-cloud')]}", "cloud"
+    return text, ""
 
 
 _UNITS = {
@@ -1241,10 +1377,15 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Gguf:
-    """The header of a GGUF: keys as in the file plus `general.parameter_count`, and the tensors."""
+    """The header of a GGUF: keys as in the file plus `general.parameter_count`, and the tensors.
+
+    In the file the keys end at `values_end`, and the tensors' offsets count from `data_start`.
+    """
 
     values: Params
     tensors: tuple[Tensor, ...]
+    values_end: int = 0
+    data_start: int = 0
 
     @property
     def architecture(self) -> str:
@@ -1337,6 +1478,7 @@ def read_gguf(path: str, verbose: bool = True) -> Gguf:
         for _ in range(count_values):
             key = reader.string()
             values[key] = reader.value(reader.scalar("I"))
+        values_end = file.tell()
         tensors = []
         for _ in range(count_tensors):
             name = reader.string()
@@ -1353,7 +1495,43 @@ def read_gguf(path: str, verbose: bool = True) -> Gguf:
                 500, "tensor %s offset+size (%d) exceeds file size (%d)" % (quote_go(tensor.name), end, size)
             )
     values["general.parameter_count"] = sum(tensor.elements() for tensor in tensors)
-    return Gguf(values, tuple(tensors))
+    return Gguf(values, tuple(tensors), values_end, start)
+
+
+def _place_in_layers(tensor: Tensor) -> tuple[int, str]:
+    layer = re.match(r"blk\.([0-9]+)\.", tensor.name)
+    return int(layer.group(1)) if layer else -1, tensor.name
+
+
+def copy_gguf(path: str) -> Iterator[bytes]:
+    """The GGUF as llama-quantize copies it: the same keys, the tensors by layer and name.
+
+    As recorded: the size is the same, the bytes and so the digest are others; and a copy is its own copy.
+    Raises ApiError(501) for a big-endian file.
+    """
+    gguf = read_gguf(path, verbose=False)
+    alignment = int(gguf.values.get("general.alignment", 32))
+    with open(path, "rb") as file:
+        head = file.read(gguf.values_end)
+        if not head.startswith(_GGUF_LITTLE):
+            raise ApiError(501, "simulated: a copy of a big-endian GGUF")
+        tensors, offset = sorted(gguf.tensors, key=_place_in_layers), 0
+        for tensor in tensors:
+            name = tensor.name.encode("utf-8", "surrogatepass")
+            head += struct.pack("<Q", len(name)) + name
+            head += struct.pack(
+                "<I%dQIQ" % len(tensor.shape), len(tensor.shape), *tensor.shape, tensor.kind, offset
+            )
+            offset += -(-tensor.size_bytes() // alignment) * alignment
+        yield head + b"\0" * (-len(head) % alignment)
+        for tensor in tensors:
+            file.seek(gguf.data_start + tensor.offset)
+            left = tensor.size_bytes()
+            while left:
+                data = file.read(min(left, 1 << 20))
+                left -= len(data)
+                yield data
+            yield b"\0" * (-tensor.size_bytes() % alignment)
 
 
 def render_gguf(values: Params, tensors: Sequence[tuple[str, tuple[int, ...]]]) -> bytes:
@@ -1542,8 +1720,9 @@ class Store:
     manifests.
     """
 
-    def __init__(self, root: str, prune: bool = True) -> None:
+    def __init__(self, root: str, release: Release, prune: bool = True) -> None:
         self.root = os.path.normpath(root)
+        self.release = release
         self.prune = prune
         self.lock = threading.RLock()
 
@@ -1597,6 +1776,7 @@ class Store:
                 status = "creating new layer"
                 os.rename(path, final)
                 os.chmod(final, 0o644)
+            self.touch(final)
             return Layer(media_type, name, size, status=f"{status} {name}")
         except OSError as error:
             raise ApiError(
@@ -1605,6 +1785,15 @@ class Store:
         finally:
             with contextlib.suppress(OSError):
                 os.unlink(path)
+
+    def touch(self, path: str) -> None:
+        """Set a blob's time to now, if this release does. Raises ApiError(500): it is another user's."""
+        if not self.release.touches_blobs:
+            return
+        try:
+            os.utime(path)
+        except OSError as error:
+            raise ApiError(500, describe_os_error(error, "chtimes", path)) from None
 
     def write_text(self, text: str, kind: str) -> Layer:
         """Write a small layer."""
@@ -1741,8 +1930,18 @@ class Store:
             with contextlib.suppress(OSError):
                 os.rmdir(directory)
 
+    def _is_ripe(self, path: str) -> bool:
+        """Whether a file is old enough to be removed as a stray one."""
+        grace_seconds = self.release.prune_after_seconds
+        if not grace_seconds:
+            return True
+        with contextlib.suppress(OSError):
+            found = os.stat(path, follow_symlinks=False)
+            return not stat.S_ISDIR(found.st_mode) and time.time() - found.st_mtime >= grace_seconds
+        return False
+
     def start(self, log: Callable[[str], None]) -> None:
-        """Make the directories and remove every stray blob, as 0.17.5 does at start. Raises ApiError."""
+        """Make the directories and remove stray blobs of the age at which they count. Raises ApiError."""
         blobs = self.blob_path("")
         if not self.prune:
             return
@@ -1753,6 +1952,8 @@ class Store:
             return
         unused = {}
         for entry in sorted(os.listdir(blobs)):
+            if not self._is_ripe(os.path.join(blobs, entry)):
+                continue
             digest = entry.replace("-", ":")
             if re.fullmatch(r"sha256[:-][0-9a-fA-F]{64}", digest):
                 unused[digest] = entry
@@ -1824,9 +2025,9 @@ def _opens_as_gguf(path: str) -> bool:
             if len(head) <= 4 or not head.strip(b"\0"):
                 return False
             if head[:4] not in (_GGUF_LITTLE, _GGUF_BIG):
-                raise ServerPanic("not a GGUF")
+                raise ServerPanic("makeslice: len out of range")
             if len(head) == 24 and struct.unpack("<I", head[4:8])[0] not in (1, 2, 3):
-                raise ServerPanic("garbage after the magic")
+                raise ServerPanic("slice bounds out of range [:18446744073709551615] with capacity 4096")
             return True
     except OSError:
         return False
@@ -2635,8 +2836,8 @@ def _decode_property_type(value: Any) -> list[str]:
     return decode_go(value, _slice(STRING, "[]string")) or ([""] if value is None else [])
 
 
-def _decode_property(value: Any) -> Params:
-    fields = decode_go(value, _PROPERTY)
+def _decode_property(value: Any, release: Release) -> Params:
+    fields = decode_go(value, _property_spec(release))
     kinds = fields["type"] or []
     out: Params = {
         "anyOf": fields["anyOf"],
@@ -2645,6 +2846,7 @@ def _decode_property(value: Any) -> Params:
         "description": fields["description"],
         "enum": to_go(fields["enum"]),
         "properties": fields["properties"],
+        "required": fields.get("required"),
     }
     return {
         key: item
@@ -2659,12 +2861,12 @@ def _decode_property(value: Any) -> Params:
     }
 
 
-def _decode_properties(value: Any) -> Params:
+def _decode_properties(value: Any, release: Release) -> Params:
     if value is None:
         return {}
     if not isinstance(value, dict):
         raise GoJsonError("Value looks like object, but can't find closing '}' symbol")
-    return {key: _decode_property(item) for key, item in value.items()}
+    return {key: _decode_property(item, release) for key, item in value.items()}
 
 
 def _decode_arguments(value: Any) -> Params:
@@ -2676,36 +2878,46 @@ def _decode_arguments(value: Any) -> Params:
     return value
 
 
-_PROPERTY = _struct(
-    "api.ToolProperty",
-    anyOf=_slice(_own(_decode_property), "[]api.ToolProperty"),
-    type=_own(_decode_property_type),
-    items=ANY,
-    description=STRING,
-    enum=_slice(ANY, "[]interface {}"),
-    properties=_own(_decode_properties, nullable=True),
-)
-TOOL = _struct(
-    "api.Tool",
-    type=STRING,
-    items=ANY,
-    function=_struct(
-        "api.ToolFunction",
-        name=STRING,
+@functools.cache
+def _property_spec(release: Release) -> Spec:
+    required = {"required": _slice(STRING, "[]string")} if release.nested_required else {}
+    return _struct(
+        "api.ToolProperty",
+        anyOf=_slice(_own(functools.partial(_decode_property, release=release)), "[]api.ToolProperty"),
+        type=_own(_decode_property_type),
+        items=ANY,
         description=STRING,
-        parameters=Spec(
-            "struct",
-            "api.ToolFunctionParameters",
-            fields={
-                "type": STRING,
-                "$defs": ANY,
-                "items": ANY,
-                "required": _slice(STRING, "[]string"),
-                "properties": _own(_decode_properties, nullable=True),
-            },
+        enum=_slice(ANY, "[]interface {}"),
+        properties=_own(functools.partial(_decode_properties, release=release), nullable=True),
+        **required,
+    )
+
+
+def _tool_spec(release: Release) -> Spec:
+    properties = _own(functools.partial(_decode_properties, release=release), nullable=True)
+    return _struct(
+        "api.Tool",
+        type=STRING,
+        items=ANY,
+        function=_struct(
+            "api.ToolFunction",
+            name=STRING,
+            description=STRING,
+            parameters=Spec(
+                "struct",
+                "api.ToolFunctionParameters",
+                fields={
+                    "type": STRING,
+                    "$defs": ANY,
+                    "items": ANY,
+                    "required": _slice(STRING, "[]string"),
+                    "properties": properties,
+                },
+            ),
         ),
-    ),
-)
+    )
+
+
 _API_CALL = _struct(
     "api.ToolCall",
     id=STRING,
@@ -2758,111 +2970,131 @@ def _decode_keep_alive(value: Any) -> float:
     raise GoJsonError(f"Unsupported type: '{name}'")
 
 
-def _decode_think(value: Any) -> bool | str:
+def _decode_think(value: Any, release: Release) -> bool | str:
+    known = ", ".join(map(quote_go, release.think_values))
     if isinstance(value, bool):
         return value
     if value is None:
         return False
     if isinstance(value, str):
-        if value not in ("high", "medium", "low"):
-            raise GoJsonError(
-                f'invalid think value: {quote_go(value)} (must be "high", "medium", "low", true, or false)'
-            )
+        if value not in release.think_values:
+            raise GoJsonError(f"invalid think value: {quote_go(value)} (must be {known}, true, or false)")
         return value
-    raise GoJsonError('think must be a boolean or string ("high", "medium", "low", true, or false)')
+    raise GoJsonError(f"think must be a boolean or string ({known}, true, or false)")
 
 
 _KEEP_ALIVE = _own(_decode_keep_alive, nullable=True)
-_THINK = _own(_decode_think, nullable=True)
 _OPTIONS = Spec("map", "map[string]interface {}", item=ANY)
-_RUN_FIELDS: dict[str, Spec] = {
-    "model": STRING,
-    "stream": _nullable(BOOL),
-    "format": ANY,
-    "keep_alive": _KEEP_ALIVE,
-    "options": _OPTIONS,
-    "think": _THINK,
-    "truncate": _nullable(BOOL),
-    "shift": _nullable(BOOL),
-    "_debug_render_only": BOOL,
-    "logprobs": BOOL,
-    "top_logprobs": INT,
-}
-CHAT_REQUEST = Spec(
-    "struct",
-    "api.ChatRequest",
-    fields={
-        **_RUN_FIELDS,
-        "messages": _slice(_own(_decode_api_message), "[]api.Message"),
-        "tools": _slice(TOOL, "api.Tools"),
-    },
-)
-GENERATE_REQUEST = Spec(
-    "struct",
-    "api.GenerateRequest",
-    fields={
-        **_RUN_FIELDS,
-        "prompt": STRING,
-        "suffix": STRING,
-        "system": STRING,
-        "template": STRING,
-        "context": _slice(INT, "[]int"),
-        "raw": BOOL,
-        "images": _slice(_IMAGE, "[]api.ImageData"),
-        "width": INT,
-        "height": INT,
-        "steps": INT,
-    },
-)
+
+
+def _run_fields(release: Release) -> dict[str, Spec]:
+    return {
+        "model": STRING,
+        "stream": _nullable(BOOL),
+        "format": ANY,
+        "keep_alive": _KEEP_ALIVE,
+        "options": _OPTIONS,
+        "think": _own(functools.partial(_decode_think, release=release), nullable=True),
+        "truncate": _nullable(BOOL),
+        "shift": _nullable(BOOL),
+        "_debug_render_only": BOOL,
+        "logprobs": BOOL,
+        "top_logprobs": INT,
+    }
+
+
+@functools.cache
+def chat_request(release: Release) -> Spec:
+    """What /api/chat takes."""
+    return Spec(
+        "struct",
+        "api.ChatRequest",
+        fields={
+            **_run_fields(release),
+            "messages": _slice(_own(_decode_api_message), "[]api.Message"),
+            "tools": _slice(_tool_spec(release), "api.Tools"),
+        },
+    )
+
+
+@functools.cache
+def generate_request(release: Release) -> Spec:
+    """What /api/generate takes."""
+    return Spec(
+        "struct",
+        "api.GenerateRequest",
+        fields={
+            **_run_fields(release),
+            "prompt": STRING,
+            "suffix": STRING,
+            "system": STRING,
+            "template": STRING,
+            "context": _slice(INT, "[]int"),
+            "raw": BOOL,
+            "images": _slice(_IMAGE, "[]api.ImageData"),
+            "width": INT,
+            "height": INT,
+            "steps": INT,
+        },
+    )
+
+
 _STREAM_OPTIONS = _nullable(_struct("openai.StreamOptions", include_usage=BOOL))
 _UNNAMED_FUNCTION = 'struct { Name string "json:\\"name\\""; Arguments string "json:\\"arguments\\"" }'
-OPENAI_CHAT_REQUEST = _struct(
-    "openai.ChatCompletionRequest",
-    model=STRING,
-    messages=_slice(
-        _struct(
-            "openai.Message",
-            role=STRING,
-            content=ANY,
-            reasoning=STRING,
-            name=STRING,
-            tool_call_id=STRING,
-            tool_calls=_slice(
-                _struct(
-                    "openai.ToolCall",
-                    id=STRING,
-                    index=INT,
-                    type=STRING,
-                    function=_struct(_UNNAMED_FUNCTION, name=STRING, arguments=STRING),
+
+
+@functools.cache
+def openai_chat_request(release: Release) -> Spec:
+    """What /v1/chat/completions takes."""
+    return _struct(
+        "openai.ChatCompletionRequest",
+        model=STRING,
+        messages=_slice(
+            _struct(
+                "openai.Message",
+                role=STRING,
+                content=ANY,
+                reasoning=STRING,
+                name=STRING,
+                tool_call_id=STRING,
+                tool_calls=_slice(
+                    _struct(
+                        "openai.ToolCall",
+                        id=STRING,
+                        index=INT,
+                        type=STRING,
+                        function=_struct(_UNNAMED_FUNCTION, name=STRING, arguments=STRING),
+                    ),
+                    "[]openai.ToolCall",
                 ),
-                "[]openai.ToolCall",
             ),
+            "[]openai.Message",
         ),
-        "[]openai.Message",
-    ),
-    stream=BOOL,
-    stream_options=_STREAM_OPTIONS,
-    max_tokens=_nullable(INT),
-    seed=_nullable(INT),
-    stop=ANY,
-    temperature=_nullable(FLOAT),
-    frequency_penalty=_nullable(FLOAT),
-    presence_penalty=_nullable(FLOAT),
-    top_p=_nullable(FLOAT),
-    response_format=_nullable(
-        _struct(
-            "openai.ResponseFormat",
-            type=STRING,
-            json_schema=_nullable(_struct("openai.JsonSchema", schema=ANY)),
-        )
-    ),
-    tools=_slice(TOOL, "[]api.Tool"),
-    reasoning=_nullable(_struct("openai.Reasoning", effort=STRING)),
-    reasoning_effort=_nullable(STRING),
-    logprobs=_nullable(BOOL),
-    top_logprobs=INT,
-    _debug_render_only=BOOL,
-)
+        stream=BOOL,
+        stream_options=_STREAM_OPTIONS,
+        max_tokens=_nullable(INT),
+        seed=_nullable(INT),
+        stop=ANY,
+        temperature=_nullable(FLOAT),
+        frequency_penalty=_nullable(FLOAT),
+        presence_penalty=_nullable(FLOAT),
+        top_p=_nullable(FLOAT),
+        response_format=_nullable(
+            _struct(
+                "openai.ResponseFormat",
+                type=STRING,
+                json_schema=_nullable(_struct("openai.JsonSchema", schema=ANY)),
+            )
+        ),
+        tools=_slice(_tool_spec(release), "[]api.Tool"),
+        reasoning=_nullable(_struct("openai.Reasoning", effort=STRING)),
+        reasoning_effort=_nullable(STRING),
+        logprobs=_nullable(BOOL),
+        top_logprobs=INT,
+        _debug_render_only=BOOL,
+    )
+
+
 OPENAI_COMPLETION_REQUEST = _struct(
     "openai.CompletionRequest",
     model=STRING,
@@ -2902,6 +3134,8 @@ CREATE_REQUEST = Spec(
         "parser": STRING,
         "requires": STRING,
         "info": _OPTIONS,
+        "draft_files": ANY,
+        "draft_quantize": ANY,
     },
 )
 SHOW_REQUEST = _struct(
@@ -3051,7 +3285,7 @@ def _openai_options(request: Params, strict_stop: bool) -> Params:
     return options
 
 
-def convert_chat_request(request: Params) -> Params:
+def convert_chat_request(request: Params, release: Release) -> Params:
     """FromChatRequest: an OpenAI chat request as /api/chat takes it. Raises ApiError(400)."""
     messages = _openai_messages(request["messages"] or ())
     options = _openai_options(request, strict_stop=False)
@@ -3067,11 +3301,10 @@ def convert_chat_request(request: Params) -> Params:
         request["reasoning"]["effort"] if request["reasoning"] is not None else request["reasoning_effort"]
     )
     if effort:
-        if effort not in ("high", "medium", "low", "none"):
-            raise _openai_error(
-                f'invalid reasoning value: \'{effort}\' (must be "high", "medium", "low", or "none")'
-            )
-        think = False if effort == "none" else effort
+        efforts = dict(release.efforts)
+        if effort not in efforts:
+            raise _openai_error(release.effort_refusal % effort)
+        think = efforts[effort]
     return {
         "model": request["model"],
         "messages": messages,
@@ -3138,7 +3371,10 @@ def _unsigned(text: str, default: int) -> int:
 
 @dataclass(frozen=True)
 class Settings:
-    """What a server is started with. `keep_alive_seconds` counts from the end of a request."""
+    """What a server is started with. `keep_alive_seconds` counts from the end of a request.
+
+    Raises ValueError where `version` is none.
+    """
 
     version: str = VERSION
     models_dir: str = ""
@@ -3150,6 +3386,10 @@ class Settings:
     origins: tuple[str, ...] = ()
     script: dict[str, Played] | None = None
     faults: dict[str, str] = field(default_factory=dict)
+    release: Release = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "release", release_of(self.version))
 
 
 def read_settings(
@@ -3162,8 +3402,13 @@ def read_settings(
 
     switches = parse_faults([text("OLLAMA_SIMULATED_FAULT"), *faults])
     script = script or text("OLLAMA_SIMULATED_SCRIPT") or None
+    version = switches.get("version") or text("OLLAMA_SIMULATED_VERSION") or VERSION
+    try:
+        release_of(version)
+    except ValueError as error:
+        raise StartError(f"Error: simulated: {error}") from None
     return Settings(
-        version=switches.get("version") or text("OLLAMA_SIMULATED_VERSION") or VERSION,
+        version=version,
         models_dir=models_dir or text("OLLAMA_MODELS"),
         keep_alive_seconds=parse_keep_alive(text("OLLAMA_KEEP_ALIVE")),
         context_length=_unsigned(text("OLLAMA_CONTEXT_LENGTH"), 0),
@@ -3208,7 +3453,15 @@ class RunnerError(Exception):
         self.status = status
 
 
-_REASONS = {"completion": "", "tools": "tools", "insert": "insert"}
+# What llama.cpp's server says; the words of it are the message of Ollama's own error.
+_NO_IMAGES = (
+    '{"error":{"code":400,"message":"Multimodal data provided, but model does not support multimodal '
+    'requests.","type":"invalid_request_error"}}'
+)
+_TOO_LONG = (
+    '{"error":{"code":400,"message":"request (%d tokens) exceeds the available context size (%d tokens), try '
+    'increasing it","type":"exceed_context_size_error","n_prompt_tokens":%d,"n_ctx":%d}}'
+)
 
 
 class Engine:
@@ -3318,6 +3571,8 @@ class Engine:
             limits = options
         else:
             raise RunnerError("simulated: no script")
+        if self.settings.release.llama_server and any(message.images for message in messages):
+            raise RunnerError(_NO_IMAGES, 400)
         if "slow" in faults:
             time.sleep(float(faults["slow"]))
         if "swallow" in faults:
@@ -3563,7 +3818,7 @@ class Face:
         return {**head, "message": message, **event.tail()}
 
 
-def openai_error_value(message: str, kind: str = "api_error") -> Params:
+def openai_error_value(message: str, kind: str) -> Params:
     """An error in OpenAI's form."""
     return {"error": {"message": message, "type": kind, "param": None, "code": None}}
 
@@ -3571,17 +3826,28 @@ def openai_error_value(message: str, kind: str = "api_error") -> Params:
 class OpenAiFace(Face):
     """The same reply through the middleware of /v1: chat completions, or completions of old."""
 
-    def __init__(self, response: Response, chat: bool, stream: bool, usage: bool, no_done: bool) -> None:
+    def __init__(
+        self,
+        response: Response,
+        release: Release,
+        chat: bool = True,
+        stream: bool = False,
+        usage: bool = False,
+        no_done: bool = False,
+    ) -> None:
         super().__init__(response, chat)
+        self.release = release
         self.id = "%s-%d" % ("chatcmpl" if chat else "cmpl", random.randrange(999))
         self.stream = stream
         self.usage = usage
         self.no_done = no_done
         self.call_sent = False
+        self.created: int | None = None
 
     def error(self, status: int, message: str) -> None:
+        kinds = {400: "invalid_request_error", 404: "not_found_error"} if self.release.error_types else {}
         self.response.headers["Content-Type"] = "application/json"
-        self.response.json(status, openai_error_value(message), newline=True)
+        self.response.json(status, openai_error_value(message, kinds.get(status, "api_error")), newline=True)
 
     def stream_error(self, message: str) -> None:
         self.chunk(Event())
@@ -3590,7 +3856,9 @@ class OpenAiFace(Face):
         if self.stream:
             self.chunk(event)
             return
-        finish = "tool_calls" if event.calls else event.reason or None
+        finish = event.reason or None
+        if event.calls and (finish == "stop" or not self.release.openai_stream):
+            finish = "tool_calls"
         choice: Params = {"index": 0, "message": self._message(event, event.role), "finish_reason": finish}
         if not self.chat:
             choice = {"text": event.content, "index": 0, "finish_reason": event.reason or None}
@@ -3604,28 +3872,53 @@ class OpenAiFace(Face):
 
     def chunk(self, event: Event) -> None:
         self.response.headers["Content-Type"] = "text/event-stream"
-        finish = event.reason or None
-        if self.chat:
+        if self.chat and self.release.openai_stream:
+            value = self._chunks_as_openai(event)
+        elif self.chat:
+            finish = event.reason or None
             if finish and (self.call_sent or event.calls):
                 finish = "tool_calls"
-            choice: Params = {"index": 0, "delta": self._message(event, "assistant"), "finish_reason": finish}
-            value = self._head(event, "chat.completion.chunk", int(time.time()))
-            value["choices"] = [choice]
+            self.call_sent = self.call_sent or bool(event.calls)
+            value = self._chat_chunk(event, int(time.time()), self._message(event, "assistant"), finish)
         else:
-            choice = {"text": event.content, "index": 0, "finish_reason": finish}
+            choice = {"text": event.content, "index": 0, "finish_reason": event.reason or None}
             head = self._head(event, "text_completion", int(time.time()))
             value = {key: head[key] for key in ("id", "object", "created")}
             value.update(choices=[choice], model=head["model"], system_fingerprint=head["system_fingerprint"])
             if self.usage:
                 value["usage"] = Event().usage()
-        self.call_sent = self.call_sent or bool(event.calls)
-        self._event(value)
+            self._event(value)
         if event.done:
             if self.usage:
                 value.update(choices=[], usage=event.usage())
                 self._event(value)
             if not self.no_done:
                 self.response.write(b"data: [DONE]\n\n")
+
+    def _chunks_as_openai(self, event: Event) -> Params:
+        """Send what is new, then at the end the reason alone; give the last chunk."""
+        first = self.created is None
+        if self.created is None:
+            self.created = int(time.time()) if event.created_ns is None else event.created_seconds()
+        self.call_sent = self.call_sent or bool(event.calls)
+        value: Params = {}
+        if first or event.content or event.calls or not event.done:
+            delta = self._message(event, "assistant")
+            if not first:
+                del delta["role"]
+            value = self._chat_chunk(event, self.created, delta, None)
+        if event.done:
+            reason = event.reason or "stop"
+            finish = "tool_calls" if reason == "stop" and self.call_sent else reason
+            value = self._chat_chunk(event, self.created, {}, finish)
+        return value
+
+    def _chat_chunk(self, event: Event, created: int, delta: Params, finish: str | None) -> Params:
+        """Send one chunk of a chat, and give it."""
+        value = self._head(event, "chat.completion.chunk", created)
+        value["choices"] = [{"index": 0, "delta": delta, "finish_reason": finish}]
+        self._event(value)
+        return value
 
     def _event(self, value: Params) -> None:
         self.response.write(b"data: %s\n\n" % render_json(value).encode())
@@ -3676,9 +3969,10 @@ class Simulation:
 
     def __init__(self, settings: Settings, log: Callable[[str, str], None], die: Callable[[], None]) -> None:
         self.settings = settings
+        self.release = settings.release
         self.log = log
         self.die = die
-        self.store = Store(settings.models_dir, settings.prune)
+        self.store = Store(settings.models_dir, settings.release, settings.prune)
         self.engine = Engine(settings, self.store)
         self.closed = threading.Event()
         self.loopback = True
@@ -3697,7 +3991,6 @@ class Simulation:
             "/api/create": {"POST": self.create},
             "/api/blobs/:": {"HEAD": self.head_blob, "POST": self.post_blob},
             "/api/copy": {"POST": self.copy},
-            "/api/experimental/aliases": {"GET": self.missing, "POST": self.missing, "DELETE": self.missing},
             "/api/ps": {"GET": self.ps},
             "/api/generate": {"POST": self.generate},
             "/api/chat": {"POST": self.chat},
@@ -3709,10 +4002,18 @@ class Simulation:
             "/v1/models": {"GET": self.openai_models},
             "/v1/models/:": {"GET": self.openai_model},
             "/v1/responses": {"POST": self.missing},
-            "/v1/images/generations": {"POST": self.missing},
-            "/v1/images/edits": {"POST": self.missing},
             "/v1/messages": {"POST": self.missing},
         }
+        for method, path in self.release.unplayed:
+            self.routes.setdefault(path, {})[method] = self.missing
+
+    def read_models(self) -> None:
+        """Read every model once, as a cache of /api/show does. Raises ServerPanic: one of them is no GGUF."""
+        self.store.manifests_path()
+        for manifest in self.store.manifests():
+            forgiven = [ServerPanic] if self.release.forgives_bad_gguf else []
+            with contextlib.suppress(ModelMissing, ApiError, *forgiven):
+                load_model(self.store, manifest.name).capabilities()
 
     # ---- routing
     def find_route(self, path: str) -> tuple[str | None, str]:
@@ -3767,10 +4068,13 @@ class Simulation:
             handler(request, response, parameter)
         except ApiError as error:
             if request.path.startswith("/v1/"):
-                OpenAiFace(response, True, False, False, False).error(error.status, error.message)
+                OpenAiFace(response, self.release).error(error.status, error.message)
             else:
                 response.json(error.status, {"error": error.message})
         except ServerPanic as panic:
+            if self.release.forgives_bad_gguf:
+                response.json(501, {"error": f"simulated: a model that is no GGUF ({panic})"})
+                return
             self.log("ERROR", f"panic recovered: {panic}")
             response.status = 500
 
@@ -3848,15 +4152,47 @@ class Simulation:
         except GoJsonError as error:
             raise ApiError(400, missing if str(error) == "EOF" else str(error)) from None
 
+    def _name(self, text: str, invalid: ApiError, unqualified: str = "invalid model name") -> Name:
+        """A request's name, or that of a source. Raises `invalid`, ApiError(400), ApiError(501).
+
+        Where names are read with a source, `invalid` is for an empty one alone, `unqualified` for others.
+        """
+        if not self.release.model_refs:
+            name = parse_name(text)
+            if not name.is_valid():
+                raise invalid
+            return name
+        text = text.strip()
+        if not text:
+            raise invalid
+        base, source = split_source(text)
+        if source and split_source(base)[1]:
+            raise ApiError(400, f"use either :local or :cloud, not both: {quote_go(text)}")
+        name = parse_name(base)
+        if not name.is_valid():
+            raise ApiError(400, unqualified)
+        if source == "cloud":
+            raise ApiError(501, "simulated: models of the cloud")
+        return name
+
     def _model(self, name: str, invalid: ApiError) -> Model:
         """The model of a request, by its name in any case. Raises ApiError."""
-        parsed = parse_name(name)
-        if not parsed.is_valid():
-            raise invalid
+        parsed = self._name(name, invalid)
         try:
             return load_model(self.store, self.store.existing_name(parsed))
         except ModelMissing:
             raise ApiError(404, f"model '{name}' not found") from None
+
+    def _shown_model(self, name: str) -> Model:
+        """The model of /api/show and /v1/models/:model. Raises ApiError."""
+        invalid = ApiError(500, f"unqualified name: {parse_name(name).full()}")
+        if self.release.model_refs:
+            invalid = ApiError(400, "model is required")
+            parsed = self._name(name, invalid)
+            name = split_source(name.strip())[0]
+            if self.release.shows_full_tag:
+                name = self.store.existing_name(parsed).shortest()
+        return self._model(name, invalid)
 
     # ---- small routes
     def root(self, request: Request, response: Response, _: str) -> None:
@@ -3880,9 +4216,7 @@ class Simulation:
     def pull(self, request: Request, response: Response, _: str) -> None:
         """POST /api/pull: as on a machine without a network."""
         fields = self._decode(request, PULL_REQUEST)
-        name = parse_name(fields["model"] or fields["name"])
-        if not name.is_valid():
-            raise ApiError(400, "invalid model name")
+        name = self._name(fields["model"] or fields["name"], ApiError(400, "invalid model name"))
         self._stream_progress(fields["stream"], self._pull(self.store.existing_name(name)), response)
 
     def _pull(self, name: Name) -> Iterator[str]:
@@ -3943,22 +4277,21 @@ class Simulation:
                 )
             except (ModelMissing, GoJsonError, ApiError):
                 continue
-            size = sum(layer.size for layer in manifest.all_layers())
             shown = manifest.name.shortest()
-            details = Model(manifest.name, "", 0, config).details()
-            out.append(
-                (
-                    manifest.modified_ns,
-                    {
-                        "name": shown,
-                        "model": shown,
-                        "modified_at": render_time(manifest.modified_ns, utc=False),
-                        "size": size,
-                        "digest": manifest.digest,
-                        "details": details,
-                    },
-                )
-            )
+            entry: Params = {
+                "name": shown,
+                "model": shown,
+                "modified_at": render_time(manifest.modified_ns, utc=False),
+                "size": sum(layer.size for layer in manifest.all_layers()),
+                "digest": manifest.digest,
+                "details": Model(manifest.name, "", 0, config).details(),
+            }
+            if self.release.lists_capabilities:
+                try:
+                    entry.update(_listed_facts(load_model(self.store, manifest.name)))
+                except (ModelMissing, ApiError):
+                    continue
+            out.append((manifest.modified_ns, entry))
         out.sort(key=lambda item: -(item[0] // 1_000_000_000))
         return [value for _, value in out]
 
@@ -3972,7 +4305,7 @@ class Simulation:
 
     def openai_model(self, request: Request, response: Response, name: str) -> None:
         """GET /v1/models/:model."""
-        model = self._model(name, ApiError(500, f"unqualified name: {parse_name(name).full()}"))
+        model = self._shown_model(name)
         response.json(
             200, self._openai_model(name, model.modified_ns), newline=True, content_type="application/json"
         )
@@ -3991,7 +4324,7 @@ class Simulation:
         name = fields["model"] or fields["name"]
         if not name:
             raise ApiError(400, "model is required")
-        model = self._model(name, ApiError(500, f"unqualified name: {parse_name(name).full()}"))
+        model = self._shown_model(name)
         if fields["system"]:
             model = replace(model, system=fields["system"])
         capabilities = model.capabilities()
@@ -4041,9 +4374,9 @@ class Simulation:
         """DELETE /api/delete."""
         fields = self._decode(request, DELETE_REQUEST)
         shown = fields["model"] or fields["name"]
-        name = parse_name(shown)
-        if not name.is_valid():
-            raise ApiError(400, f"name {quote_go(shown)} is invalid")
+        bad = f"name {quote_go(shown)} is invalid"
+        invalid = ApiError(400, "model is required" if self.release.model_refs else bad)
+        name = self._name(shown, invalid, bad)
         with self.store.lock:
             try:
                 self.store.delete(self.store.read_manifest(self.store.existing_name(name)))
@@ -4054,9 +4387,11 @@ class Simulation:
     def create(self, request: Request, response: Response, _: str) -> None:
         """POST /api/create."""
         fields = self._decode(request, CREATE_REQUEST)
-        for path in fields["files"] or {}:
+        for path, digest in (fields["files"] or {}).items():
             if path != "." and (not path or any(part in ("", ".", "..") for part in path.split("/"))):
                 raise ApiError(400, "file path must be relative")
+            if self.release.checks_empty_digests and not digest:
+                raise ApiError(400, "invalid digest format")
         name = parse_name(fields["model"] or fields["name"])
         if not name.is_valid():
             raise ApiError(400, "invalid model name")
@@ -4066,14 +4401,13 @@ class Simulation:
 
     def create_model(self, name: Name, fields: Params) -> Iterator[str]:
         """Create a model from the fields of a request; give the statuses told. Raises ApiError."""
-        for key in ("adapters", "renderer", "parser", "requires", "remote_host", "info"):
+        refused = ["adapters", "renderer", "parser", "requires", "remote_host", "info"]
+        for key in refused + ["draft_files", "draft_quantize"] * self.release.llama_server:
             if fields[key]:
                 raise ApiError(501, f"simulated: create with `{key}` is not implemented")
         layers: list[Layer] = []
         if fields["from"]:
-            source = parse_name(fields["from"])
-            if not source.is_valid():
-                raise ApiError(400, "invalid model name")
+            source = self._source_name(fields["from"])
             try:
                 layers = self._base_layers(source)
             except ModelMissing:
@@ -4082,9 +4416,32 @@ class Simulation:
             layers = yield from self._file_layers(fields["files"])
         else:
             raise ApiError(400, "neither 'from' or 'files' was specified")
+        config = self._config(fields, layers)
+        if self.release.copies_gguf and not fields["from"]:
+            layers = yield from self._copy_models(layers)
         with self.store.lock:
-            statuses = self._write_model(name, fields, layers)
+            statuses = self._write_model(name, fields, config, layers)
         yield from statuses
+
+    def _copy_models(self, layers: Sequence[Layer]) -> Any:
+        """The layers with each GGUF written anew, as by llama-quantize; gives statuses."""
+        out = []
+        for layer in layers:
+            if layer.gguf is None:
+                out.append(layer)
+                continue
+            copied = self.store.write_blob(copy_gguf(self.store.blob_path(layer.digest)), layer.media_type)
+            out.append(replace(copied, gguf=layer.gguf))
+            yield "verifying conversion"
+        return out
+
+    def _source_name(self, text: str) -> Name:
+        """The name that a model is made from; whatever is wrong with it is told in the same words."""
+        invalid = ApiError(400, "invalid model name")
+        try:
+            return self._name(text, invalid)
+        except ApiError as error:
+            raise (invalid if error.status == invalid.status else error) from None
 
     def _base_layers(self, source: Name) -> list[Layer]:
         out = []
@@ -4092,6 +4449,7 @@ class Simulation:
             path = self.store.blob_path(layer.digest)
             try:
                 size = os.stat(path).st_size
+                self.store.touch(path)
                 gguf = read_gguf(path, verbose=False) if layer.media_type == MEDIA + "model" else None
             except OSError as error:
                 raise ApiError(500, describe_os_error(error, "stat", path)) from None
@@ -4146,6 +4504,7 @@ class Simulation:
             gguf = read_gguf(path)
         except ServerPanic:
             raise ApiError(500, "unexpected EOF") from None
+        self.store.touch(path)
         if gguf.values.get("general.type") == "adapter" or (
             not gguf.number("block_count") and gguf.number("vision.block_count")
         ):
@@ -4159,15 +4518,15 @@ class Simulation:
             layers.append(self.store.write_text(render_json({"stop": CHATML_STOPS}) + "\n", "params"))
         return layers
 
-    def _write_model(self, name: Name, fields: Params, layers: list[Layer]) -> list[str]:
+    def _write_model(self, name: Name, fields: Params, config: Params, layers: list[Layer]) -> list[str]:
         """createModel: replace layers, write config and manifest; give the statuses told."""
         try:
             old: Manifest | None = self.store.read_manifest(name)
         except (ModelMissing, ApiError):
             old = None
-        config = self._config(fields, layers)
         layers = self._set_layers(fields, layers)
-        config["rootfs"] = {"type": "layers", "diff_ids": [layer.digest for layer in layers]}
+        if not self.release.llama_server:
+            config["rootfs"] = {"type": "layers", "diff_ids": [layer.digest for layer in layers]}
         config_layer = self.store.write_text(render_json(config) + "\n", MEDIA_CONFIG)
         statuses = [layer.status for layer in layers if layer.status] + ["writing manifest"]
         self.store.write_manifest(name, config_layer, layers)
@@ -4208,8 +4567,10 @@ class Simulation:
                 f"unsupported quantization type {wanted} - supported types are F32, F16, Q4_K_S, "
                 f"Q4_K_M, Q8_0",
             )
-        if present not in ("F16", "F32"):
-            raise ApiError(500, "quantization is only supported for F16 and F32 models")
+        known = self.release.quantizable
+        if present not in known:
+            names = ", ".join(known[:-1]) + " and " + known[-1]
+            raise ApiError(500, f"quantization is only supported for {names} models")
         if present != wanted:
             raise ApiError(501, "simulated: quantization is not implemented")
 
@@ -4258,19 +4619,19 @@ class Simulation:
     # ---- chat and generate
     def chat(self, request: Request, response: Response, _: str) -> None:
         """POST /api/chat."""
-        self._run_chat(self._decode(request, CHAT_REQUEST), Face(response))
+        self._run_chat(self._decode(request, chat_request(self.release)), Face(response))
 
     def generate(self, request: Request, response: Response, _: str) -> None:
         """POST /api/generate."""
-        self._run_generate(self._decode(request, GENERATE_REQUEST), Face(response, chat=False))
+        self._run_generate(self._decode(request, generate_request(self.release)), Face(response, chat=False))
 
     def openai_chat(self, request: Request, response: Response, _: str) -> None:
         """POST /v1/chat/completions."""
         try:
-            fields = self._decode(request, OPENAI_CHAT_REQUEST, missing="EOF")
+            fields = self._decode(request, openai_chat_request(self.release), missing="EOF")
             if not fields["messages"]:
                 raise ApiError(400, "[] is too short - 'messages'")
-            converted = convert_chat_request(fields)
+            converted = convert_chat_request(fields, self.release)
         except ApiError as error:
             response.json(error.status, openai_error_value(error.message, "invalid_request_error"))
             return
@@ -4288,7 +4649,8 @@ class Simulation:
 
     def _openai_face(self, response: Response, fields: Params, chat: bool) -> OpenAiFace:
         usage = bool(fields["stream_options"] and fields["stream_options"]["include_usage"])
-        return OpenAiFace(response, chat, bool(fields["stream"]), usage, "no-done" in self.settings.faults)
+        no_done = "no-done" in self.settings.faults
+        return OpenAiFace(response, self.release, chat, bool(fields["stream"]), usage, no_done)
 
     def _run_chat(self, fields: Params, face: Face) -> None:
         try:
@@ -4310,7 +4672,8 @@ class Simulation:
                 face.whole(replace(self._event(fields), role="", rendered=prompt))
                 return
             self._check_think(fields)
-            parser = ToolParser(model.template.tag, [tool["name"] for tool in tools]) if tools else None
+            names = [tool["name"] for tool in tools]
+            parser = ToolParser(model.template.tag, names, self.release.skips_strings) if tools else None
             if "text-calls" in self.settings.faults:
                 parser = None
             pieces = self.engine.answer(model, messages, tools, tokens, options, fields["options"] or {})
@@ -4357,7 +4720,7 @@ class Simulation:
             face.error(error.status, error.message)
 
     def _check_think(self, fields: Params) -> None:
-        if isinstance(fields["think"], str):
+        if self.release.checks_think and isinstance(fields["think"], str):
             raise ApiError(
                 400, "think value {} is not supported for this model".format(quote_go(fields["think"]))
             )
@@ -4407,7 +4770,9 @@ class Simulation:
             if tokens <= limit or not truncate or start == len(messages) - 1:
                 break
         if tokens > limit and not truncate:
-            raise ApiError(400, "the input length exceeds the context length")
+            told = _TOO_LONG % (tokens, limit, tokens, limit)
+            message = told if self.release.llama_server else "the input length exceeds the context length"
+            raise ApiError(400, message)
         return prompt, min(tokens, limit)
 
     def _event(self, fields: Params, **values: Any) -> Event:
@@ -4583,6 +4948,17 @@ def _stored_message(message: Params) -> Params:
         if message.get(key):
             out[key] = message[key]
     return out
+
+
+def _listed_facts(model: Model) -> Params:
+    """What /api/tags tells of a model beside its config, read from the GGUF where that can be read."""
+    details, capabilities = model.details(parent=True), list[str]()
+    with contextlib.suppress(ApiError, OSError, ServerPanic):
+        capabilities = model.capabilities()
+        gguf = read_gguf(model.path, verbose=False)
+        lengths = {key: gguf.number(key) for key in ("context_length", "embedding_length")}
+        details.update((key, value) for key, value in lengths.items() if value)
+    return {"details": details, **({"capabilities": capabilities} if capabilities else {})}
 
 
 def _quote_argument(text: str) -> str:
@@ -4901,8 +5277,12 @@ def open_server(
         listener.RequestHandlerClass = type("Handler", (_Handler,), {"simulation": simulation})
         try:
             simulation.store.start(lambda line: log("INFO", line))
+            if settings.release.reads_models_at_start:
+                simulation.read_models()
         except ApiError as error:
             raise StartError(f"Error: {error.message}") from None
+        except ServerPanic as panic:
+            raise StartError(_PANIC_GGUF % panic, 2) from None
         if temporary:
             preload_models(simulation, preload)
         server = RunningServer(host, listener, simulation, temporary)
@@ -4970,17 +5350,16 @@ def start_server(
         models_dir: the store; None makes a temporary one that holds canary, myqwen2, qwen and bare.
         script: path of a script file, or its content as a dict.
         faults: switches as for `--fault`.
-        version: what /api/version tells.
+        version: what /api/version tells; it decides which release is played.
     Returns:
         A server with `.url`, `.models_dir` and `.close()`; also a context manager.
     Raises:
         StartError: the port is taken, or a script or fault is wrong.
     """
-    settings = read_settings({}, script if isinstance(script, str) else None, faults, models_dir or "")
+    env = {"OLLAMA_SIMULATED_VERSION": version} if version else {}
+    settings = read_settings(env, script if isinstance(script, str) else None, faults, models_dir or "")
     if isinstance(script, dict):
         settings = replace(settings, script=parse_script(json.dumps(script)))
-    if version:
-        settings = replace(settings, version=version)
     server = open_server(host, port, settings)
     server.start()
     return server
@@ -5023,6 +5402,7 @@ def _make_key(home: str) -> None:
 
 
 _PANIC_NO_HOME = "panic: $HOME is not defined\n\ngoroutine 1 [running]:\nsimulated"
+_PANIC_GGUF = "panic: runtime error: %s\n\ngoroutine 1 [running]:\nsimulated"
 _PANIC_START = (
     "panic: runtime error: invalid memory address or nil pointer dereference\n[signal SIGSEGV: "
     "segmentation violation]\n\n"
@@ -5109,8 +5489,9 @@ def serve(argv: Sequence[str]) -> int:
     signal.pthread_sigmask(signal.SIG_BLOCK, ending)
     _log(
         "INFO",
-        "simulated ollama {}: no model runs here, answers are {}; faults: {}".format(
+        "simulated ollama {}, playing {}: no model runs here, answers are {}; faults: {}".format(
             settings.version,
+            settings.release.recorded,
             "played from a script" if settings.script is not None else "made by rules",
             ", ".join(sorted(settings.faults)) or "none",
         ),

@@ -17,7 +17,7 @@ from testbed.ollama import RunningServer, StartError, parse_faults, parse_script
 from tests.contract.test_simulated_ollama_life import free_port, wait_for_answer
 from tests.contract.test_simulated_ollama_replay import Reply, events_of, load_case, resolve, send
 
-TWO_CALLS = load_case("scripted", "two_calls_parallel")["model_output"]
+TWO_CALLS = load_case("0.17.5", "scripted", "two_calls_parallel")["model_output"]
 TOOLS = resolve("@../tools.json")
 SCRIPT = {
     "two": {"chunks": TWO_CALLS["chunks"], "done_reason": "stop"},
@@ -87,7 +87,9 @@ def test_no_done_ends_a_stream_without_its_last_line() -> None:
 
 def test_503_refuses_as_a_full_queue_does() -> None:
     recorded = next(
-        e for e in load_case("life", "queue_full")["12_at_once_model_not_loaded"] if e["status"] == 503
+        e
+        for e in load_case("0.17.5", "life", "queue_full")["12_at_once_model_not_loaded"]
+        if e["status"] == 503
     )
     with start_server(script=SCRIPT, faults=["503"]) as server:
         reply = chat(server)
@@ -122,9 +124,12 @@ def test_size_vram_tells_what_is_claimed_to_be_on_the_gpu(faults: list[str], sha
     assert model["size_vram"] == int(model["size"] * share)
 
 
-def test_version_is_reported_as_asked() -> None:
-    with start_server(script=SCRIPT, faults=["version=0.24.0"]) as server:
-        assert send(server.port, "GET", "/api/version").text == '{"version":"0.24.0"}'
+def test_version_is_reported_and_played_as_asked() -> None:
+    types = {"0.23.9": "api_error", "0.24.0": "not_found_error"}
+    for version, kind in types.items():
+        with start_server(script=SCRIPT, faults=[f"version={version}"]) as server:
+            assert send(server.port, "GET", "/api/version").text == f'{{"version":"{version}"}}'
+            assert f'"type":"{kind}"' in send(server.port, "GET", "/v1/models/nope").text
 
 
 @pytest.mark.parametrize(("fault", "events"), [("die", 1), ("die-after-call", 1)])

@@ -1,8 +1,9 @@
-"""Start, store, damage, loading and stopping of the simulated server, held to the life of a real 0.17.5."""
+"""Start, store, damage, loading and stopping of the simulated server, held to the life of real ones."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -12,19 +13,29 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from testbed import ollama
-from testbed.ollama import Settings, open_server, start_server
+from testbed.ollama import Settings, StartError, open_server, start_server
 from tests.contract.test_simulated_ollama_http import RECORDED_GGUF, write_gguf
-from tests.contract.test_simulated_ollama_replay import CAPTURES, Reply, load_case, send
+from tests.contract.test_simulated_ollama_replay import (
+    CAPTURES,
+    VERSIONS,
+    Reply,
+    case_names,
+    load_case,
+    send,
+)
 
 PROGRAM = Path(ollama.__file__)
 NO_RUNNER = "there is no runner process to kill or restart"
 NO_VERBS = "of the client only what loads and lists models is simulated"
+RECORDED = VERSIONS[:2]
+"""Of these the whole life is recorded, of 0.32.15 a part."""
 LIFE_NOT_COVERED = {
     "binary_changed_while_running": "the simulated server starts no second process from its file",
     "client_disconnect": "answers take no time, so none can be left early",
@@ -54,17 +65,36 @@ CLI_COVERED = set(
     """.split()
 )
 CLI_NOT_COVERED = {
-    **{path.stem: NO_VERBS for path in (CAPTURES / "cli").glob("*.txt") if path.stem not in CLI_COVERED},
+    **dict.fromkeys(
+        """
+        cp cp_missing create_again create_bad_instruction create_bad_name create_bad_parameter
+        create_bad_parameter_value create_bad_template create_empty create_from_missing_model
+        create_missing_file create_no_from create_no_modelfile create_not_gguf create_ok create_quantize
+        create_tiny_gguf create_truncated_gguf create_unclosed_quote list list_host_0000 ps ps_after_stop
+        pull_offline rm rm_missing run show_modelfile show_parameters show_template show_tools stop
+        stop_missing
+        """.split(),
+        NO_VERBS,
+    ),
     "serve_debug_start": "the debug log is not simulated",
     "serve_load_log": "the runner's log is not simulated",
 }
 
 
-def test_every_recorded_case_is_covered_or_named_with_a_reason() -> None:
+def cli_names(version: str) -> set[str]:
+    return {path.stem for path in (CAPTURES / version / "cli").glob("*.txt")}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_recorded_case_is_covered_or_named_with_a_reason(version: str) -> None:
     assert LIFE_COVERED & set(LIFE_NOT_COVERED) == set()
-    assert LIFE_COVERED | set(LIFE_NOT_COVERED) == {path.stem for path in (CAPTURES / "life").glob("*.json")}
-    assert CLI_COVERED | set(CLI_NOT_COVERED) == {path.stem for path in (CAPTURES / "cli").glob("*.txt")}
     assert CLI_COVERED & set(CLI_NOT_COVERED) == set()
+    life, cli = LIFE_COVERED | set(LIFE_NOT_COVERED), CLI_COVERED | set(CLI_NOT_COVERED)
+    if version in RECORDED:
+        assert (life, cli) == (set(case_names(version, "life")), cli_names(version))
+    else:
+        assert life >= set(case_names(version, "life"))
+        assert cli >= cli_names(version)
 
 
 # ---- helpers
@@ -114,9 +144,14 @@ def wait_until(done: Callable[[], bool], seconds: float = 10.0) -> None:
 
 
 # ---- the store
-def test_create_and_delete_leave_the_recorded_files(gguf: tuple[Path, str], tmp_path: Path) -> None:
-    case, models = load_case("life", "files_after_create"), tmp_path / "models"
-    with start_server(models_dir=str(models)) as server:
+@pytest.mark.parametrize("version", RECORDED)
+def test_create_and_delete_leave_the_recorded_files(
+    version: str, gguf: tuple[Path, str], tmp_path: Path
+) -> None:
+    case, models = load_case(version, "life", "files_after_create"), tmp_path / "models"
+    with start_server(models_dir=str(models), version=version) as server:
+        before = [str(path.relative_to(models)) for path in sorted(models.rglob("*"))]
+        assert before == [entry["path"] for entry in case["before"]]
         place(models, gguf)
         assert create(server.port, "smol", gguf[1]).text == '{"status":"success"}'
         manifest = (models / case["manifest_path"]).read_text()
@@ -144,48 +179,76 @@ def test_create_and_delete_leave_the_recorded_files(gguf: tuple[Path, str], tmp_
         assert tags["size"] == case["size_in_api_tags"]
         assert post(server.port, "/api/delete", {"model": "smol"}, "DELETE").status == 200
         left = [str(path.relative_to(models)) for path in sorted(models.rglob("*"))]
-        assert left == [entry["path"] for entry in load_case("life", "files_after_delete")["after_delete"]]
+        recorded = load_case(version, "life", "files_after_delete")["after_delete"]
+        assert left == [entry["path"] for entry in recorded]
 
 
-def test_blobs_are_shared_and_go_with_their_last_user(gguf: tuple[Path, str], tmp_path: Path) -> None:
-    case = load_case("life", "blob_sharing")
-    with start_server(models_dir=str(tmp_path)) as server:
+NOT_OF_THE_CASE = (12, 40, 30_000_000)
+"""Sizes of blobs that an earlier case left behind."""
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_blobs_are_shared_and_go_with_their_last_user(
+    version: str, gguf: tuple[Path, str], tmp_path: Path
+) -> None:
+    case = load_case(version, "life", "blob_sharing")
+
+    def sizes(blobs: list[list[Any]]) -> list[int]:
+        return sorted(size for _, size in blobs if size not in NOT_OF_THE_CASE)
+
+    with start_server(models_dir=str(tmp_path), version=version) as server:
         place(tmp_path, gguf)
         create(server.port, "a", gguf[1], template="other")
         for name, extra in (("b", ""), ("c", "\n")):
             create(server.port, name, gguf[1], template=ollama.CHATML_TEMPLATE + extra)
         post(server.port, "/api/delete", {"model": "a"}, "DELETE")
-        assert [size for _, size in listing(tmp_path)].count(414) == 2
-        assert sorted(size for _, size in listing(tmp_path)) == sorted(
-            s for _, s in case["blobs_after_deleting_a"]
-        )
+        assert sizes(listing(tmp_path)) == sizes(case["blobs_after_deleting_a"])
         create(server.port, "c", gguf[1], template=ollama.CHATML_TEMPLATE + "\n\n")
-        recorded = case["blobs_after_recreate_with_another_template"]
-        assert sorted(size for _, size in listing(tmp_path)) == sorted(size for _, size in recorded)
+        assert sizes(listing(tmp_path)) == sizes(case["blobs_after_recreate_with_another_template"])
 
 
-def test_stray_blobs_are_removed_at_start(gguf: tuple[Path, str], tmp_path: Path) -> None:
-    case = load_case("life", "prune_at_start")
-    with start_server(models_dir=str(tmp_path)) as server:
+def make_old(path: Path, hours: int = 2) -> None:
+    """Give a file the time of some hours ago."""
+    then = time.time() - hours * 3600
+    os.utime(path, (then, then))
+
+
+@pytest.mark.parametrize("version", RECORDED)
+def test_stray_blobs_are_removed_at_start(version: str, gguf: tuple[Path, str], tmp_path: Path) -> None:
+    case = load_case(version, "life", "prune_at_start")
+    settings = Settings(version=version, models_dir=str(tmp_path))
+    with open_server("127.0.0.1", 0, settings) as server:
+        server.start()
         place(tmp_path, gguf)
         create(server.port, "smol", gguf[1])
-    kept = listing(tmp_path)
-    for name in ("notablob.txt", "sha256-123", "sha256-" + "ab" * 32, f"sha256-{'ef' * 32}-partial"):
-        (tmp_path / "blobs" / name).write_text("x")
+    blobs, layers = tmp_path / "blobs", listing(tmp_path)
+    fresh = ["sha256-123456789", "sha256-" + "ab" * 32]
+    old = ["notablob.txt", "sha256-987654321", "sha256-" + "cd" * 32]
+    old += [f"sha256-{'ef' * 32}-partial", f"sha256-{'ef' * 32}-partial-0"]
+    for name in (*fresh, *old):
+        (blobs / name).write_text("x")
+    for path in (blobs / name for name in old):
+        make_old(path)
     lines: list[str] = []
-    settings = Settings(models_dir=str(tmp_path))
     with open_server("127.0.0.1", 0, settings, lambda _, line: lines.append(line)):
-        assert listing(tmp_path) == kept
-    assert len(kept) == len(case["after"])
-    assert lines == ["total blobs: 5", "total unused blobs removed: 1"]
+        left = {path.name for path in blobs.iterdir()} - {name for name, _ in layers}
+    assert sorted(name[:20] for name in left) == sorted(
+        name for name in (name[:20] for name in case["after"]) if name[:20] in {n[:20] for n in fresh + old}
+    )
+    assert len(left) + len(layers) == len(case["after"])
+    assert lines == re.findall(r'msg="([^"]*)"', "\n".join(case["log"]))
 
 
-def test_a_preplaced_blob_is_taken_as_it_is(gguf: tuple[Path, str], tmp_path: Path) -> None:
-    case = load_case("life", "preplaced_blob")
-    with open_server("127.0.0.1", 0, Settings(models_dir=str(tmp_path), prune=False)) as server:
+@pytest.mark.parametrize("version", RECORDED)
+def test_a_preplaced_blob_is_taken_as_it_is(version: str, gguf: tuple[Path, str], tmp_path: Path) -> None:
+    case = load_case(version, "life", "preplaced_blob")
+    settings = Settings(version=version, models_dir=str(tmp_path))
+    with open_server("127.0.0.1", 0, replace(settings, prune=False)) as server:
         server.start()
         source = tmp_path / "source.gguf"
         source.write_bytes(ollama.render_gguf({"general.architecture": "qwen2"}, [("t", (32, 2))]))
+        make_old(source)
+        modified = source.stat().st_mtime
         digest = hashlib.sha256(source.read_bytes()).hexdigest()
         source.chmod(0o640)
         blob = tmp_path / "blobs" / f"sha256-{digest}"
@@ -197,17 +260,48 @@ def test_a_preplaced_blob_is_taken_as_it_is(gguf: tuple[Path, str], tmp_path: Pa
         assert create(server.port, "smol", digest).status == 200
         assert blob.stat().st_nlink == case["links"]
         assert oct(blob.stat().st_mode & 0o777) == case["mode_after"]
-    with start_server(models_dir=str(tmp_path)) as server:
+        assert (source.stat().st_mtime != modified) == case["mtime_changed"]
+    with open_server("127.0.0.1", 0, settings) as server:
+        server.start()
         assert blob.exists()
         post(server.port, "/api/delete", {"model": "smol"}, "DELETE")
         assert (source.exists(), blob.exists()) == (case["source_survives_delete"], case["blob_after_delete"])
         blob.hardlink_to(source)
-    with start_server(models_dir=str(tmp_path)):
+        os.utime(source)
+    with open_server("127.0.0.1", 0, settings):
         assert blob.exists() == case["preplaced_before_start_survives_start"]
+    make_old(source)
+    with open_server("127.0.0.1", 0, settings):
+        assert blob.exists() == case["preplaced_2h_old_survives_start"]
 
 
-def test_an_aborted_upload_leaves_nothing(tmp_path: Path) -> None:
-    with start_server(models_dir=str(tmp_path)) as server:
+@pytest.mark.parametrize("version", RECORDED)
+def test_a_blob_of_another_user_is_taken_or_refused_as_recorded(
+    version: str, gguf: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded = load_case(version, "life", "unprivileged_user")
+
+    def refuse(path: str, *_: object) -> None:
+        # utime(2): only the owner of a file, or root, may set its time.
+        if path.endswith(gguf[1]):
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), path)
+
+    with start_server(models_dir=str(tmp_path), version=version) as server:
+        place(tmp_path, gguf)
+        monkeypatch.setattr(os, "utime", refuse)
+        made = create(server.port, "smol", gguf[1])
+        status, text = recorded["create_root_owned_0644"]
+        here = text.replace(RECORDED_GGUF, gguf[1]).replace("$MODELS", str(tmp_path))
+        assert (made.status, made.text) == (status, here)
+        deleted = post(server.port, "/api/delete", {"model": "smol"}, "DELETE")
+        assert [deleted.status, deleted.text] == recorded["delete_root_owned_blob"]
+        assert (tmp_path / "blobs" / f"sha256-{gguf[1]}").exists() == recorded["blob_left"]
+
+
+@pytest.mark.parametrize("version", RECORDED)
+def test_an_aborted_upload_leaves_nothing_and_a_killed_one_as_recorded(version: str, tmp_path: Path) -> None:
+    case = load_case(version, "life", "aborted_blob_upload")
+    with start_server(models_dir=str(tmp_path), version=version) as server:
         with socket.create_connection(("127.0.0.1", server.port)) as connection:
             head = (
                 b"POST /api/blobs/sha256:"
@@ -218,6 +312,10 @@ def test_an_aborted_upload_leaves_nothing(tmp_path: Path) -> None:
             wait_until(lambda: bool(listing(tmp_path)))
             assert re.fullmatch(r"sha256-\d+", listing(tmp_path)[0][0])
         wait_until(lambda: listing(tmp_path) == [])
+    left = tmp_path / "blobs" / "sha256-579210047"
+    left.write_bytes(b"half")
+    with start_server(models_dir=str(tmp_path), version=version):
+        assert left.exists() == any(re.fullmatch(r"sha256-\d+", name) for name, _ in case["after_restart"])
 
 
 # ---- damage
@@ -252,7 +350,7 @@ def damaged(gguf: tuple[Path, str], tmp_path: Path) -> tuple[Path, Path]:
         create(server.port, "smol", gguf[1])
     blob.unlink()
     with blob.open("wb") as file, gguf[0].open("rb") as source:
-        file.write(source.read(20_000))
+        file.write(source.read(3_000_000))
         file.truncate(gguf[0].stat().st_size)
     return blob, tmp_path / "manifests" / "registry.ollama.ai" / "library" / "smol" / "latest"
 
@@ -268,13 +366,19 @@ def _equal(recorded: Mapping[str, Any], reply: Reply, here: Mapping[str, str]) -
     assert (reply.status, plain(reply.text)) == (recorded["status"], plain(body))
 
 
+@pytest.mark.parametrize("version", RECORDED)
 @pytest.mark.parametrize("name", sorted(DAMAGE))
 def test_a_damaged_store_answers_as_recorded(
-    name: str, damaged: tuple[Path, Path], gguf: tuple[Path, str], tmp_path: Path
+    name: str, version: str, damaged: tuple[Path, Path], gguf: tuple[Path, str], tmp_path: Path
 ) -> None:
-    recorded = load_case("life", "corrupt_store")["damage"][name]
+    recorded = load_case(version, "life", "corrupt_store")["damage"][name]
     DAMAGE[name](*damaged)
-    with start_server(models_dir=str(tmp_path)) as server:
+    if recorded["start"] != "ok":
+        with pytest.raises(StartError, match="panic: ") as refused:
+            start_server(models_dir=str(tmp_path), version=version)
+        assert refused.value.code == 2
+        return
+    with start_server(models_dir=str(tmp_path), version=version) as server:
         here = {RECORDED_GGUF: gguf[1], "$MODELS": str(tmp_path)}
         _equal(recorded["show"], post(server.port, "/api/show", {"model": "smol"}), here)
         _equal(
@@ -297,8 +401,10 @@ def test_a_damaged_store_answers_as_recorded(
         _equal(recorded["create_again"], create(server.port, "smol", gguf[1]), here)
 
 
-def test_every_recorded_damage_is_covered_or_named_with_a_reason() -> None:
-    assert set(DAMAGE) | set(DAMAGE_NOT_COVERED) == set(load_case("life", "corrupt_store")["damage"])
+@pytest.mark.parametrize("version", RECORDED)
+def test_every_recorded_damage_is_covered_or_named_with_a_reason(version: str) -> None:
+    recorded = load_case(version, "life", "corrupt_store")["damage"]
+    assert set(DAMAGE) | set(DAMAGE_NOT_COVERED) == set(recorded)
 
 
 BAD_BYTES = {
@@ -312,13 +418,22 @@ BAD_BYTES = {
 }
 
 
-@pytest.mark.parametrize("name", sorted(load_case("life", "non_gguf_blob_at_start")["damage"]))
-def test_a_blob_that_is_no_gguf_answers_as_recorded(
-    name: str, damaged: tuple[Path, Path], tmp_path: Path
+@pytest.mark.parametrize("version", RECORDED)
+@pytest.mark.parametrize("name", sorted(BAD_BYTES))
+def test_a_blob_that_is_no_gguf_answers_or_ends_the_server_as_recorded(
+    name: str, version: str, damaged: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    recorded = load_case("life", "non_gguf_blob_at_start")["damage"][name]["starts"][0]
+    cases = load_case(version, "life", "non_gguf_blob_at_start")["damage"]
+    assert set(cases) == set(BAD_BYTES)
+    recorded = cases[name]["starts"][0]
     damaged[0].write_bytes(BAD_BYTES[name])
-    with start_server(models_dir=str(tmp_path)) as server:
+    if recorded["exited_by_itself"]:
+        with pytest.raises(StartError) as refused:
+            start_server(models_dir=str(tmp_path), version=version)
+        assert refused.value.code == recorded["exit_code"]
+        assert str(refused.value).splitlines()[0] == recorded["panic_lines"][0]
+        return
+    with start_server(models_dir=str(tmp_path), version=version) as server:
         chat = {"model": "smol", "messages": [{"role": "user", "content": "x"}]}
         show, talk = (
             post(server.port, "/api/show", {"model": "smol"}),
@@ -329,12 +444,22 @@ def test_a_blob_that_is_no_gguf_answers_as_recorded(
         assert send(server.port, "GET", "/api/tags").status == recorded["tags"][0]
 
 
-def test_a_truncated_blob_is_healed_by_removing_it_first(
-    damaged: tuple[Path, Path], gguf: tuple[Path, str], tmp_path: Path
+def test_of_the_newest_a_blob_that_is_no_gguf_is_not_simulated(
+    damaged: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    recorded = load_case("life", "heal_damaged_blob")
+    damaged[0].write_bytes(BAD_BYTES["html_error_page"])
+    with start_server(models_dir=str(tmp_path), version="0.32.15") as server:
+        reply = post(server.port, "/api/show", {"model": "smol"})
+    assert (reply.status, "simulated: a model that is no GGUF" in reply.text) == (501, True)
+
+
+@pytest.mark.parametrize("version", RECORDED)
+def test_a_truncated_blob_is_healed_by_removing_it_first(
+    version: str, damaged: tuple[Path, Path], gguf: tuple[Path, str], tmp_path: Path
+) -> None:
+    recorded = load_case(version, "life", "heal_damaged_blob")
     os.truncate(damaged[0], recorded["blob_size_after"])
-    with start_server(models_dir=str(tmp_path)) as server:
+    with start_server(models_dir=str(tmp_path), version=version) as server:
         assert create(server.port, "smol", gguf[1]).status == 500
         assert post(server.port, "/api/delete", {"model": "smol"}, "DELETE").status == 200
         assert damaged[0].exists() == recorded["blob_left_after_rm"]
@@ -343,13 +468,14 @@ def test_a_truncated_blob_is_healed_by_removing_it_first(
 
 
 # ---- loading
+@pytest.mark.parametrize("version", RECORDED)
 def test_context_and_size_of_a_loaded_model_are_the_recorded_ones(
-    gguf: tuple[Path, str], tmp_path: Path
+    version: str, gguf: tuple[Path, str], tmp_path: Path
 ) -> None:
-    recorded = load_case("life", "default_context")
+    recorded = load_case(version, "life", "default_context")
     lengths = {0: "ps", 3000: "with_OLLAMA_CONTEXT_LENGTH_3000", 300000: "with_OLLAMA_CONTEXT_LENGTH_300000"}
     for at, (length, key) in enumerate(lengths.items()):
-        settings = Settings(models_dir=str(tmp_path), context_length=length)
+        settings = Settings(version=version, models_dir=str(tmp_path), context_length=length)
         with open_server("127.0.0.1", 0, settings) as server:
             server.start()
             if at == 0:
@@ -366,10 +492,14 @@ def test_context_and_size_of_a_loaded_model_are_the_recorded_ones(
                 ]
 
 
-def test_keep_alive_and_reloads_are_as_recorded(gguf: tuple[Path, str], tmp_path: Path) -> None:
-    recorded = load_case("life", "keep_alive_and_reload")
+@pytest.mark.parametrize("version", RECORDED)
+def test_keep_alive_and_reloads_are_as_recorded(version: str, gguf: tuple[Path, str], tmp_path: Path) -> None:
+    recorded = load_case(version, "life", "keep_alive_and_reload")
     settings = Settings(
-        models_dir=str(tmp_path), keep_alive_seconds=0.3, script={"x": ollama.Played(("y",), "stop")}
+        version=version,
+        models_dir=str(tmp_path),
+        keep_alive_seconds=0.3,
+        script={"x": ollama.Played(("y",), "stop")},
     )
 
     def ps(key: str) -> list[tuple[Any, ...]]:
@@ -402,10 +532,11 @@ def test_keep_alive_and_reloads_are_as_recorded(gguf: tuple[Path, str], tmp_path
 
 
 # ---- bytes on the socket
-def test_plain_sockets_see_the_recorded_bytes(tmp_path: Path) -> None:
-    recorded = load_case("life", "raw_http")
+@pytest.mark.parametrize("version", VERSIONS)
+def test_plain_sockets_see_the_recorded_bytes(version: str, tmp_path: Path) -> None:
+    recorded = load_case(version, "life", "raw_http")
     requests = {"http10": b"GET / HTTP/1.0\r\n\r\n", "no_host_http11": b"GET / HTTP/1.1\r\n\r\n"}
-    with start_server(models_dir=str(tmp_path)) as server:
+    with start_server(models_dir=str(tmp_path), version=version) as server:
         for key, request in requests.items():
             with socket.create_connection(("127.0.0.1", server.port)) as connection:
                 connection.sendall(request)
@@ -458,41 +589,50 @@ def wait_for_answer(port: int) -> None:
     wait_until(answers)
 
 
-def read_cli(name: str) -> tuple[int, str, str]:
+def read_cli(version: str, name: str) -> tuple[int, str, str]:
     """Exit code, stdout and stderr of a recorded command."""
-    text = (CAPTURES / "cli" / f"{name}.txt").read_text()
+    text = (CAPTURES / version / "cli" / f"{name}.txt").read_text()
     code = int(re.findall(r"# exit code: (\d+)", text)[0])
     out, _, err = text.partition("--- stdout\n")[2].partition("--- stderr\n")
     return code, out.strip(), err.strip()
 
 
+@pytest.mark.parametrize("version", RECORDED)
 def test_the_first_start_leaves_the_recorded_files_and_says_that_it_is_simulated(
-    serve: Callable[..., subprocess.Popen[str]], tmp_path: Path
+    version: str, serve: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
-    recorded, port = load_case("life", "startup_times"), free_port()
-    process = serve("serve", OLLAMA_HOST=f"127.0.0.1:{port}", OLLAMA_MODELS=str(tmp_path / "m"))
+    recorded, port = load_case(version, "life", "startup_times"), free_port()
+    process = serve(
+        "serve",
+        OLLAMA_SIMULATED_VERSION=version,
+        OLLAMA_HOST=f"127.0.0.1:{port}",
+        OLLAMA_MODELS=str(tmp_path / "m"),
+    )
     wait_for_answer(port)
     home = [
         (str(path.relative_to(tmp_path / "home")), oct(path.stat().st_mode & 0o777))
         for path in sorted((tmp_path / "home").rglob("*"))
     ]
     assert home == [(entry["path"], entry["mode"]) for entry in recorded["files_home_after_first_start"]]
-    assert [path.name for path in (tmp_path / "m").iterdir()] == ["blobs"]
+    models = [entry["path"] for entry in recorded["files_models_after_first_start"]]
+    assert sorted(path.name for path in (tmp_path / "m").iterdir()) == models
     process.send_signal(signal.SIGTERM)
     _, log = process.communicate(timeout=10)
     assert process.returncode == recorded["exit_code_on_sigterm_idle"]
     assert "simulated" in log.splitlines()[0]
-    assert f"Listening on 127.0.0.1:{port} (version 0.17.5)" in log
+    assert f"Listening on 127.0.0.1:{port} (version {version})" in log
 
 
+@pytest.mark.parametrize("version", RECORDED)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_cuts_what_is_in_the_air_and_exits_0(
-    number: signal.Signals, serve: Callable[..., subprocess.Popen[str]], tmp_path: Path
+    number: signal.Signals, version: str, serve: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
-    recorded = load_case("life", f"{number.name.lower()}_during_generation")
+    recorded = load_case(version, "life", f"{number.name.lower()}_during_generation")
     port = free_port()
+    faults = f"hang=/v1,version={version}"
     process = serve(
-        "serve", "--fault", "hang=/v1", OLLAMA_HOST=f"127.0.0.1:{port}", OLLAMA_MODELS=str(tmp_path / "m")
+        "serve", "--fault", faults, OLLAMA_HOST=f"127.0.0.1:{port}", OLLAMA_MODELS=str(tmp_path / "m")
     )
     wait_for_answer(port)
     with socket.create_connection(("127.0.0.1", port)) as connection:
@@ -503,11 +643,18 @@ def test_a_signal_cuts_what_is_in_the_air_and_exits_0(
             assert connection.recv(100) == b""
 
 
+@pytest.mark.parametrize("version", RECORDED)
 def test_files_under_umask_077_have_the_recorded_modes(
-    serve: Callable[..., subprocess.Popen[str]], gguf: tuple[Path, str], tmp_path: Path
+    version: str, serve: Callable[..., subprocess.Popen[str]], gguf: tuple[Path, str], tmp_path: Path
 ) -> None:
-    recorded, port = load_case("life", "umask_077"), free_port()
-    serve("serve", umask=0o077, OLLAMA_HOST=f"127.0.0.1:{port}", OLLAMA_MODELS=str(tmp_path / "m"))
+    recorded, port = load_case(version, "life", "umask_077"), free_port()
+    serve(
+        "serve",
+        umask=0o077,
+        OLLAMA_SIMULATED_VERSION=version,
+        OLLAMA_HOST=f"127.0.0.1:{port}",
+        OLLAMA_MODELS=str(tmp_path / "m"),
+    )
     wait_for_answer(port)
     place(tmp_path / "m", gguf)
     create(port, "smol", gguf[1])
@@ -517,6 +664,7 @@ def test_files_under_umask_077_have_the_recorded_modes(
     assert home == {Path(name).name: mode for name, mode in recorded["home"]}
 
 
+@pytest.mark.parametrize("version", RECORDED)
 @pytest.mark.parametrize(
     ("name", "env"),
     [
@@ -526,43 +674,48 @@ def test_files_under_umask_077_have_the_recorded_modes(
     ],
 )
 def test_a_start_that_fails_fails_as_recorded(
-    name: str, env: dict[str, str | None], serve: Callable[..., subprocess.Popen[str]]
+    name: str, env: dict[str, str | None], version: str, serve: Callable[..., subprocess.Popen[str]]
 ) -> None:
-    code, _, log = read_cli(name)
-    process = serve("serve", OLLAMA_HOST=f"127.0.0.1:{free_port()}", **env)
+    code, _, log = read_cli(version, name)
+    host = f"127.0.0.1:{free_port()}"
+    process = serve("serve", OLLAMA_SIMULATED_VERSION=version, OLLAMA_HOST=host, **env)
     _, ours = process.communicate(timeout=10)
     assert process.returncode == code
     wanted = next(line for line in log.splitlines() if line.startswith(("Error:", "panic:")))
     assert wanted in ours.splitlines()
 
 
+@pytest.mark.parametrize("version", RECORDED)
 def test_a_store_or_home_that_cannot_be_written_is_told_as_recorded(
-    serve: Callable[..., subprocess.Popen[str]], tmp_path: Path
+    version: str, serve: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
-    recorded = load_case("life", "unprivileged_user")
+    recorded = load_case(version, "life", "unprivileged_user")
     (tmp_path / "file").write_text("")
     store = str(tmp_path / "file" / "m")
-    process = serve("serve", OLLAMA_HOST=f"127.0.0.1:{free_port()}", OLLAMA_MODELS=store)
+    played = {"OLLAMA_SIMULATED_VERSION": version, "OLLAMA_HOST": f"127.0.0.1:{free_port()}"}
+    process = serve("serve", **played, OLLAMA_MODELS=store)
     _, ours = process.communicate(timeout=10)
     wanted = recorded["start_with_unwritable_models"]
     assert process.returncode == wanted[0]
     assert ours.splitlines()[-1].startswith("Error: mkdir ")
     assert ours.splitlines()[-1].endswith(wanted[1].rpartition(": ")[2])
-    process = serve("serve", OLLAMA_HOST=f"127.0.0.1:{free_port()}", HOME=str(tmp_path / "file"))
+    process = serve("serve", **played, HOME=str(tmp_path / "file"))
     _, ours = process.communicate(timeout=10)
     wanted = recorded["start_with_unwritable_home"]
     assert process.returncode == wanted[0]
     assert ours.splitlines()[-1].startswith(wanted[1].partition("$RUN")[0])
 
 
+@pytest.mark.parametrize("version", VERSIONS)
 def test_a_taken_port_is_told_as_recorded(
-    serve: Callable[..., subprocess.Popen[str]], tmp_path: Path
+    version: str, serve: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
-    code, _, log = read_cli("serve_port_taken")
+    code, _, log = read_cli(version, "serve_port_taken")
     with start_server(models_dir=str(tmp_path)) as server:
-        process = serve("serve", OLLAMA_HOST=f"127.0.0.1:{server.port}")
+        process = serve("serve", OLLAMA_SIMULATED_VERSION=version, OLLAMA_HOST=f"127.0.0.1:{server.port}")
         _, ours = process.communicate(timeout=10)
-    assert (process.returncode, ours.splitlines()[-1]) == (code, log.replace(":11531", f":{server.port}"))
+    wanted = re.sub(r":115\d\d", f":{server.port}", log.splitlines()[-1])
+    assert (process.returncode, ours.splitlines()[-1]) == (code, wanted)
 
 
 @pytest.mark.parametrize(
@@ -578,38 +731,50 @@ def test_a_taken_port_is_told_as_recorded(
     ],
 )
 def test_the_host_setting_is_read_as_recorded(text: str, host: tuple[str, int]) -> None:
-    assert read_cli("serve_bad_host")[0] == 0
+    assert {read_cli(version, "serve_bad_host")[0] for version in RECORDED} == {0}
     assert ollama.parse_host(text) == host
 
 
 def test_nonsense_in_settings_falls_back_as_recorded() -> None:
-    assert read_cli("serve_bad_keepalive")[0] == 0
+    assert {read_cli(version, "serve_bad_keepalive")[0] for version in RECORDED} == {0}
     settings = ollama.read_settings({"OLLAMA_KEEP_ALIVE": "soon", "OLLAMA_CONTEXT_LENGTH": "y"})
     assert (settings.keep_alive_seconds, settings.context_length) == (300.0, 0)
 
 
+@pytest.mark.parametrize("version", VERSIONS)
 def test_a_foreign_interface_is_told_as_recorded(
-    serve: Callable[..., subprocess.Popen[str]], tmp_path: Path
+    version: str, serve: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
-    recorded, port = (CAPTURES / "cli" / "serve_host_0000.txt").read_text(), free_port()
-    process = serve("serve", OLLAMA_HOST=f"0.0.0.0:{port}", OLLAMA_MODELS=str(tmp_path / "m"))
+    recorded, port = (CAPTURES / version / "cli" / "serve_host_0000.txt").read_text(), free_port()
+    process = serve(
+        "serve",
+        OLLAMA_SIMULATED_VERSION=version,
+        OLLAMA_HOST=f"0.0.0.0:{port}",
+        OLLAMA_MODELS=str(tmp_path / "m"),
+    )
     wait_for_answer(port)
     process.terminate()
     _, log = process.communicate(timeout=10)
-    wanted = re.findall(r'msg="(Listening.*)"', recorded)[0].replace("11551", str(port))
+    wanted = re.sub(r":115\d\d", f":{port}", re.findall(r'msg="(Listening.*)"', recorded)[0])
     assert wanted in log
 
 
 @pytest.mark.parametrize(
-    "name", ["version_server_up", "version_server_down", "version_other_port", "version_client_differs"]
+    ("version", "name"),
+    [
+        (version, name)
+        for version in VERSIONS
+        for name in sorted(cli_names(version))
+        if name.startswith("version_")
+    ],
 )
 def test_the_version_is_told_as_recorded_and_as_simulated(
-    name: str, serve: Callable[..., subprocess.Popen[str]], tmp_path: Path
+    version: str, name: str, serve: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
-    code, out, _ = read_cli(name)
-    with start_server(models_dir=str(tmp_path)) as server:
+    code, out, _ = read_cli(version, name)
+    with start_server(models_dir=str(tmp_path), version=version) as server:
         port = server.port if name in {"version_server_up", "version_client_differs"} else 9
-        client = "0.24.0" if name == "version_client_differs" else None
+        client = re.findall(r"client version is (\S+)", out)[0] if "client_differs" in name else version
         process = serve("--version", OLLAMA_HOST=f"127.0.0.1:{port}", OLLAMA_SIMULATED_VERSION=client)
         ours, _ = process.communicate(timeout=10)
     assert process.returncode == code
@@ -622,7 +787,7 @@ def test_the_version_is_told_as_recorded_and_as_simulated(
 def test_another_verb_or_flag_exits_1(
     arguments: list[str], message: str | None, serve: Callable[..., subprocess.Popen[str]]
 ) -> None:
-    code, _, log = read_cli("help_unknown")
+    ((code, _, log),) = {read_cli(version, "help_unknown") for version in VERSIONS}
     process = serve(*arguments)
     _, ours = process.communicate(timeout=10)
     assert process.returncode == code

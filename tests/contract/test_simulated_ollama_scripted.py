@@ -1,9 +1,10 @@
-"""What the simulated server makes of a given model output, held to the exchanges of a real 0.17.5."""
+"""What the simulated server makes of a given model output, held to the exchanges of real servers."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -14,8 +15,10 @@ from tests.contract.test_simulated_ollama_replay import case_names, differences,
 # Texts that the recorded runs put into the runner's final message; the captures do not hold them.
 FINAL_TEXTS = {
     "text_in_done_message": "bye",
-    "call_in_done_message": load_case("scripted", "one_call")["model_output"]["text"],
+    "call_in_done_message": load_case("0.17.5", "scripted", "one_call")["model_output"]["text"],
 }
+VERSIONS = ("0.17.5", "0.24.0")
+CASES = [(version, name) for version in VERSIONS for name in case_names(version, "scripted")]
 
 
 def script_entry(case: dict[str, Any]) -> dict[str, Any]:
@@ -29,33 +32,51 @@ def script_entry(case: dict[str, Any]) -> dict[str, Any]:
     return output
 
 
-def _script() -> dict[str, Any]:
+def _script(version: str) -> dict[str, Any]:
     script = {}
-    for name in case_names("scripted"):
-        case = load_case("scripted", name)
+    for name in case_names(version, "scripted"):
+        case = load_case(version, "scripted", name)
         for exchange in case["exchanges"]:
             script[exchange["request"]["body"]["messages"][-1]["content"]] = script_entry(case)
     return script
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[RunningServer]:
-    with start_server(script=_script()) as running:
-        yield running
+def server_of() -> Iterator[Callable[[str], RunningServer]]:
+    """A server of a version with the outputs of all its cases; one each for this module."""
+    running: dict[str, RunningServer] = {}
+    with ExitStack() as stack:
+
+        def start(version: str) -> RunningServer:
+            if version not in running:
+                # No recording says what this newest one makes of them: it plays the older ones' outputs.
+                script = _script(version if version in VERSIONS else VERSIONS[-1])
+                running[version] = stack.enter_context(start_server(script=script, version=version))
+            return running[version]
+
+        yield start
 
 
-@pytest.mark.parametrize("name", case_names("scripted"))
-def test_a_given_model_output_gives_the_recorded_replies(server: RunningServer, name: str) -> None:
-    for exchange in load_case("scripted", name)["exchanges"]:
+@pytest.mark.parametrize(("version", "name"), CASES)
+def test_a_given_model_output_gives_the_recorded_replies(
+    server_of: Callable[[str], RunningServer], version: str, name: str
+) -> None:
+    server = server_of(version)
+    for exchange in load_case(version, "scripted", name)["exchanges"]:
         reply = send_recorded(server.port, exchange["request"])
         assert differences(exchange["response"], reply) == [], exchange["variant"]
         assert reply.headers["X-Ollama-Simulated"] == "1"
 
 
-def test_every_streamed_event_is_a_chunk_of_its_own(server: RunningServer) -> None:
+@pytest.mark.parametrize("version", [*VERSIONS, "0.32.15"])
+def test_every_streamed_event_is_a_chunk_of_its_own(
+    server_of: Callable[[str], RunningServer], version: str
+) -> None:
     import socket
 
-    exchange = load_case("scripted", "text_before_call")["exchanges"][1]
+    server = server_of(version)
+    case = load_case(VERSIONS[-1], "scripted", "text_before_call")
+    exchange = case["exchanges"][1]
     body = json.dumps({**exchange["request"]["body"], "tools": []}).encode()
     head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
     head += b"Connection: close\r\nContent-Length: %d\r\n\r\n"
@@ -66,7 +87,7 @@ def test_every_streamed_event_is_a_chunk_of_its_own(server: RunningServer) -> No
     texts = [chunk for chunk in chunks[1::2] if chunk]
     assert all(text.startswith(b"data: {") for text in texts)
     assert texts[-1].endswith(b"}\n\ndata: [DONE]\n\n")
-    assert len(texts) == len(load_case("scripted", "text_before_call")["model_output"]["chunks"]) + 1
+    assert len(texts) == len(case["model_output"]["chunks"]) + 1
 
 
 # What tools/tools.go of 0.17.5 gives: tag, declared tools, pieces, and calls and text of each piece.
