@@ -12,9 +12,12 @@ from typing import Any
 import pytest
 import requests
 
+from console.proof import verify_model
 from deploy.models import desired_model, parse_models
+from deploy.outcomes import VerifyRequest
 from deploy.pins import parse_pins
 from deploy.render import create_request
+from deploy.report import Report
 from healthchecks.api import load_model, loaded, server_version, wait_ready
 from healthchecks.database import make_database
 from healthchecks.gpu import check_residency
@@ -203,6 +206,25 @@ def test_a_hanging_server_is_given_up_at_the_deadline(suite: Suite) -> None:
 def test_a_slow_server_passes(suite: Suite) -> None:
     with start_server(faults=["slow=0.05"]) as server:
         assert failed(suite(server.url, cases=["no_tools"])) == {}
+
+
+@pytest.mark.parametrize("level", ["core", "extended"])
+def test_a_deploy_plays_the_cases_of_the_models_level(level: str, tmp_path: Path) -> None:
+    make_database(tmp_path / "music.sqlite", seed=1)
+    with start_server() as server:
+        request = VerifyRequest(
+            host="box",
+            url=server.url,
+            model="canary",
+            uses_tools=True,
+            version="0.17.5",
+            gpu="none",
+            cases=level,
+        )
+        verdict = verify_model(request, tmp_path / "music.sqlite", Report(as_json=True))
+    assert verdict.passed, verdict.reasons
+    played = {case["case"] for case in verdict.cases}
+    assert played == {case.name for case in load_cases(level=level)}
 
 
 def test_the_simulated_server_is_ready_loads_and_says_that_it_is_simulated() -> None:
