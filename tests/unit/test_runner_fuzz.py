@@ -48,8 +48,8 @@ GOOD = {
 DEEP = "[" * 5000 + "]" * 5000
 # One of each kind: what the runner does beside asking and judging.
 CASES = load_cases(
-    "ask_database bad_requests call_cut_short calls_8 concurrent_calls history_null_content prompt_grows "
-    "results_in_parts tool_choice_required tool_error_corrected".split()
+    "ask_database bad_requests call_cut_short calls_8 concurrent_calls history_with_null prompt_grows "
+    "results_in_parts choice_required error_corrected".split()
 )
 
 
