@@ -37,7 +37,7 @@ def verify_model(
 
     chosen = cases or (None if request.uses_tools else TOOLLESS_CASES)
     endpoint = Endpoint(request.url, request.model, server=f"ollama/{version.data['version']}")
-    results = run_suite(endpoint, load_cases(chosen), database=database, on_result=tell)
+    results = run_suite(endpoint, load_cases(chosen, request.cases), database=database, on_result=tell)
     fields = tuple(_case_fields(result) for result in results)
     return _verdict(version, tuple(_reason(case) for case in fields if not case["passed"]), fields)
 

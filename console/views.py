@@ -59,6 +59,7 @@ def _request(desired: Desired, url: str, model: DesiredModel) -> VerifyRequest:
         uses_tools=model.uses_tools,
         version=desired.server.version,
         gpu=str(desired.gpu),
+        cases=model.cases,
     )
 
 

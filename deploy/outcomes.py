@@ -22,7 +22,10 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyRequest:
-    """What is to be verified: a model name on a server that this process reaches under `url`."""
+    """What is to be verified: a model name on a server that this process reaches under `url`.
+
+    `cases` is the level of the smoke suite's cases, "core" or "extended".
+    """
 
     host: str
     url: str
@@ -30,6 +33,7 @@ class VerifyRequest:
     uses_tools: bool
     version: str
     gpu: str
+    cases: str = "extended"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
