@@ -1,4 +1,4 @@
-"""Rules 53 to 57, where an exchange says what must come back: the same test as that of the smoke suite."""
+"""Rules 53 to 58, where an exchange says what must come back: the same test as that of the smoke suite."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ from healthchecks.case import Expectation
 from healthchecks.expectations import unmet
 from healthchecks.toolcalls.exchange import BEHAVIOURAL
 from healthchecks.toolcalls.findings import Findings, printable, show
+from healthchecks.toolcalls.rules import RULES
 from healthchecks.toolcalls.turn import is_integer
 from healthchecks.toolcalls.turns import Turn
-
-ERROR_RULE = 60
 
 
 def check_expected(turns: Sequence[Turn], facts: Mapping[str, Sequence[str]], found: Findings) -> None:
@@ -33,6 +32,8 @@ def check_expected(turns: Sequence[Turn], facts: Mapping[str, Sequence[str]], fo
         fact = expect.text.get("database_says")
         if fact is not None and fact not in facts:
             continue
+        if "prompt_grows" in (turn.exchange.expect or {}):
+            continue  # Rule 61 compares the exchanges themselves.
         found.looked_at(expect.rule)
         reason = unmet(expect, turn.reply, facts)
         if reason is None and expect.rule == 53 and turn.reply.finish_reason != "stop":
@@ -42,19 +43,23 @@ def check_expected(turns: Sequence[Turn], facts: Mapping[str, Sequence[str]], fo
 
 
 def read_expectation(expect: Mapping[str, Any] | None) -> Expectation | None:
-    """None for an exchange without one, for one about an error (rule 60) and for one that makes no sense."""
-    if expect is None or expect.get("rule") == ERROR_RULE or why_invalid(expect) is not None:
+    """None where a reply cannot meet it: there is none, it makes no sense, or an error is due."""
+    if expect is None or "error" in expect or why_invalid(expect) is not None:
         return None
-    calls = tuple(expect["calls"]) if "calls" in expect else None
-    return Expectation(expect["rule"], calls, expect.get("text", {}))
+    lists: dict[str, Any] = {key: tuple(value) for key, value in expect.items() if isinstance(value, list)}
+    given: dict[str, Any] = {"calls": None, "text": {}, **expect, **lists}
+    return Expectation(**given)
 
 
 def why_invalid(expect: Mapping[str, Any]) -> str | None:
-    """What is wrong with an `expect`: it is one of a case, or `{"rule": 60}` with a `status` or without."""
-    if expect.get("rule") == ERROR_RULE:
-        status = expect.get("status", 400)
-        fits = expect.keys() <= {"rule", "status"} and is_integer(status) and 400 <= status < 500
-        return None if fits else "with rule 60 an `expect` has a `status` from 400 to 499 and nothing else"
+    """What is wrong with an `expect`: it is one of a case, or `{"rule": 60, "error": [STATUS, ...]}`."""
+    if len(expect.keys() - {"rule", "may_refuse"}) != 1:
+        return "besides `rule` it says one thing that is due, as `calls`, `text` or `error`"
+    if "error" in expect:
+        statuses = expect["error"]
+        listed = isinstance(statuses, list) and all(is_integer(s) and 400 <= s < 500 for s in statuses)
+        fits = listed and statuses and is_integer(expect.get("rule")) and expect["rule"] in RULES
+        return None if fits else "`error` is a list of statuses from 400 to 499, beside a `rule`"
     try:
         problem = next(_validator().iter_errors(dict(expect)), None)
     except RecursionError:

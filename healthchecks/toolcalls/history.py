@@ -14,7 +14,7 @@ from healthchecks.toolcalls.turns import Meaning, Turn, calls_of, meaning_of, sp
 
 MOST_FAILED_ROUNDS = 5
 
-_OF_CONTENT = re.compile(r"\bcontent\b(?![- ](?:type|filter|policy|length))", re.IGNORECASE)
+_OF_CONTENT = re.compile(r"\bcontent\b(?!-type|[- ](?:filter|policy|length))", re.IGNORECASE)
 _OF_PARTS = re.compile(r"\bcontent\b|\barray\b|\bparts?\b|\bstring\b", re.IGNORECASE)
 _OF_RESULTS = re.compile(
     r"tool_call_id|\brole\W{1,3}tool\b|\btool (?:message|result|role)|\btool_results?\b", re.IGNORECASE

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from healthchecks.toolcalls.exchange import BEHAVIOURAL, INTEROP
-from healthchecks.toolcalls.expected import ERROR_RULE
 from healthchecks.toolcalls.findings import Findings, names, show
 from healthchecks.toolcalls.known import LENGTH_OVERWRITTEN, TOOL_CHOICE_IGNORED
 from healthchecks.toolcalls.turn import is_integer
-from healthchecks.toolcalls.turns import Turn
+from healthchecks.toolcalls.turns import Turn, list_of
 
 _SPEAKS_OF_TOOL_CHOICE = re.compile(r"tool[ _]?choice", re.IGNORECASE)
 
@@ -21,7 +20,7 @@ def is_rightly_refused(turn: Turn) -> bool:
     if not turn.was_refused:
         return False
     expect = turn.exchange.expect or {}
-    if expect.get("rule") == ERROR_RULE:
+    if expect.get("may_refuse") or turn.exchange.status in list_of(expect.get("error")):
         return True
     malformed = bool(turn.request) and not isinstance(turn.request.get("messages"), list)
     return malformed or ("tool_choice" in turn.request and _refuses_tool_choice(turn))
@@ -43,12 +42,12 @@ def _check_refusal(turn: Turn, found: Findings) -> None:
     status, expect = turn.exchange.status, turn.exchange.expect or {}
     if status is None:
         return
-    if expect.get("rule") == ERROR_RULE:
+    due = list_of(expect.get("error"))
+    if due:
         found.looked_at(60)
-        wanted = expect.get("status")
-        if not turn.was_refused or (wanted is not None and status != wanted):
-            due = "a 4xx" if wanted is None else str(wanted)
-            found.add(60, INTEROP, turn.place("status"), f"the status is {status}, due was {due}")
+        if status not in due:
+            reason = f"the status is {status}, due was {' or '.join(map(str, due))}"
+            found.add(60, INTEROP, turn.place("status"), reason)
     if status < 400 or turn.exchange.error is not None:
         return
     found.looked_at(60)
