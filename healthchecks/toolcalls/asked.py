@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from healthchecks.toolcalls.template_tokens import TEMPLATE_TOKEN
+
 _TALK_OF_ESCAPES = re.compile(r"escap|encod|entit|mojibake|latin-?1", re.IGNORECASE)
 _LONG_INTEGER = re.compile(r"(?<![\d.])-?\d{16,300}(?![\d.])")
 
@@ -47,6 +49,11 @@ class Asked:
         for digits in _LONG_INTEGER.findall(self.text):
             nearest.setdefault(float(digits), set()).add(int(digits))
         return {value: frozenset(integers) for value, integers in nearest.items()}
+
+    @cached_property
+    def template_tokens(self) -> frozenset[str]:
+        """Those that the conversation holds, and may hold again."""
+        return frozenset(TEMPLATE_TOKEN.findall(self.text))
 
     @cached_property
     def speaks_of_escapes(self) -> bool:

@@ -14,12 +14,8 @@ from dataclasses import dataclass
 from healthchecks.toolcalls.asked import Asked
 from healthchecks.toolcalls.exchange import INTEROP, WARN
 from healthchecks.toolcalls.findings import Findings, show
+from healthchecks.toolcalls.template_tokens import TEMPLATE_TOKEN
 
-# Hermes and Qwen, Qwen-Agent, Qwen3-Coder, Mistral; any `<|token|>` of Llama, ChatML, Harmony, DeepSeek.
-_TOKEN = re.compile(
-    r"</?tool_call>|</?tools>|</?tool_response>|✿(?:FUNCTION|ARGS|RESULT|RETURN)✿|<function=|\[TOOL_CALLS\]"
-    r"|<[|\uff5c][\w\u2581]{1,40}[|\uff5c]>"
-)
 # A name, and what stands behind it: a call's arguments, or what a tool's own description goes on with.
 _NAME = re.compile(
     r"""["']name["']\s*:\s*["'](?P<name>[^"'\n]{1,64})["']\s*"""
@@ -47,15 +43,8 @@ def find_token(text: str, asked: Asked) -> str | None:
 
 
 def _first_token(text: str, asked: Asked) -> re.Match[str] | None:
-    said: set[str] = set()
-    for match in _TOKEN.finditer(text):
-        token = match.group()
-        if token in said:
-            continue
-        if token not in asked.text:
-            return match
-        said.add(token)
-    return None
+    matches = TEMPLATE_TOKEN.finditer(text)
+    return next((match for match in matches if match.group() not in asked.template_tokens), None)
 
 
 def check_content(pieces: list[str], where: str, asked: Asked, found: Findings) -> None:

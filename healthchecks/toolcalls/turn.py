@@ -104,7 +104,9 @@ class Beside:
 def look_beside(message: Mapping[str, Any]) -> Beside:
     """Of a message or a delta."""
     reasoning = any(message.get(key) for key in ("reasoning_content", "reasoning", "thinking"))
-    return Beside(any(message.get(key) for key in ("refusal", "function_call", "audio")), reasoning)
+    other_form = bool(message.get("content")) and not isinstance(message["content"], str)
+    answer = other_form or any(message.get(key) for key in ("refusal", "function_call", "audio"))
+    return Beside(answer, reasoning)
 
 
 def check_outcome(
