@@ -208,6 +208,23 @@ def smoke(flags: SimpleNamespace, report: Report) -> int:
     return show_smoke(_run(flags, report), flags.case or None)
 
 
+@command(
+    positional=["file"],
+    file=Flag(None, "a saved reply (JSON or an event stream) or an exchange file; `-` is standard input"),
+    tools=Flag(None, "JSON file with the tools that were sent, where FILE does not say"),
+    server=Flag(None, "ollama/VERSION: what is known of that version is a warning (default: nothing is)"),
+    json=Flag(False, "the verdict as one JSON object on standard output"),
+)
+def judge(flags: SimpleNamespace, report: Report) -> int:
+    """Judge a saved reply or exchange by the 63 rules; exit 2 when one is broken."""
+    from console.judge import JudgeTask, judge_file
+
+    wanted = JudgeTask(
+        report=report, file=flags.file, tools=flags.tools, server=flags.server, as_json=flags.json
+    )
+    return judge_file(wanted)
+
+
 @command(*HOSTS, "exit_code")
 def status(flags: SimpleNamespace, report: Report) -> int:
     """Say what every host serves and how it differs from what is desired."""
@@ -381,13 +398,13 @@ def testbed(flags: SimpleNamespace, report: Report) -> int:
 @command(
     "json",
     positional=["action"],
-    action=Flag(None, "converge or kills"),
+    action=Flag(None, "converge, kills, judge, rules or verdicts"),
     hosts=Flag(4, "converge: how many hosts, of four kinds in turn"),
     count=Flag(20, "kills: how often the host is killed"),
     seed=Flag(0, "kills: of the random moments (default: another one each time, which is told)"),
 )
 def bench(flags: SimpleNamespace, report: Report) -> int:
-    """Measure on hosts made for it (root): a converge beside plain OpenSSH, or hosts that are killed."""
+    """For us: a converge beside OpenSSH, hosts that are killed, the judge; pages that are generated."""
     from bench.run import run_bench
 
     return run_bench(report, flags.action, hosts=flags.hosts, count=flags.count, seed=flags.seed)

@@ -1,1 +1,1 @@
-"""Figures that anyone can make again: each is a ratio of things that were measured in one run."""
+"""For us: figures that anyone can make again, each a ratio or a rate of one run, and pages that are generated."""

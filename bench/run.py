@@ -19,9 +19,21 @@ def run_bench(report: Report, action: str, *, hosts: int, count: int, seed: int)
             from bench import kills
 
             return kills.run(report, count, seed or random.randrange(1, 1_000_000))
+        case "judge":
+            from bench import judge
+
+            return judge.run(report)
+        case "rules":
+            from bench import rules
+
+            return rules.run(report)
+        case "verdicts":
+            from bench import verdicts
+
+            return verdicts.run(report)
         case _:
             raise UsageError(
                 sentence=f"`bench {action}` is no bench",
                 unchanged="everything",
-                hint="./fleet bench converge|kills",
+                hint="./fleet bench converge|kills|judge|rules|verdicts",
             )

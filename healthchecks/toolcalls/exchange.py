@@ -19,12 +19,20 @@ class Exchange:
     `request` is the JSON body that was sent (model, messages, tools, stream, stream_options, ...), empty when
     not known. `status` and `headers` (names in any case) are None when not known. What needs the unknown is
     not judged. `body` is the whole reply as it came, server-sent events included.
+
+    `started_seconds` is when the request was sent, on any clock that all exchanges of a conversation share;
+    `seconds` how long the answer took. `error` says why the answer is not whole: no connection, a deadline.
+    `expect` is what must come back, in the form of a case's `expect` (`case.schema.json`).
     """
 
     request: Mapping[str, Any]
     status: int | None
     headers: Mapping[str, str] | None
     body: bytes
+    started_seconds: float | None = None
+    seconds: float | None = None
+    error: str | None = None
+    expect: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -34,7 +42,7 @@ class Finding:
     `severity` is "must", "interop", "behavioural" or "warn". `where` is a path into the reply, such as
     `choices[0].message.tool_calls[1].id` or `events[3].choices[0].delta.role`; for what shows only when a
     stream is put together, into the message that results: `tool_calls[1].function.name`. `known` names the
-    known fault of the server version that the caller stated ("ollama <0.32.6"), which is then a "warn".
+    known fault of the server version that the caller stated ("ollama#17485"), which is then a "warn".
     """
 
     rule: int
