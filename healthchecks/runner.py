@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,8 @@ class CaseResult:
     """One case in one mode.
 
     `where` in the findings begins with the reply's number, which is its place in `exchanges`, counted from 1.
-    `conversation` is the history at the end. `error` is set where a request got no whole answer.
+    `conversation` is the history at the end. `error` is set where a request got no whole answer. `run` counts
+    from 1 where every case is played several times.
     """
 
     case: str
@@ -36,6 +38,7 @@ class CaseResult:
     exchanges: tuple[Exchange, ...]
     conversation: tuple[Mapping[str, Any], ...]
     error: str | None
+    run: int = 1
 
 
 def _ignore(_: CaseResult) -> None:
@@ -49,6 +52,7 @@ def run_suite(
     database: Path,
     modes: Sequence[str] = MODES,
     deadline_seconds: float = DEADLINE_SECONDS,
+    runs: int = 1,
     on_result: Callable[[CaseResult], None] = _ignore,
 ) -> tuple[CaseResult, ...]:
     """Run every case in every mode; `on_result` hears of each as soon as it is known.
@@ -57,6 +61,7 @@ def run_suite(
         database: a SQLite file with Chinook's tables (`healthchecks.database.make_database` makes one).
         modes: "plain", "stream" or both; with both the streamed calls are compared with the plain ones.
         deadline_seconds: for each single request, its answer read to the end.
+        runs: how often the whole suite is played.
 
     Raises:
         UnusableDatabaseError: `database` is not such a file. A server's faults are findings, never
@@ -65,7 +70,7 @@ def run_suite(
     check_database(database)
     stage = set_stage(endpoint, deadline_seconds, database)
     results: list[CaseResult] = []
-    for case in cases:
+    for run, case in itertools.product(range(1, runs + 1), cases):
         played: dict[str, Conversation] = {}
         for mode in modes:
             started = time.monotonic()
@@ -73,12 +78,12 @@ def run_suite(
             talk.play()
             if mode == "stream" and "plain" in played:
                 talk.findings.extend(_compare(stage, played["plain"], talk))
-            results.append(_result(talk, time.monotonic() - started))
+            results.append(_result(talk, time.monotonic() - started, run))
             on_result(results[-1])
     return tuple(results)
 
 
-def _result(talk: Conversation, seconds: float) -> CaseResult:
+def _result(talk: Conversation, seconds: float, run: int) -> CaseResult:
     return CaseResult(
         case=talk.case.name,
         mode=talk.mode,
@@ -88,6 +93,7 @@ def _result(talk: Conversation, seconds: float) -> CaseResult:
         exchanges=tuple(answer.exchange for answer in talk.answers),
         conversation=tuple(talk.messages),
         error=next((answer.error for answer in talk.answers if answer.error is not None), None),
+        run=run,
     )
 
 
