@@ -164,3 +164,11 @@ def declared_tools(case: Case, schema: str) -> list[Mapping[str, Any]]:
     text = json.dumps(case.tools).replace(DATABASE_SCHEMA_MARK, json.dumps(schema)[1:-1])
     tools: list[Mapping[str, Any]] = json.loads(text)
     return tools
+
+
+def opening_request(case: Case, model: str, schema: str) -> Mapping[str, Any]:
+    """The first request of a case, plain, as `Conversation` sends it."""
+    messages = [] if case.system is None else [{"role": "system", "content": case.system}]
+    first = case.turns[0].user
+    request = {"model": model, "messages": [*messages, {"role": "user", "content": first}], **case.sampling}
+    return {**request, "tools": declared_tools(case, schema)} if case.tools else request

@@ -1,0 +1,130 @@
+"""Template provenance and the context budget, asked of the simulated server and of a real one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from healthchecks.case import load_cases
+from healthchecks.check import Check
+from healthchecks.context import check_context
+from healthchecks.database import make_database
+from healthchecks.endpoint import Endpoint
+from healthchecks.provenance import check_provenance
+from healthchecks.wire import send
+from testbed.ollama import ARTICLE_TEMPLATE, CHATML_TEMPLATE, CORRECTED_TEMPLATE, start_server
+
+CORE = ("ask_database", "no_tools", "weather_forecast", "weather_one_call", "weather_parallel")
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Path:
+    make_database(tmp_path / "music.sqlite", seed=1)
+    return tmp_path / "music.sqlite"
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with start_server() as server:
+        yield server.url
+
+
+def create(url: str, name: str, **fields: Any) -> None:
+    answer = send(
+        "POST", f"{url}/api/create", {"model": name, "from": "canary", **fields}, deadline_seconds=30
+    )
+    assert answer.status == 200, answer.body
+    assert b"error" not in answer.body
+
+
+def provenance(url: str, model: str, database: Path, version: str = "0.17.5") -> Check:
+    return check_provenance(
+        Endpoint(url, model, server=f"ollama/{version}"), load_cases(CORE), database=database
+    )
+
+
+def context(url: str, model: str, database: Path) -> Check:
+    return check_context(Endpoint(url, model), load_cases(CORE), database=database)
+
+
+@pytest.mark.parametrize("model", ["canary", "myqwen2"])
+def test_our_template_shows_everything(url: str, model: str, database: Path) -> None:
+    check = provenance(url, model, database)
+    assert (check.name, check.ok, check.data["judged"]) == ("provenance", True, True)
+    assert check.reason.startswith("6 prompts hold every tool and message that was sent")
+    assert [fault["known"] for fault in check.data["faults"]] == [
+        "ollama: `required` of nested objects is dropped",
+        "ollama: each part of a tool's result is a message",
+        None,
+    ]
+    assert check.data["faults"][-1]["probe"] == "the role developer"
+
+
+def test_the_articles_own_template_is_caught(url: str, database: Path) -> None:
+    create(url, "published", template=ARTICLE_TEMPLATE)
+    check = provenance(url, "published", database)
+    assert (check.ok, check.data["judged"]) == (False, True)
+    assert "`<nil>`: a value printed by Go instead of JSON; write `{{ json .Function }}`" in check.reason
+    assert "{object <nil> <nil> [" in check.data["faults"][0]["evidence"]
+
+
+def test_a_model_without_tools_is_refused_with_what_the_server_says(url: str, database: Path) -> None:
+    create(url, "deaf", template=CHATML_TEMPLATE)
+    check = provenance(url, "deaf", database)
+    assert not check.ok
+    assert "does not support tools" in check.reason
+
+
+def test_turns_that_do_not_fit_are_caught(url: str, database: Path) -> None:
+    create(url, "short", parameters={"num_ctx": 300}, template=CORRECTED_TEMPLATE)
+    check = provenance(url, "short", database)
+    assert not check.ok
+    cut = [fault for fault in check.data["faults"] if "not in the prompt, in order" in fault["reason"]]
+    assert "num_ctx" in cut[0]["hint"]
+
+
+def test_a_server_that_does_not_render_is_not_judged_and_does_not_pass(database: Path) -> None:
+    with start_server(script={}, faults=["hang=/v1"]) as server:
+        endpoint = Endpoint(server.url, "canary")
+        check = check_provenance(endpoint, load_cases(["no_tools"]), database=database, deadline_seconds=0.3)
+    assert (check.ok, check.data["judged"]) == (False, True)
+    assert "no answer within 0.3 s" in check.reason
+
+
+def test_the_context_is_counted(url: str, database: Path) -> None:
+    check = context(url, "canary", database)
+    assert check.ok
+    data = check.data
+    assert (data["judged"], data["clipped"], data["case"], data["tools"]) == (True, False, "ask_database", 1)
+    assert data["context_tokens"] == 4096
+    assert 100 < data["tool_tokens"] < data["prompt_tokens"] < 4096
+    assert f"takes {data['prompt_tokens']} of 4096 tokens" in check.reason
+
+
+def test_a_clipped_prompt_is_an_error_with_its_numbers(url: str, database: Path) -> None:
+    create(url, "narrow", parameters={"num_ctx": 200})
+    check = check_context(Endpoint(url, "narrow"), load_cases(["weather_forecast"]), database=database)
+    whole = check_context(Endpoint(url, "canary"), load_cases(["weather_forecast"]), database=database)
+    assert not check.ok
+    assert check.data["clipped"]
+    needed = whole.data["prompt_tokens"]
+    assert check.reason.endswith("the server cuts it; raise `PARAMETER num_ctx` or send fewer tools")
+    assert f" of 200 tokens, {check.data['tool_tokens']} of them for 2 tools" in check.reason
+    assert check.data["prompt_tokens"] > 200
+    assert needed * 0.9 < check.data["prompt_tokens"] < needed * 1.5
+
+
+def test_a_context_without_room_for_the_answer_is_said(url: str, database: Path) -> None:
+    create(url, "tight", parameters={"num_ctx": 800})
+    check = context(url, "tight", database)
+    assert check.ok
+    assert check.reason.endswith(" are left for an answer that may have 512")
+
+
+def test_a_model_that_is_not_there_is_not_judged(url: str, database: Path) -> None:
+    check = context(url, "nope", database)
+    assert (check.ok, check.data) == (False, {"judged": False})
+    assert "not judged: HTTP 404" in check.reason
