@@ -16,9 +16,11 @@ from deploy.report import Report
 from healthchecks.api import load_model, server_version
 from healthchecks.case import Case, UnknownCaseError
 from healthchecks.check import Check
+from healthchecks.context import check_context
 from healthchecks.database import UnusableDatabaseError, check_database, make_database
 from healthchecks.gate import Baseline, Decision, judge_candidate, judge_strictly, suite_fingerprint
 from healthchecks.gpu import check_residency
+from healthchecks.provenance import check_provenance
 from healthchecks.runner import CaseResult, Endpoint, load_cases, run_suite
 from healthchecks.statistics import Rate, Rates, rates
 from healthchecks.suite_report import SuiteReport
@@ -80,7 +82,7 @@ Gate = Callable[[Sequence[CaseResult], Rates, Sequence[Case], Baseline | None], 
 
 
 def prove_model(request: VerifyRequest, suite: Suite, gate: Gate) -> SuiteReport:
-    """Server, load, GPU truth, then the suite; stops where the rest would mean nothing."""
+    """Server, load, GPU truth, what the model is shown, the suite; stops where the rest means nothing."""
     version, checks = _basics(request)
     told = SuiteReport(
         request.host,
@@ -92,6 +94,14 @@ def prove_model(request: VerifyRequest, suite: Suite, gate: Gate) -> SuiteReport
         return replace(told, obstacles=(checks[-1].reason,))
     cases = suite.chosen(uses_tools=request.uses_tools)
     endpoint = Endpoint(request.url, request.model, server=told.server)
+    shown = [check(endpoint, cases, database=suite.database) for check in (check_provenance, check_context)]
+    for check in shown:
+        suite.report("check", request.host, model=request.model, **asdict(check))
+    told = replace(
+        told,
+        faults=tuple(check.reason for check in shown if not check.ok and check.data["judged"]),
+        notes=tuple(f"{check.name} {check.reason}" for check in shown if not check.data["judged"]),
+    )
 
     def compare(results: Sequence[CaseResult], counted: Rates, cases: Sequence[Case]) -> Decision:
         return gate(results, counted, cases, _comparable(request.baseline(), cases))
@@ -128,7 +138,7 @@ def verdict_of(told: SuiteReport) -> ModelVerdict:
     return ModelVerdict(
         passed=told.passed,
         reasons=told.reasons,
-        notes=told.decision.notes if told.decision is not None else (),
+        notes=(*told.notes, *(told.decision.notes if told.decision is not None else ())),
         cases=tuple(_case_fields(result) for result in told.results),
         rates={} if counted is None else {rule: _plain(rate) for rule, rate in counted.by_rule.items()},
         schema_accuracy=None if counted is None else _plain(counted.schema_accuracy),

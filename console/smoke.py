@@ -258,7 +258,7 @@ def _tell(report: Report, told: SuiteReport) -> SuiteReport:
     """What the lines of the plays do not say: what kept them from being played, and how they were judged."""
     decision = told.decision
     plays = () if decision is None else (decision.basis, *(f"not counted: {note}" for note in decision.notes))
-    for text in (*told.obstacles, *plays):
+    for text in (*told.obstacles, *told.faults, *told.notes, *plays):
         report("note", told.host, text=text)
     return told
 
@@ -300,11 +300,11 @@ def _row(told: SuiteReport) -> list[str]:
 
 def _failures(told: SuiteReport) -> list[list[str]]:
     """What kept the suite from being played, what no single play shows, and every finding that counts."""
-    beside = told.obstacles if told.decision is None else told.decision.beside_plays
+    beside = told.beside_plays
     found = Counter(
         (f"{result.case} ({result.mode})", str(fault.rule), fault.where, fault.reason)
         for result in told.results
-        for fault in told.faults(result)
+        for fault in told.counted(result)
     )
     rows: list[tuple[str, ...]] = [("-", "-", "-", reason) for reason in beside]
     rows += [

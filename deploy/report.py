@@ -313,6 +313,7 @@ _LINES: Mapping[str, Callable[[Mapping[str, Any]], str | None]] = {
     "progress": _progress_line,
     "blob": lambda f: f"  weights of {f['model']} {f['how']} in the store, sha256 verified",
     "case": _case,
+    "check": lambda f: f"  {f['name']}: {f['reason']}",
     "rates": _rates,
     "note": lambda f: str(f["text"]),
     "log": lambda f: str(f["line"]),

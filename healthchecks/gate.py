@@ -47,7 +47,7 @@ class Decision:
     def passed(self) -> bool:
         return not self.reasons
 
-    def faults(self, result: CaseResult) -> tuple[Finding, ...]:
+    def counted(self, result: CaseResult) -> tuple[Finding, ...]:
         """The findings of a play that count."""
         return tuple(finding for finding in result.findings if self._counts(finding))
 
@@ -115,7 +115,7 @@ def _decide(
     reasons, notes = [*beside], []
     counting = Decision(basis, (), (), (), blocked)
     for result in results:
-        faults = counting.faults(result)
+        faults = counting.counted(result)
         reasons += _told(result, faults)
         forgiven = [f for f in result.findings if f.severity != WARN and f not in faults]
         notes += _told(result, forgiven)

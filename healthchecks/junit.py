@@ -36,7 +36,7 @@ def _add_suite(root: ET.Element, told: SuiteReport) -> tuple[int, int, float]:
     for name, value in _properties(told):
         _child(properties, "property", name=name, value=value)
     failures = 0
-    beside = told.obstacles if told.decision is None else told.decision.beside_plays
+    beside = told.beside_plays
     whole = _case(suite, told, "the model as a whole", 0.0)
     if beside:
         failures += 1
@@ -53,7 +53,7 @@ def _add_play(suite: ET.Element, told: SuiteReport, result: CaseResult) -> int:
     """1 for a play that failed."""
     run = f"({result.run})" if any(other.run > 1 for other in told.results) else ""
     case = _case(suite, told, f"{result.case}[{result.mode}]{run}", result.seconds)
-    faults = told.faults(result)
+    faults = told.counted(result)
     rest = [finding for finding in result.findings if finding not in faults]
     if faults:
         message = f"rule {faults[0].rule}: {faults[0].reason}"

@@ -54,7 +54,7 @@ def _suite(told: SuiteReport) -> Mapping[str, Any]:
         "simulated": told.simulated,
         "passed": told.passed,
         "basis": "" if decision is None else decision.basis,
-        "reasons": told.obstacles if decision is None else decision.beside_plays,
+        "reasons": told.beside_plays,
         "plays": len(told.results),
         "failed": len(told.failed_plays()),
         "seconds": sum(result.seconds for result in told.results),
@@ -73,7 +73,7 @@ def _rates(told: SuiteReport) -> Iterator[Mapping[str, str]]:
 
 
 def _play(told: SuiteReport, result: CaseResult) -> Mapping[str, Any]:
-    faults = told.faults(result)
+    faults = told.counted(result)
     run = f", run {result.run}" if result.run > 1 else ""
     return {
         "name": f"{result.case} ({result.mode}{run})",

@@ -24,7 +24,7 @@ from deploy.desired import Artefact, DesiredModel, Modelfile
 from deploy.errors import CommandFailed
 from deploy.facts import StoredModel
 from deploy.local import LocalTransport
-from deploy.outcomes import ModelVerdict
+from deploy.outcomes import Baseline, ModelVerdict
 
 SHA256 = "ab" * 32
 PARAMETERS: dict[str, Any] = {"temperature": 1.0, "num_ctx": 4096, "stop": ["<|im_end|>"], "flag": True}
@@ -73,7 +73,7 @@ def test_what_is_written_is_read_again() -> None:
 
 
 def test_the_newest_come_first_and_a_model_has_one_only() -> None:
-    kept = {}
+    kept: dict[str, tuple[Baseline, ...]] = {}
     for number in range(KEPT_PER_MODEL + 2):
         kept = dict(with_baseline(kept, "m", replace(BASELINE, fingerprint=str(number))))
     again = with_baseline(kept, "M", replace(BASELINE, fingerprint="4", release="0.24.0"))
