@@ -47,7 +47,7 @@ class Suite:
 
     def chosen(self, *, uses_tools: bool = True) -> tuple[Case, ...]:
         """Those that were asked for, else those that suit the model."""
-        return load_cases(self.cases or (None if uses_tools else TOOLLESS_CASES))
+        return cases_for(uses_tools=uses_tools) if not self.cases else load_cases(self.cases)
 
     def play(self, host: str, endpoint: Endpoint, cases: Sequence[Case]) -> tuple[CaseResult, ...]:
         """All plays, each told as soon as it is known."""
@@ -57,6 +57,11 @@ class Suite:
             self.keep(host, endpoint.model, result)
 
         return run_suite(endpoint, cases, database=self.database, runs=self.runs, on_result=tell)
+
+
+def cases_for(*, uses_tools: bool) -> tuple[Case, ...]:
+    """A model without tools plays those that send none."""
+    return load_cases(None if uses_tools else TOOLLESS_CASES)
 
 
 def verify_model(request: VerifyRequest, database: Path, report: Report) -> ModelVerdict:
@@ -83,6 +88,19 @@ Gate = Callable[[Sequence[CaseResult], Rates, Sequence[Case], Baseline | None], 
 
 def prove_model(request: VerifyRequest, suite: Suite, gate: Gate) -> SuiteReport:
     """Server, load, GPU truth, what the model is shown, the suite; stops where the rest means nothing."""
+    cases = suite.chosen(uses_tools=request.uses_tools)
+    told = examine_model(request, suite, cases)
+    if told.obstacles:
+        return told
+
+    def compare(results: Sequence[CaseResult], counted: Rates, cases: Sequence[Case]) -> Decision:
+        return gate(results, counted, cases, _comparable(request.baseline(), cases))
+
+    return play_suite(told, suite, endpoint_of(request, told), cases, compare)
+
+
+def examine_model(request: VerifyRequest, suite: Suite, cases: Sequence[Case]) -> SuiteReport:
+    """All that can be known of a model before the suite is played."""
     version, checks = _basics(request)
     told = SuiteReport(
         request.host,
@@ -92,21 +110,20 @@ def prove_model(request: VerifyRequest, suite: Suite, gate: Gate) -> SuiteReport
     )
     if not checks[-1].ok:
         return replace(told, obstacles=(checks[-1].reason,))
-    cases = suite.chosen(uses_tools=request.uses_tools)
-    endpoint = Endpoint(request.url, request.model, server=told.server)
+    endpoint = endpoint_of(request, told)
     shown = [check(endpoint, cases, database=suite.database) for check in (check_provenance, check_context)]
     for check in shown:
         suite.report("check", request.host, model=request.model, **asdict(check))
-    told = replace(
+    return replace(
         told,
         faults=tuple(check.reason for check in shown if not check.ok and check.data["judged"]),
         notes=tuple(f"{check.name} {check.reason}" for check in shown if not check.data["judged"]),
     )
 
-    def compare(results: Sequence[CaseResult], counted: Rates, cases: Sequence[Case]) -> Decision:
-        return gate(results, counted, cases, _comparable(request.baseline(), cases))
 
-    return play_suite(told, suite, endpoint, cases, compare)
+def endpoint_of(request: VerifyRequest, told: SuiteReport) -> Endpoint:
+    """Where the suite is played, with the version that the server told."""
+    return Endpoint(request.url, request.model, server=told.server)
 
 
 def play_suite(

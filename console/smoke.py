@@ -188,7 +188,7 @@ def _smoke_host(desired: Desired, suite: Suite) -> Smoked:
     transport = transport_for(desired)
     with transport.http_url(desired.url) as url:
         reports = tuple(
-            _tell(suite.report, smoke_model(_request(desired, transport, url, model), suite))
+            _tell(suite.report, smoke_model(request_for(desired, transport, url, model), suite))
             for model in desired.models
         )
     return _smoked(desired.host, {m.name: told for m, told in zip(desired.models, reports, strict=True)})
@@ -203,7 +203,8 @@ def _not_smoked(host: str, models: Sequence[str], error: FleetError) -> Smoked:
     )
 
 
-def _request(desired: Desired, transport: Transport, url: str, model: DesiredModel) -> VerifyRequest:
+def request_for(desired: Desired, transport: Transport, url: str, model: DesiredModel) -> VerifyRequest:
+    """The question whether what a host serves works."""
     name = f"{model.name}:latest"
 
     def stored() -> StoredModel | None:
@@ -227,22 +228,29 @@ def smoke_url(report: Report, asked: AskedEndpoint, task: SmokeTask) -> ExitCode
     """`smoke --url`: without an inventory, and without anything that only Ollama has."""
     task.check()
     endpoint = asked.endpoint()
+    try:
+        endpoint, told = reach(asked.host, endpoint)
+    except HostUnreachable as error:
+        report.error(error)
+        return _finish(report, task, [_not_smoked(asked.host, [endpoint.model], error)])
+    with smoke_database(task.database) as database:
+        suite = task.suite(database, report)
+        told = _tell(report, play_suite(told, suite, endpoint, suite.chosen(), judge_strictly))
+    return _finish(report, task, [_smoked(asked.host, {endpoint.model: told})])
+
+
+def reach(host: str, endpoint: Endpoint) -> tuple[Endpoint, SuiteReport]:
+    """The endpoint with what it says of itself, where it was not told. Raises HostUnreachable."""
     found = identify(endpoint.url, endpoint.key)
     if found.unreachable is not None:
-        error = HostUnreachable(
+        raise HostUnreachable(
             sentence=f"no server answers at `{endpoint.url}`",
             cause=found.unreachable,
             unchanged="everything",
             hint="check the address, the port and the proxy settings",
         )
-        report.error(error)
-        return _finish(report, task, [_not_smoked(asked.host, [endpoint.model], error)])
     endpoint = replace(endpoint, server=endpoint.server or found.server)
-    with smoke_database(task.database) as database:
-        suite = task.suite(database, report)
-        told = SuiteReport(asked.host, endpoint.model, server=endpoint.server, simulated=found.simulated)
-        told = _tell(report, play_suite(told, suite, endpoint, suite.chosen(), judge_strictly))
-    return _finish(report, task, [_smoked(asked.host, {endpoint.model: told})])
+    return endpoint, SuiteReport(host, endpoint.model, server=endpoint.server, simulated=found.simulated)
 
 
 def _finish(report: Report, task: SmokeTask, smoked: Sequence[Smoked]) -> ExitCode:

@@ -9,7 +9,7 @@ from statistics import NormalDist
 
 from healthchecks.case import Case
 from healthchecks.runner import CaseResult
-from healthchecks.toolcalls import BEHAVIOURAL, WARN, Call, Exchange, Finding, judge
+from healthchecks.toolcalls import BEHAVIOURAL, RULES, WARN, Call, Exchange, Finding, judge
 from healthchecks.toolcalls.asked import Tool, parse_request
 from healthchecks.toolcalls.findings import Findings
 from healthchecks.toolcalls.schema import check_arguments_fit
@@ -111,15 +111,17 @@ def _behaviour(result: CaseResult, case: Case) -> Iterator[tuple[int, bool]]:
     What a play did not come to is no trial. One that ended without a reply tells nothing of the model.
     """
     broken = {finding.rule for finding in result.findings if finding.severity == BEHAVIOURAL}
+    told = {finding.rule for finding in result.findings}
     met: set[int] = set()
     for turn in case.turns:
-        if turn.expect.rule in broken:
+        if turn.expect.rule in told:
             break
         met.add(turn.expect.rule)
     else:
         ended_well = bool(result.conversation) and result.conversation[-1]["role"] == "assistant"
         met = set() if broken or not ended_well else met
-    yield from {**dict.fromkeys(met, True), **dict.fromkeys(broken, False)}.items()
+    behavioural = {rule for rule in met if "B" in RULES[rule].severities}
+    yield from {**dict.fromkeys(behavioural, True), **dict.fromkeys(broken, False)}.items()
 
 
 def _judgeable(exchange: Exchange) -> tuple[list[Tool], list[Call]]:
