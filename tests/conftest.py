@@ -6,6 +6,7 @@ import ipaddress
 import os
 import sys
 import tempfile
+from collections.abc import Mapping
 
 import hypothesis
 import pytest
@@ -27,6 +28,9 @@ SETTINGS = (
 # `OLLAMA_BIN` names a real server that the contract suites then run against as well.
 KEPT = ("OLLAMA_BIN",)
 
+CALLER = pytest.StashKey[Mapping[str, str]]()
+"""The environment of whoever runs the tests: where packages come from is their setting."""
+
 _home = pytest.StashKey[tempfile.TemporaryDirectory[str]]()
 
 # A busy machine is no failure, and a failing example should fail again.
@@ -36,6 +40,7 @@ hypothesis.settings.load_profile("fleet")
 
 def pytest_configure(config: pytest.Config) -> None:
     """Before anything of ours is imported: several libraries read HOME and their settings on import."""
+    config.stash[CALLER] = dict(os.environ)
     if asks_real_hosts(config):
         # Their names, keys and proxies are those of whoever runs it: tests/smoke/conftest.py.
         return
