@@ -200,6 +200,7 @@ def render(flags: SimpleNamespace, report: Report) -> None:
     "database",
     iterable=["case"],
     case=Flag(None, "only this case; may be given several times"),
+    level=Flag(None, "core or extended cases (default: the model's own in models.toml; --url: extended)"),
     runs=Flag(1, "play every case so often; the rates are told with their 95 % intervals"),
     exchanges=Flag(None, "directory for the raw exchanges, a file for every play, as `judge` reads them"),
     junit=Flag(None, "write a JUnit report to this file"),
@@ -216,6 +217,7 @@ def smoke(flags: SimpleNamespace, report: Report) -> int:
 
     task = SmokeTask(
         cases=flags.case or None,
+        level=flags.level,
         runs=flags.runs,
         database=_path(flags.database),
         exchanges=_path(flags.exchanges),

@@ -14,7 +14,7 @@ from deploy.errors import UsageError
 from deploy.outcomes import ModelVerdict, VerifyRequest
 from deploy.report import Report
 from healthchecks.api import load_model, server_version
-from healthchecks.case import Case, UnknownCaseError
+from healthchecks.case import LEVELS, Case, UnknownCaseError
 from healthchecks.check import Check
 from healthchecks.context import check_context
 from healthchecks.database import UnusableDatabaseError, check_database, make_database
@@ -28,7 +28,6 @@ from healthchecks.toolcalls import RULES
 
 LOAD_SECONDS = 600.0
 DATABASE_SEED = 7
-TOOLLESS_CASES = ("no_tools",)
 
 
 def _nobody(_host: str, _model: str, _result: CaseResult) -> None:
@@ -37,17 +36,23 @@ def _nobody(_host: str, _model: str, _result: CaseResult) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Suite:
-    """What is played, and who hears of it: `keep` gets every play with its raw exchanges."""
+    """What is played, and who hears of it: `keep` gets every play with its raw exchanges.
+
+    `cases` are names; without them those of `level` are played, and without that of the model's own level.
+    """
 
     database: Path
     report: Report
     cases: Sequence[str] | None = None
+    level: str | None = None
     runs: int = 1
     keep: Callable[[str, str, CaseResult], None] = _nobody
 
-    def chosen(self, *, uses_tools: bool = True) -> tuple[Case, ...]:
-        """Those that were asked for, else those that suit the model."""
-        return cases_for(uses_tools=uses_tools) if not self.cases else load_cases(self.cases)
+    def chosen(self, level: str, *, uses_tools: bool = True) -> tuple[Case, ...]:
+        """Those that were asked for, else those that suit a model of this level."""
+        if self.cases:
+            return load_cases(self.cases)
+        return cases_for(self.level or level, uses_tools=uses_tools)
 
     def play(self, host: str, endpoint: Endpoint, cases: Sequence[Case]) -> tuple[CaseResult, ...]:
         """All plays, each told as soon as it is known."""
@@ -59,9 +64,9 @@ class Suite:
         return run_suite(endpoint, cases, database=self.database, runs=self.runs, on_result=tell)
 
 
-def cases_for(*, uses_tools: bool) -> tuple[Case, ...]:
+def cases_for(level: str, *, uses_tools: bool) -> tuple[Case, ...]:
     """A model without tools plays those that send none."""
-    return load_cases(None if uses_tools else TOOLLESS_CASES)
+    return tuple(case for case in load_cases(level=level) if uses_tools or not case.tools)
 
 
 def verify_model(request: VerifyRequest, database: Path, report: Report) -> ModelVerdict:
@@ -88,7 +93,7 @@ Gate = Callable[[Sequence[CaseResult], Rates, Sequence[Case], Baseline | None], 
 
 def prove_model(request: VerifyRequest, suite: Suite, gate: Gate) -> SuiteReport:
     """Server, load, GPU truth, what the model is shown, the suite; stops where the rest means nothing."""
-    cases = suite.chosen(uses_tools=request.uses_tools)
+    cases = suite.chosen(request.cases, uses_tools=request.uses_tools)
     told = examine_model(request, suite, cases)
     if told.obstacles:
         return told
@@ -204,8 +209,14 @@ def _basics(request: VerifyRequest) -> tuple[Check, Sequence[Check]]:
     return version, checks
 
 
-def check_cases(names: Sequence[str] | None) -> None:
-    """Raises UsageError for the name of a case that does not exist."""
+def check_cases(names: Sequence[str] | None, level: str | None = None) -> None:
+    """Raises UsageError for the name of a case that does not exist, or of a level."""
+    if level not in (None, *LEVELS):
+        raise UsageError(
+            sentence=f"`--level {level}` is no level",
+            unchanged="everything",
+            hint=f"the levels are {', '.join(LEVELS)}",
+        )
     try:
         load_cases(names)
     except UnknownCaseError as error:

@@ -23,6 +23,7 @@ from deploy.outcomes import Baseline, HostOutcome, Outcome, VerifyRequest
 from deploy.report import Report
 from deploy.transport import Transport
 from healthchecks.api import identify
+from healthchecks.case import LEVELS
 from healthchecks.exchange_file import render_exchange_file
 from healthchecks.gate import judge_strictly, render_rate
 from healthchecks.junit import render_junit
@@ -37,6 +38,7 @@ class SmokeTask:
     """What is played and what is written of it."""
 
     cases: Sequence[str] | None = None
+    level: str | None = None
     runs: int = 1
     database: Path | None = None
     exchanges: Path | None = None
@@ -45,7 +47,7 @@ class SmokeTask:
 
     def check(self) -> None:
         """Before anything is sent. Raises UsageError."""
-        check_cases(self.cases)
+        check_cases(self.cases, self.level)
         if self.runs < 1:
             raise UsageError(
                 sentence=f"`--runs {self.runs}` plays nothing",
@@ -69,7 +71,12 @@ class SmokeTask:
 
     def suite(self, database: Path, report: Report) -> Suite:
         return Suite(
-            database=database, report=report, cases=self.cases, runs=self.runs, keep=self._keep_exchanges
+            database=database,
+            report=report,
+            cases=self.cases,
+            level=self.level,
+            runs=self.runs,
+            keep=self._keep_exchanges,
         )
 
     def _keep_exchanges(self, host: str, model: str, result: CaseResult) -> None:
@@ -220,6 +227,7 @@ def request_for(desired: Desired, transport: Transport, url: str, model: Desired
         uses_tools=model.uses_tools,
         version=desired.server.version,
         gpu=str(desired.gpu),
+        cases=model.cases,
         baseline=baseline,
     )
 
@@ -235,7 +243,7 @@ def smoke_url(report: Report, asked: AskedEndpoint, task: SmokeTask) -> ExitCode
         return _finish(report, task, [_not_smoked(asked.host, [endpoint.model], error)])
     with smoke_database(task.database) as database:
         suite = task.suite(database, report)
-        told = _tell(report, play_suite(told, suite, endpoint, suite.chosen(), judge_strictly))
+        told = _tell(report, play_suite(told, suite, endpoint, suite.chosen(LEVELS[-1]), judge_strictly))
     return _finish(report, task, [_smoked(asked.host, {endpoint.model: told})])
 
 

@@ -345,6 +345,7 @@ def prove(site: Site, model: DesiredModel, tag: str, verify: Verify) -> None:
                 uses_tools=model.uses_tools,
                 version=site.desired.server.version,
                 gpu=str(site.desired.gpu),
+                cases=model.cases,
                 baseline=baseline,
             )
         )

@@ -71,13 +71,17 @@ class Modelfile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DesiredModel:
-    """A model to be served as `name:latest`; `shape` is known where its weights lie on this machine."""
+    """A model to be served as `name:latest`; `shape` is known where its weights lie on this machine.
+
+    `cases` is "core" or "extended": which cases of the smoke suite prove it.
+    """
 
     name: str
     weights: Artefact
     modelfile: Modelfile
     uses_tools: bool
     shape: ModelShape | None = None
+    cases: str = "extended"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

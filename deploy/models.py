@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
 from deploy.desired import Artefact, DesiredModel, Modelfile
 from deploy.errors import FleetError, InputErrors, ModelError, PinError
@@ -43,19 +44,24 @@ class _ModelTable(StrictModel):
     weights: _Weights
     modelfile: FileName
     tools: bool
+    cases: Literal["core", "extended"] = "extended"
     summary: str = ""
     as_published: FileName | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
-    """One table of models.toml. `repo` "." is a file beside it; so are `modelfile` and `as_published`."""
+    """One table of models.toml. `repo` "." is a file beside it; so are `modelfile` and `as_published`.
+
+    `cases` is which cases of the smoke suite it plays: "core" for the few of the article, "extended" for all.
+    """
 
     name: str
     repo: str
     file: str
     modelfile: str
     uses_tools: bool
+    cases: str = "extended"
     summary: str = ""
     as_published: str | None = None
 
@@ -88,6 +94,7 @@ def parse_models(directory: Path) -> Mapping[str, ModelSpec]:
             file=checked.weights.file,
             modelfile=checked.modelfile,
             uses_tools=checked.tools,
+            cases=checked.cases,
             summary=checked.summary,
             as_published=checked.as_published,
         )
@@ -120,7 +127,9 @@ def desired_model(name: str, models: Mapping[str, ModelSpec], pins: Pins, direct
     raise_problems(problems, f"model `{spec.name}`")
     assert weights is not None
     assert modelfile is not None
-    return DesiredModel(name=spec.name, weights=weights, modelfile=modelfile, uses_tools=spec.uses_tools)
+    return DesiredModel(
+        name=spec.name, weights=weights, modelfile=modelfile, uses_tools=spec.uses_tools, cases=spec.cases
+    )
 
 
 def rendered_modelfile(spec: ModelSpec, directory: Path) -> Modelfile:

@@ -45,7 +45,8 @@ def no_baseline() -> None:
 class VerifyRequest:
     """What is to be verified: a model name on a server that this process reaches under `url`.
 
-    `baseline` reads that of the served model from the host: a round trip that cheap checks do not make.
+    `cases` is the level of the smoke suite's cases, "core" or "extended". `baseline` reads that of the served
+    model from the host: a round trip that cheap checks do not make.
     """
 
     host: str
@@ -54,6 +55,7 @@ class VerifyRequest:
     uses_tools: bool
     version: str
     gpu: str
+    cases: str = "extended"
     baseline: Callable[[], Baseline | None] = no_baseline
 
 

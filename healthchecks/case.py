@@ -9,13 +9,18 @@ from __future__ import annotations
 import importlib.resources
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jsonschema
 
+from healthchecks.decoys import make_decoys
+
 DATABASE_SCHEMA_MARK = "{database_schema}"
+NUMBER_MARK = "{n}"
+LEVELS = ("core", "extended")
 _SAMPLING: Mapping[str, Any] = {"temperature": 0, "top_p": 1, "seed": 1, "max_tokens": 512}
+_KINDS = ("calls", "call_of", "text", "finish", "prompt_grows", "error")
 
 
 class UnknownCaseError(ValueError):
@@ -40,31 +45,45 @@ class InvalidCaseError(ValueError):
 
 @dataclass(frozen=True)
 class Expectation:
-    """What must come back: these calls and no others, or (`calls` is None) text that fits and no call.
+    """What must come back; `rule` is the rule of the judge's list that is broken otherwise.
 
-    `rule` is the rule of the judge's list that is broken otherwise.
+    One of these, the others being None or empty: `calls`, these and no others; `call_of`, at least one call
+    and none but of these tools; `finish`, this finish reason; `prompt_grows`, more prompt tokens than without
+    the tools; `error`, one of these statuses and an error object; and without any of them `text` that fits
+    and no call. With `may_refuse` a 4xx with an error object is as good.
     """
 
     rule: int
     calls: tuple[Mapping[str, Any], ...] | None
     text: Mapping[str, Any]
+    call_of: tuple[str, ...] = ()
+    finish: str | None = None
+    prompt_grows: bool = False
+    error: tuple[int, ...] = ()
+    may_refuse: bool = False
 
 
 @dataclass(frozen=True)
 class Turn:
     """What we send, a user's text or the results of the calls just made (`user` is None), and what is due.
 
-    `results` says by tool name how its calls are answered: `{"run_sql": ARGUMENT}` or `{"text": RESULT}`.
+    `results` says by tool name how its calls are answered: `{"run_sql": ARGUMENT}`, `{"text": RESULT}` or
+    `{"parts": [TEXT, ...]}`. `request` overrides what the request says otherwise.
     """
 
     user: str | None
-    results: Mapping[str, Mapping[str, str]]
+    results: Mapping[str, Mapping[str, Any]]
     expect: Expectation
+    request: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Case:
-    """One conversation. `tools` are in OpenAI's form; a description may hold `DATABASE_SCHEMA_MARK`."""
+    """One conversation. `tools` are in OpenAI's form; a description may hold `DATABASE_SCHEMA_MARK`.
+
+    `history` are messages in OpenAI's form that come before the first turn. `concurrent` conversations are
+    held at once; `numbered_case` makes one of them.
+    """
 
     name: str
     about: str
@@ -72,15 +91,26 @@ class Case:
     tools: tuple[Mapping[str, Any], ...]
     sampling: Mapping[str, Any]
     turns: tuple[Turn, ...]
+    level: str = "extended"
+    history: tuple[Mapping[str, Any], ...] = ()
+    concurrent: int = 1
 
 
-def load_cases(names: Sequence[str] | None = None) -> tuple[Case, ...]:
+def load_cases(names: Sequence[str] | None = None, level: str | None = None) -> tuple[Case, ...]:
     """The cases that come with this package: all of them by name, or those asked for in the order asked.
+
+    Args:
+        names: those to load; None for all of `level`.
+        level: "core" for the few that every model plays, "extended" or None for all. Whoever is named is
+            loaded whatever its level.
 
     Raises:
         UnknownCaseError: a name that is not among them.
         InvalidCaseError: a file that is not as a case must be.
+        ValueError: `level` is none of `LEVELS`.
     """
+    if level not in (None, *LEVELS):
+        raise ValueError(f"`level` is one of {', '.join(LEVELS)}, not {level!r}")
     package = importlib.resources.files("healthchecks")
     files = {
         entry.name[: -len(".json")]: entry
@@ -93,7 +123,8 @@ def load_cases(names: Sequence[str] | None = None) -> tuple[Case, ...]:
     if unknown:
         raise UnknownCaseError(unknown, known)
     tools = json.loads(package.joinpath("tools.json").read_text(encoding="utf-8"))
-    return tuple(parse_case(name, files[name].read_text(encoding="utf-8"), tools) for name in wanted)
+    cases = (parse_case(name, files[name].read_text(encoding="utf-8"), tools) for name in wanted)
+    return tuple(case for case in cases if names is not None or level != "core" or case.level == "core")
 
 
 def parse_case(name: str, text: str, tools: Mapping[str, Mapping[str, Any]]) -> Case:
@@ -115,23 +146,84 @@ def parse_case(name: str, text: str, tools: Mapping[str, Mapping[str, Any]]) -> 
         raise InvalidCaseError(
             name, "/".join(str(part) for part in violation.absolute_path), violation.message
         )
+    for number, turn in enumerate(document["turns"]):
+        _check_turn(name, f"turns/{number}", turn)
     _check_names(name, document, tools)
+    declared = tuple({"type": "function", "function": {"name": t, **tools[t]}} for t in document["tools"])
     return Case(
         name=name,
         about=document["about"],
+        level=document["level"],
         system=document.get("system"),
-        tools=tuple({"type": "function", "function": {"name": t, **tools[t]}} for t in document["tools"]),
+        tools=(*declared, *make_decoys(document.get("decoys", 0))),
         sampling={**_SAMPLING, **document.get("sampling", {})},
+        history=tuple(document.get("history", ())),
+        concurrent=document.get("concurrent", 1),
         turns=tuple(_turn(turn) for turn in document["turns"]),
     )
 
 
+def numbered_case(case: Case, number: int) -> Case:
+    """The conversation of that number among the concurrent ones: `NUMBER_MARK` in its turns is the number."""
+    turns = tuple(
+        replace(
+            turn,
+            user=_numbered(turn.user, number),
+            results=_numbered(turn.results, number),
+            expect=replace(
+                turn.expect,
+                calls=_numbered(turn.expect.calls, number),
+                text=_numbered(turn.expect.text, number),
+            ),
+        )
+        for turn in case.turns
+    )
+    return replace(case, turns=turns)
+
+
+def _numbered(value: Any, number: int) -> Any:
+    """A text that is nothing but the mark becomes the number itself."""
+    if value == NUMBER_MARK:
+        return number
+    if isinstance(value, str):
+        return value.replace(NUMBER_MARK, str(number))
+    if isinstance(value, Mapping):
+        return {key: _numbered(item, number) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_numbered(item, number) for item in value)
+    return value
+
+
 def _turn(turn: Mapping[str, Any]) -> Turn:
     expect = turn["expect"]
-    calls = tuple(expect["calls"]) if "calls" in expect else None
     return Turn(
-        turn.get("user"), turn.get("results", {}), Expectation(expect["rule"], calls, expect.get("text", {}))
+        user=turn.get("user"),
+        results=turn.get("results", {}),
+        expect=Expectation(
+            rule=expect["rule"],
+            calls=tuple(expect["calls"]) if "calls" in expect else None,
+            text=expect.get("text", {}),
+            call_of=tuple(expect.get("call_of", ())),
+            finish=expect.get("finish"),
+            prompt_grows=expect.get("prompt_grows", False),
+            error=tuple(expect.get("error", ())),
+            may_refuse=expect.get("may_refuse", False),
+        ),
+        request=turn.get("request", {}),
     )
+
+
+def _check_turn(name: str, where: str, turn: Mapping[str, Any]) -> None:
+    """What stands in for something else stands alone."""
+    if ("user" in turn) == ("results" in turn):
+        raise InvalidCaseError(name, where, "either `user` or `results` says what is sent")
+    said = [kind for kind in _KINDS if kind in turn["expect"]]
+    if len(said) != 1:
+        reason = f"one of {', '.join(_KINDS)} says what is due, not {' and '.join(said) or 'none'}"
+        raise InvalidCaseError(name, f"{where}/expect", reason)
+    for key in ("model", "messages", "tools"):
+        if key in turn.get("request", {}) and said != ["error"]:
+            raise InvalidCaseError(name, f"{where}/request", f"`{key}` is only sent where `error` is due")
 
 
 def _check_names(name: str, document: Mapping[str, Any], tools: Mapping[str, Any]) -> None:
@@ -142,8 +234,10 @@ def _check_names(name: str, document: Mapping[str, Any], tools: Mapping[str, Any
             raise InvalidCaseError(name, "tools", f"no tool `{tool}` in tools.json")
     calls_before: Sequence[Mapping[str, Any]] = ()
     for number, turn in enumerate(document["turns"]):
-        calls = turn["expect"].get("calls", ())
-        for tool in [*turn.get("results", {}), *(call["name"] for call in calls)]:
+        expect = turn["expect"]
+        calls = expect.get("calls", ())
+        named = [*turn.get("results", {}), *(call["name"] for call in calls), *expect.get("call_of", ())]
+        for tool in named:
             if tool not in declared:
                 raise InvalidCaseError(name, f"turns/{number}", f"`{tool}` is not among the case's tools")
         if bool(calls_before) != ("results" in turn):

@@ -1,6 +1,6 @@
 """Plays one case against an endpoint, and finds what no single reply shows.
 
-That is rules 53 to 58, as the case's expectations name them, and whether a history with calls (51) and
+That is rules 53 to 62, as the case's expectations name them, and whether a history with calls (51) and
 results (52) is accepted. Everything else is the judge's.
 """
 
@@ -13,13 +13,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from healthchecks.case import DATABASE_SCHEMA_MARK, Case, Turn
+from healthchecks.case import DATABASE_SCHEMA_MARK, Case, Expectation, Turn
 from healthchecks.database import FACTS, DatabaseTool, describe_schema
 from healthchecks.endpoint import Answered, Endpoint, ask
-from healthchecks.expectations import unmet
-from healthchecks.toolcalls import BEHAVIOURAL, INTEROP, Call, Finding, Reply
+from healthchecks.expectations import unmet, unmet_error, unmet_growth
+from healthchecks.toolcalls import BEHAVIOURAL, INTEROP, WARN, Call, Finding, Reply
+from healthchecks.toolcalls.findings import KnownFault
 
 MOST_ROUNDS_OF_CALLS = 4
+
+# The server's doing; what a case expects besides is the model's.
+_SERVERS_RULES = (59, 60, 61, 62)
+_KNOWN: Mapping[int, KnownFault] = {59: KnownFault("ollama#17921")}
 
 
 @dataclass(frozen=True)
@@ -59,30 +64,48 @@ class Conversation:
 
     def play(self) -> None:
         """Turn by turn, until one does not bring what is expected: what follows would make no sense."""
-        if self.case.system is not None:
-            self.messages.append({"role": "system", "content": self.case.system})
+        self.messages.extend(opening_messages(self.case))
         reply: Reply | None = None
         for turn in self.case.turns:
+            if turn.expect.error:
+                self._send_error(turn)
+                continue
             if turn.user is not None:
                 self.messages.append({"role": "user", "content": turn.user})
-                reply = self._ask()
+                reply = self._ask(turn)
             elif reply is not None:
                 reply = self._send_results(turn, reply)
             if reply is None:
                 return
-            reason = unmet(turn.expect, reply, self.stage.facts)
+            reason = self._unmet(turn.expect, reply)
             if reason is not None:
-                self.find(turn.expect.rule, BEHAVIOURAL, reason)
+                self._find_unmet(turn.expect.rule, reason)
                 return
 
-    def find(self, rule: int, severity: str, reason: str) -> None:
+    def find(self, rule: int, severity: str, reason: str, known: str | None = None) -> None:
         """Add a finding about the latest reply."""
-        self.findings.append(Finding(rule, severity, f"reply {len(self.answers)}", reason))
+        self.findings.append(Finding(rule, severity, f"reply {len(self.answers)}", reason, known))
 
-    def _ask(self) -> Reply | None:
+    def _find_unmet(self, rule: int, reason: str) -> None:
+        known = _KNOWN.get(rule)
+        if known is not None and known.concerns(self.stage.endpoint.server):
+            self.find(rule, WARN, reason, known.label)
+        else:
+            self.find(rule, INTEROP if rule in _SERVERS_RULES else BEHAVIOURAL, reason)
+
+    def _unmet(self, expect: Expectation, reply: Reply) -> str | None:
+        if expect.prompt_grows:
+            sent = self.answers[-1].exchange.request
+            without = {key: value for key, value in sent.items() if key != "tools"}
+            return unmet_growth(reply, self.stage.ask(without).reply)
+        return unmet(expect, reply, self.stage.facts)
+
+    def _ask(self, turn: Turn) -> Reply | None:
         """Send the history; the reply becomes part of it. None where there is no reply to go on with."""
-        answered = self.stage.ask(self._request())
+        answered = self.stage.ask(self._request(turn))
         self.answers.append(answered)
+        if turn.expect.may_refuse and unmet_error(range(400, 500), answered.exchange) is None:
+            return None
         number = len(self.answers)
         self.findings.extend(
             dataclasses.replace(finding, where=f"reply {number}: {finding.where}")
@@ -98,7 +121,17 @@ class Conversation:
             self.messages.append(reply.message)
         return reply
 
-    def _request(self) -> Mapping[str, Any]:
+    def _send_error(self, turn: Turn) -> None:
+        """Rule 60: a request that must fail; it stays out of the history."""
+        user = {"role": "user", "content": turn.user}
+        answered = self.stage.ask({**self._request(turn), "messages": [*self.messages, user], **turn.request})
+        self.answers.append(answered)
+        reason = answered.error or unmet_error(turn.expect.error, answered.exchange)
+        if reason is not None:
+            said = ", ".join(f"`{key}` {json.dumps(value)}" for key, value in turn.request.items())
+            self._find_unmet(turn.expect.rule, f"with {said}: {reason}")
+
+    def _request(self, turn: Turn) -> Mapping[str, Any]:
         request: dict[str, Any] = {
             "model": self.stage.endpoint.model,
             "messages": list(self.messages),
@@ -109,7 +142,7 @@ class Conversation:
             request["stream_options"] = {"include_usage": True}
         if self.case.tools:
             request["tools"] = declared_tools(self.case, self.stage.schema)
-        return request
+        return {**request, **turn.request}
 
     def _send_results(self, turn: Turn, reply: Reply) -> Reply | None:
         """Answer the calls of `reply`; where text is expected, also the new calls that come instead."""
@@ -119,7 +152,7 @@ class Conversation:
             for call in reply.calls:
                 result = self._result(turn, call)
                 self.messages.append({"role": "tool", "tool_call_id": call.id, "content": result})
-            following = self._ask()
+            following = self._ask(turn)
             if following is None or not following.calls or turn.expect.calls is not None:
                 return following
             if all(call in asked for call in meaning(following)):
@@ -129,12 +162,14 @@ class Conversation:
         self.find(54, BEHAVIOURAL, f"still calls and no text after {MOST_ROUNDS_OF_CALLS} rounds of results")
         return None
 
-    def _result(self, turn: Turn, call: Call) -> str:
+    def _result(self, turn: Turn, call: Call) -> Any:
         how = turn.results.get(call.name) if isinstance(call.name, str) else None
         if how is None:
             return "there is no such function"
         if "text" in how:
             return how["text"]
+        if "parts" in how:
+            return [{"type": "text", "text": text} for text in how["parts"]]
         sql = (call.arguments or {}).get(how["run_sql"])
         if not isinstance(sql, str):
             return f"query failed with error: the call has no text in `{how['run_sql']}`"
@@ -143,7 +178,9 @@ class Conversation:
     def _blame_history(self, answered: Answered) -> None:
         """Where a history with results was refused: is it its `content: null` (51) or the results (52)?"""
         status, request = answered.exchange.status, answered.exchange.request
-        if status is None or not 400 <= status < 500 or request["messages"][-1]["role"] != "tool":
+        if status is None or not 400 <= status < 500:
+            return
+        if not any(message["role"] == "tool" for message in request["messages"]):
             return
         with_text = [{**message, "content": message["content"] or ""} for message in request["messages"]]
         if self.stage.ask({**request, "messages": with_text}).exchange.status == 200:
@@ -166,9 +203,14 @@ def declared_tools(case: Case, schema: str) -> list[Mapping[str, Any]]:
     return tools
 
 
+def opening_messages(case: Case) -> list[Mapping[str, Any]]:
+    """What stands before the first turn: the system's message and the history."""
+    system = [] if case.system is None else [{"role": "system", "content": case.system}]
+    return [*system, *case.history]
+
+
 def opening_request(case: Case, model: str, schema: str) -> Mapping[str, Any]:
     """The first request of a case, plain, as `Conversation` sends it."""
-    messages = [] if case.system is None else [{"role": "system", "content": case.system}]
-    first = case.turns[0].user
-    request = {"model": model, "messages": [*messages, {"role": "user", "content": first}], **case.sampling}
+    first = {"role": "user", "content": case.turns[0].user}
+    request = {"model": model, "messages": [*opening_messages(case), first], **case.sampling}
     return {**request, "tools": declared_tools(case, schema)} if case.tools else request

@@ -1,12 +1,13 @@
-"""Does a reply hold what its case expects: calls in any order, or text."""
+"""Does a reply hold what its case expects: calls in any order, text, an end or an error."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 from healthchecks.case import Expectation
-from healthchecks.toolcalls import Call, Reply
+from healthchecks.toolcalls import Call, Exchange, Reply
 
 _SHOWN_CHARACTERS = 300
 
@@ -19,7 +20,47 @@ def unmet(expect: Expectation, reply: Reply, facts: Mapping[str, Sequence[str]])
     """
     if expect.calls is not None:
         return _unmet_calls(expect.calls, reply)
+    if expect.call_of:
+        return _unmet_names(expect.call_of, reply)
+    if expect.finish is not None:
+        ended = reply.finish_reason
+        return None if ended == expect.finish else f"`{expect.finish}` expected as the end, `{ended}` came"
     return _unmet_text(expect.text, reply, facts)
+
+
+def unmet_growth(with_tools: Reply, without: Reply | None) -> str | None:
+    """Why the tools did not make the prompt longer (rule 61); None where they did."""
+    more, less = _prompt_tokens(with_tools), _prompt_tokens(without)
+    if more is None or less is None:
+        return "the prompt tokens are not counted, so nobody can tell whether the tools were rendered"
+    return None if more > less else f"{more} prompt tokens with the tools, {less} without them"
+
+
+def unmet_error(statuses: Container[int], exchange: Exchange) -> str | None:
+    """Why the answer is no error with one of `statuses` and an error object (rule 60); None where it is."""
+    if exchange.status not in statuses:
+        return f"HTTP {exchange.status} came: {exchange.body[:_SHOWN_CHARACTERS].decode('utf-8', 'replace')}"
+    try:
+        body = json.loads(exchange.body)
+    except (ValueError, RecursionError):
+        return f"HTTP {exchange.status} without JSON: {exchange.body[:_SHOWN_CHARACTERS]!r}"
+    error = body.get("error") if isinstance(body, dict) else None
+    if not isinstance(error, dict):
+        return f"HTTP {exchange.status} without an `error` object"
+    wrong = [key for key in ("message", "type") if not isinstance(error.get(key), str)]
+    return f"the error object has no text in `{wrong[0]}`" if wrong else None
+
+
+def _prompt_tokens(reply: Reply | None) -> int | None:
+    tokens = (reply.usage or {}).get("prompt_tokens") if reply is not None else None
+    return tokens if isinstance(tokens, int) else None
+
+
+def _unmet_names(names: Sequence[str], reply: Reply) -> str | None:
+    wanted = " or ".join(f"`{name}`" for name in names)
+    if reply.calls and all(call.name in names for call in reply.calls):
+        return None
+    return f"a call of {wanted} expected, {_shown(reply)} came"
 
 
 def _unmet_calls(expected: Sequence[Mapping[str, Any]], reply: Reply) -> str | None:
@@ -54,7 +95,12 @@ def _mismatch(expected: Mapping[str, Any], call: Call) -> str | None:
         wanted = _unmatched(matcher, arguments[key])
         if wanted is not None:
             return f"`{call.name}` came with `{key}` = {arguments[key]!r}, expected {wanted}"
-    return None
+    more = [key for key in arguments if key not in expected["arguments"]] if "only" in expected else []
+    return (
+        f"`{call.name}` came with `{more[0]}` = {arguments[more[0]]!r}, which was not asked for"
+        if more
+        else None
+    )
 
 
 def _unmatched(matcher: Mapping[str, Any], value: Any) -> str | None:
@@ -71,7 +117,11 @@ def _unmatched(matcher: Mapping[str, Any], value: Any) -> str | None:
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Equal and of one type, so that neither "5" nor true passes for a number."""
+    """Equal and of one type all the way down, so that neither "5" nor true passes for a number."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_same, one, other))
     return type(one) is type(other) and bool(one == other)
 
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
+import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from healthchecks.case import Case, load_cases
+from healthchecks.case import Case, load_cases, numbered_case
 from healthchecks.conversation import Conversation, Stage, meaning, set_stage
 from healthchecks.database import check_database
 from healthchecks.endpoint import Endpoint
-from healthchecks.toolcalls import INTEROP, WARN, Exchange, Finding
+from healthchecks.toolcalls import BEHAVIOURAL, INTEROP, WARN, Exchange, Finding
 
 __all__ = ["MODES", "CaseResult", "Endpoint", "load_cases", "run_suite"]
 
@@ -23,11 +24,12 @@ DEADLINE_SECONDS = 120.0
 
 @dataclass(frozen=True)
 class CaseResult:
-    """One case in one mode.
+    """One case in one mode, in the run of that number, counted from 1.
 
-    `where` in the findings begins with the reply's number, which is its place in `exchanges`, counted from 1.
-    `conversation` is the history at the end. `error` is set where a request got no whole answer. `run` counts
-    from 1 where every case is played several times.
+    `where` in the findings begins with the reply's number, which is its place in `exchanges`, counted from 1;
+    where a case holds several conversations at once, the conversation's number stands before it, and the
+    exchanges follow conversation by conversation. `conversation` is the history at the end, of the first of
+    several. `error` is set where a request got no whole answer.
     """
 
     case: str
@@ -52,8 +54,8 @@ def run_suite(
     database: Path,
     modes: Sequence[str] = MODES,
     deadline_seconds: float = DEADLINE_SECONDS,
-    runs: int = 1,
     on_result: Callable[[CaseResult], None] = _ignore,
+    runs: int = 1,
 ) -> tuple[CaseResult, ...]:
     """Run every case in every mode; `on_result` hears of each as soon as it is known.
 
@@ -61,7 +63,7 @@ def run_suite(
         database: a SQLite file with Chinook's tables (`healthchecks.database.make_database` makes one).
         modes: "plain", "stream" or both; with both the streamed calls are compared with the plain ones.
         deadline_seconds: for each single request, its answer read to the end.
-        runs: how often the whole suite is played.
+        runs: how often each case is played in each mode, one time after the other.
 
     Raises:
         UnusableDatabaseError: `database` is not such a file. A server's faults are findings, never
@@ -70,31 +72,68 @@ def run_suite(
     check_database(database)
     stage = set_stage(endpoint, deadline_seconds, database)
     results: list[CaseResult] = []
-    for run, case in itertools.product(range(1, runs + 1), cases):
-        played: dict[str, Conversation] = {}
-        for mode in modes:
-            started = time.monotonic()
-            talk = played[mode] = Conversation(stage, case, mode)
-            talk.play()
-            if mode == "stream" and "plain" in played:
-                talk.findings.extend(_compare(stage, played["plain"], talk))
-            results.append(_result(talk, time.monotonic() - started, run))
-            on_result(results[-1])
+    for case in cases:
+        for run in range(1, runs + 1):
+            played: dict[str, tuple[Conversation, ...]] = {}
+            for mode in modes:
+                started = time.monotonic()
+                talks = played[mode] = _play(stage, case, mode)
+                if mode == "stream" and "plain" in played and case.concurrent == 1:
+                    talks[0].findings.extend(_compare(stage, played["plain"][0], talks[0]))
+                results.append(_result(talks, run, time.monotonic() - started))
+                on_result(results[-1])
     return tuple(results)
 
 
-def _result(talk: Conversation, seconds: float, run: int) -> CaseResult:
+def _play(stage: Stage, case: Case, mode: str) -> tuple[Conversation, ...]:
+    """The conversations of a case, played: one, or the concurrent ones at once."""
+    if case.concurrent == 1:
+        talk = Conversation(stage, case, mode)
+        talk.play()
+        return (talk,)
+    numbers = range(1, case.concurrent + 1)
+    talks = tuple(Conversation(stage, numbered_case(case, number), mode) for number in numbers)
+    with ThreadPoolExecutor(case.concurrent) as pool:
+        for playing in [pool.submit(talk.play) for talk in talks]:
+            playing.result()
+    return talks
+
+
+def _result(talks: Sequence[Conversation], run: int, seconds: float) -> CaseResult:
+    findings = tuple(_findings(talks))
+    answers = [answer for talk in talks for answer in talk.answers]
     return CaseResult(
-        case=talk.case.name,
-        mode=talk.mode,
-        passed=all(finding.severity == WARN for finding in talk.findings),
-        findings=tuple(talk.findings),
+        case=talks[0].case.name,
+        mode=talks[0].mode,
+        passed=all(finding.severity == WARN for finding in findings),
+        findings=findings,
         seconds=seconds,
-        exchanges=tuple(answer.exchange for answer in talk.answers),
-        conversation=tuple(talk.messages),
-        error=next((answer.error for answer in talk.answers if answer.error is not None), None),
+        exchanges=tuple(answer.exchange for answer in answers),
+        conversation=tuple(talks[0].messages),
+        error=next((answer.error for answer in answers if answer.error is not None), None),
         run=run,
     )
+
+
+def _findings(talks: Sequence[Conversation]) -> Iterator[Finding]:
+    if len(talks) == 1:
+        yield from talks[0].findings
+        return
+    for number, talk in enumerate(talks, 1):
+        for finding in talk.findings:
+            yield dataclasses.replace(finding, where=f"conversation {number}, {finding.where}")
+    yield from _find_shared_ids(talks)
+
+
+def _find_shared_ids(talks: Sequence[Conversation]) -> Iterator[Finding]:
+    """Rule 63: a call of one conversation has no id of another."""
+    first: dict[str, int] = {}
+    for number, talk in enumerate(talks, 1):
+        calls = [call for answer in talk.answers if answer.reply for call in answer.reply.calls]
+        for id_ in {call.id for call in calls if isinstance(call.id, str)}:
+            if first.setdefault(id_, number) != number:
+                reason = f"a call has the id `{id_}`, as one of conversation {first[id_]}"
+                yield Finding(63, BEHAVIOURAL, f"conversation {number}", reason)
 
 
 def _compare(stage: Stage, plain: Conversation, streamed: Conversation) -> list[Finding]:

@@ -53,6 +53,27 @@ Faults (--fault NAME[=VALUE], or OLLAMA_SIMULATED_FAULT="name[=value],...")
   duplicate-id      all calls have the same id
   index-zero        all calls have the index 0
   no-done           streams end without `data: [DONE]`
+  cut-stream        the runner ends in the middle of every answer, without its final message
+  no-length         an answer cut by max_tokens ends with "stop"
+  soft-errors       errors of /v1/chat/completions come with HTTP 200
+  refuse-null       histories with `content: null` are refused with HTTP 400
+  refuse-parts      messages whose content is an array of parts are refused with HTTP 400
+  broken-template   renders with the template of the GGUF: the model is never shown a tool
+  no-growth         tools are not counted among the prompt's tokens
+  cross-talk        two requests that are answered at once get each other's answers
+Faults of the model itself, of the rules of canary and myqwen2 (not of a script):
+  wrong-tool        calls the next of the declared tools
+  string-types      numbers and booleans in arguments come as strings
+  extra-argument    adds an argument that nobody declared
+  wrong-enum        values out of a list come in capitals
+  escape-strings    `<`, `>`, `&` and quotes in arguments come as HTML has them
+  one-call          makes the first of several calls only
+  repeat-call       makes the same call again after its result
+  give-up           apologises where a tool says what was wrong
+  ignore-results    answers without the result
+  guess             makes up what it should ask for
+  always-call       calls a tool where none fits
+  leak-tags         every text ends with a token of the chat template
   start-fails       exits 2 at start, as a server does that finds a damaged store
   version=VERSION   reports another version (also OLLAMA_SIMULATED_VERSION)
 Without `gpu` and `cpu` it is a machine without a GPU: size_vram is 0.
@@ -73,6 +94,7 @@ import email.utils
 import errno
 import functools
 import hashlib
+import html
 import http.client
 import http.server
 import ipaddress
@@ -2241,6 +2263,26 @@ FAULTS: dict[str, str] = {
     "duplicate-id": "",
     "index-zero": "",
     "no-done": "",
+    "cut-stream": "",
+    "no-length": "",
+    "soft-errors": "",
+    "refuse-null": "",
+    "refuse-parts": "",
+    "broken-template": "",
+    "no-growth": "",
+    "cross-talk": "",
+    "wrong-tool": "",
+    "string-types": "",
+    "extra-argument": "",
+    "wrong-enum": "",
+    "escape-strings": "",
+    "one-call": "",
+    "repeat-call": "",
+    "give-up": "",
+    "ignore-results": "",
+    "guess": "",
+    "always-call": "",
+    "leak-tags": "",
     "start-fails": "",
     "version": "VERSION",
 }
@@ -2272,6 +2314,7 @@ def parse_faults(items: Sequence[str]) -> dict[str, str]:
 
 
 # ------------------------------------------------------------ the scripted brain
+Calls = list[tuple[str, Params]]
 NO_ANSWER = "I am a simulated model and have no answer for that."
 ASK_PLACE = (
     "Of course, I can help with that. Could you please tell me the city and state you are interested in?"
@@ -2333,6 +2376,44 @@ def _find_days(text: str) -> int | None:
     return _NUMBER_WORDS.index(word) + 1 if word in _NUMBER_WORDS else None
 
 
+_ORDER = re.compile(r"\bcall `([\w-]+)` with exactly these arguments:\s*", re.IGNORECASE)
+_CHAINED = re.compile(
+    r"\bcall `(?P<tool>[\w-]+)` with the `(?P<key>\w+)` (?:from|of|in) (?:that|its|the) result", re.IGNORECASE
+)
+_CORRECTION = re.compile(r"use [\"'`]([^\"'`]+)[\"'`] instead of [\"'`]([^\"'`]+)[\"'`]", re.IGNORECASE)
+
+
+def _find_orders(text: str) -> Calls:
+    """Every "call `tool` with exactly these arguments: {JSON}" of a text, in order."""
+    orders = []
+    for match in _ORDER.finditer(text):
+        try:
+            arguments, _ = json.JSONDecoder().raw_decode(text, match.end())
+        except ValueError:
+            continue
+        if isinstance(arguments, dict):
+            orders.append((match.group(1), arguments))
+    return orders
+
+
+def _find_value(result: str, key: str) -> Json:
+    """What a result, a JSON object, says under `key`; None where it is none or says nothing."""
+    try:
+        value = json.loads(result)
+    except ValueError:
+        return None
+    return value.get(key) if isinstance(value, dict) else None
+
+
+def _replaced(value: Json, old: str, new: str) -> Json:
+    """`value` with the text `new` wherever a text is `old`."""
+    if isinstance(value, dict):
+        return {key: _replaced(item, old, new) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_replaced(item, old, new) for item in value]
+    return new if value == old else value
+
+
 def _property(function: Params, *words: str) -> str | None:
     properties = function["parameters"].get("properties") or {}
     for key in properties:
@@ -2352,11 +2433,14 @@ def write_calls(calls: Sequence[tuple[str, Params]]) -> str:
 
 class Brain:
     """The model's part in the smoke suite's conversations, as rules over the declared tools and the
-    messages.
+    messages. `faults` are the ways in which it misbehaves.
     """
 
-    def __init__(self, tools: Sequence[Params], messages: Sequence[Message]) -> None:
+    def __init__(
+        self, tools: Sequence[Params], messages: Sequence[Message], faults: Sequence[str] = ()
+    ) -> None:
         self.tools = tools
+        self.faults = faults
         self.messages = [message for message in messages if message.role in ("user", "assistant", "tool")]
         users = [message.content for message in messages if message.role == "user"]
         self.last = users[-1] if users else ""
@@ -2364,8 +2448,22 @@ class Brain:
 
     def answer(self) -> str:
         """What the model writes, tags and all."""
+        said = self._decide()
+        after_result = bool(self.messages) and self.messages[-1].role == "tool"
+        if after_result and "repeat-call" in self.faults:
+            said = list(self._last_calls())
+        if isinstance(said, str) and "always-call" in self.faults and self.tools and not after_result:
+            said = [(str(self.tools[0]["name"]), _make_up(self.tools[0]["parameters"]))]
+        if isinstance(said, str):
+            return said + "<|im_end|>" if "leak-tags" in self.faults else said
+        return write_calls(spoil_calls(said, self.tools, self.faults))
+
+    def _decide(self) -> str | Calls:
         if self.messages and self.messages[-1].role == "tool":
-            return self._tell_results()
+            return self._follow_results() or self._tell_results()
+        orders = self._known(_find_orders(self.last))
+        if orders:
+            return orders
         for function in self.tools:
             if _property(function, "query", "sql") and re.search(
                 r"album|artist|track|genre|playlist|invoice|customer|song", self.last, re.IGNORECASE
@@ -2376,7 +2474,48 @@ class Brain:
             r"weather|forecast|temperature|raining|cold|warm", self.asked, re.IGNORECASE
         ):
             return self._weather(weather)
+        if re.search(r"\b(?:was|were|did|said|again)\b", self.last, re.IGNORECASE):
+            return self._recall()
         return NO_ANSWER
+
+    def _known(self, calls: Sequence[tuple[str, Params]]) -> Calls:
+        """Those of the calls whose tool is declared."""
+        names = [function["name"] for function in self.tools]
+        return [call for call in calls if call[0] in names]
+
+    def _follow_results(self) -> Calls:
+        """The call that the results ask for: the next one of the user's order, or a corrected one."""
+        calls = self._last_calls()
+        result = self.messages[-1].content
+        if "give-up" in self.faults and "error" in result.lower():
+            return []
+        correction = _CORRECTION.search(result)
+        if correction and "error" in result.lower():
+            new, old = correction.groups()
+            corrected = [(name, _replaced(arguments, old, new)) for name, arguments in calls]
+            return self._known([call for call in corrected if call not in calls])
+        chained = _CHAINED.search(self.last)
+        if chained and all(name != chained["tool"] for name, _ in calls):
+            value = _find_value(result, chained["key"])
+            return self._known([(chained["tool"], {chained["key"]: value})]) if value is not None else []
+        return []
+
+    def _recall(self) -> str:
+        """The results that came before the last question, once more."""
+        told = [message.content for message in self.messages if message.role == "tool"]
+        return "It was: {}.".format("; ".join(told)) if told else NO_ANSWER
+
+    def _places_before(self, functions: Sequence[Params]) -> list[str]:
+        """The places of the last calls, for a question that says "there"."""
+        if not re.search(r"\bthere\b", self.asked, re.IGNORECASE):
+            return []
+        keys = {str(f["name"]): _property(f, "location", "city", "place") or "" for f in functions}
+        return [
+            arguments[keys[name]] for name, arguments in self._last_calls() if keys.get(name) in arguments
+        ]
+
+    def _last_calls(self) -> Sequence[tuple[str, Params]]:
+        return next((message.calls for message in reversed(self.messages) if message.calls), ())
 
     def _open_question(self) -> str:
         """The user's texts since the last call or answer that was not a question, joined."""
@@ -2388,21 +2527,14 @@ class Brain:
                 break
         return "\n".join(reversed(texts))
 
-    def _query(self, function: Params) -> str:
+    def _query(self, function: Params) -> str | Calls:
         argument = _property(function, "query", "sql") or "query"
         joins = {"album": ("Album", "Title"), "artist": ("Artist", "Name"), "genre": ("Genre", "Name")}
         counted = re.search(
             r"how many (album|artist|track|genre|playlist|invoice|customer)", self.last, re.IGNORECASE
         )
         if counted:
-            return write_calls(
-                [
-                    (
-                        function["name"],
-                        {argument: f"SELECT COUNT(*) FROM {counted.group(1).capitalize()}"},
-                    )
-                ]
-            )
+            return [(function["name"], {argument: f"SELECT COUNT(*) FROM {counted.group(1).capitalize()}"})]
         top = re.search(r"\btop (\d+)|\bwhich (\d+)|\bthe (\d+) ", self.last)
         limit = int(next(filter(None, top.groups()))) if top else 1
         word = next((word for word in joins if word in self.last.lower()), "track")
@@ -2424,13 +2556,14 @@ class Brain:
             table,
             limit,
         )
-        return write_calls([(function["name"], {argument: sql})])
+        return [(function["name"], {argument: sql})]
 
-    def _weather(self, functions: Sequence[Params]) -> str:
+    def _weather(self, functions: Sequence[Params]) -> str | Calls:
         *before, last = self.asked.split("\n")
         places = [place for text in before for place in _find_places(text)] or _find_places(last)
         if not places and before:
             places = _bare_place(last)
+        places = places or self._places_before(functions)
         days = (
             _find_days(self.asked)
             if not before
@@ -2445,9 +2578,11 @@ class Brain:
             if ahead and forecast
             else next((f for f in functions if not _property(f, "day")), functions[0])
         )
+        day_key = _property(function, "day")
+        if "guess" in self.faults:
+            places, days = places or ["Paris, France"], days or 3
         if not places:
             return ASK_PLACE
-        day_key = _property(function, "day")
         if day_key and days is None:
             return ASK_DAYS % " and ".join(places)
         unit_key = _property(function, "format", "unit")
@@ -2460,7 +2595,7 @@ class Brain:
             if day_key:
                 arguments[day_key] = days
             calls.append((str(function["name"]), arguments))
-        return write_calls(calls)
+        return calls
 
     def _tell_results(self) -> str:
         results: list[str] = []
@@ -2468,8 +2603,9 @@ class Brain:
             if message.role != "tool":
                 break
             results.insert(0, message.content)
-        calls = next((m.calls for m in reversed(self.messages) if m.calls), ())
-        asks_data = any("SELECT" in json.dumps(arguments) for _, arguments in calls)
+        if "ignore-results" in self.faults:
+            return "It is done."
+        asks_data = any("SELECT" in json.dumps(arguments) for _, arguments in self._last_calls())
         if asks_data and len(results) == 1:
             if "error" in results[0].lower():
                 return "Sorry, the {}.".format(results[0].rstrip("."))
@@ -2483,6 +2619,77 @@ class Brain:
         if re.search(r"album", self.last, re.IGNORECASE) and len(names) == 1:
             return f"The album with the most tracks is {found}."
         return f"The answer is {found}."
+
+
+def _make_up(schema: Params) -> Json:
+    """Some value that fits a tool's schema, with what is required and nothing else."""
+    if schema.get("enum"):
+        return schema["enum"][0]
+    kind = schema.get("type")
+    if kind == "object":
+        properties = schema.get("properties") or {}
+        return {key: _make_up(properties[key]) for key in schema.get("required") or () if key in properties}
+    made: Params = {"integer": 1, "number": 1.5, "boolean": True, "array": []}
+    return made.get(str(kind), "something")
+
+
+def spoil_calls(calls: Calls, tools: Sequence[Params], faults: Sequence[str]) -> Calls:
+    """The calls as a model with these faults makes them."""
+    names = [str(tool["name"]) for tool in tools]
+    spoiled = []
+    for name, given in calls[:1] if "one-call" in faults else calls:
+        tool = next((tool for tool in tools if tool["name"] == name), None)
+        arguments: Params = dict(given)
+        if "wrong-enum" in faults and tool is not None:
+            properties = tool["parameters"].get("properties") or {}
+            listed = [key for key in arguments if (properties.get(key) or {}).get("enum")]
+            arguments.update((key, arguments[key].upper()) for key in listed)
+        if "string-types" in faults:
+            arguments = _changed(arguments, _as_text)
+        if "escape-strings" in faults:
+            arguments = _changed(
+                arguments, lambda value: html.escape(value) if isinstance(value, str) else value
+            )
+        if "extra-argument" in faults:
+            arguments["confidence"] = 0.9
+        wrong = "wrong-tool" in faults and name in names
+        spoiled.append((names[(names.index(name) + 1) % len(names)] if wrong else name, arguments))
+    return spoiled
+
+
+def _changed(value: Json, change: Callable[[Json], Json]) -> Json:
+    """`value` with every leaf changed."""
+    if isinstance(value, dict):
+        return {key: _changed(item, change) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_changed(item, change) for item in value]
+    return change(value)
+
+
+def _as_text(value: Json) -> Json:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+class Crossing:
+    """The fault `cross-talk`: of two requests that are answered at once, each gets the other's answer."""
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._waiting: list[list[str]] = []
+
+    def cross(self, text: str, seconds: float = 0.3) -> str:
+        """The text of another request that comes within `seconds`, or one's own."""
+        with self._condition:
+            if self._waiting:
+                slot = self._waiting.pop()
+                theirs, slot[0] = slot[0], text
+                self._condition.notify_all()
+                return theirs
+            slot = [text]
+            self._waiting.append(slot)
+            if not self._condition.wait_for(lambda: slot not in self._waiting, seconds):
+                self._waiting.remove(slot)
+            return slot[0]
 
 
 # ------------------------------------------------------------ requests as Go decodes them
@@ -3219,6 +3426,7 @@ class Engine:
         self.store = store
         self.lock = threading.RLock()
         self.loaded: dict[str, Loaded] = {}
+        self.crossing = Crossing()
 
     def running(self) -> list[Loaded]:
         """Loaded models that have not expired, the longest remaining first."""
@@ -3313,7 +3521,8 @@ class Engine:
             played = self._played(messages)
             limits = request_options
         elif self.has_brain(model):
-            text = Brain(tools, messages).answer()
+            text = Brain(() if "broken-template" in faults else tools, messages, tuple(faults)).answer()
+            text = self.crossing.cross(text) if "cross-talk" in faults else text
             played = Played(tuple(split_pieces(text)), "stop")
             limits = options
         else:
@@ -3323,7 +3532,12 @@ class Engine:
         if "swallow" in faults:
             yield Piece("", "stop", prompt_tokens, max(1, len(played.chunks)))
             return
-        yield from play(played, int(limits.get("num_predict") or 0), limits.get("stop") or [], prompt_tokens)
+        if "cut-stream" in faults:
+            played = Played(played.chunks[: max(1, len(played.chunks) // 2)], None)
+        limit, stops = int(limits.get("num_predict") or 0), limits.get("stop") or []
+        for piece in play(played, limit, stops, prompt_tokens):
+            cut = "no-length" in faults and piece.reason == "length"
+            yield replace(piece, reason="stop") if cut else piece
 
     def _played(self, messages: Sequence[Message]) -> Played:
         assert self.settings.script is not None
@@ -4270,11 +4484,19 @@ class Simulation:
             fields = self._decode(request, OPENAI_CHAT_REQUEST, missing="EOF")
             if not fields["messages"]:
                 raise ApiError(400, "[] is too short - 'messages'")
-            converted = convert_chat_request(fields)
+            self._refuse_if_asked(fields["messages"])
+            self._run_chat(convert_chat_request(fields), self._openai_face(response, fields, chat=True))
         except ApiError as error:
             response.json(error.status, openai_error_value(error.message, "invalid_request_error"))
-            return
-        self._run_chat(converted, self._openai_face(response, fields, chat=True))
+        if "soft-errors" in self.settings.faults:
+            response.status = 200
+
+    def _refuse_if_asked(self, messages: Sequence[Params]) -> None:
+        faults = self.settings.faults
+        if "refuse-null" in faults and any(message["content"] is None for message in messages):
+            raise ApiError(400, "simulated: `content` is null")
+        if "refuse-parts" in faults and any(isinstance(message["content"], list) for message in messages):
+            raise ApiError(400, "simulated: `content` is an array")
 
     def openai_completion(self, request: Request, response: Response, _: str) -> None:
         """POST /v1/completions."""
@@ -4396,14 +4618,15 @@ class Simulation:
         """The rendered prompt and its tokens; a script needs neither, and has 31 as the recorded runs had."""
         if self.settings.script is not None and not fields["_debug_render_only"]:
             return "", 31
-        text = model.template.text
+        faults = self.settings.faults
+        text = CHATML_TEMPLATE if "broken-template" in faults else model.template.text
         messages = _mark_images(messages)
         prompt, tokens, limit = "", 0, self.engine.context_length(model)
         truncate = fields["truncate"] is not False
         for start in range(len(messages)):
             kept = [message for message in messages[:start] if message.role == "system"] + messages[start:]
             prompt = render_prompt(text, kept, tools)
-            tokens = count_tokens(prompt)
+            tokens = count_tokens(render_prompt(text, kept, ()) if "no-growth" in faults else prompt)
             if tokens <= limit or not truncate or start == len(messages) - 1:
                 break
         if tokens > limit and not truncate:

@@ -1,8 +1,8 @@
 """Holds conversations through whichever official `openai` client the Python that runs this has: 1.x or newer.
 
 A program of its own, since two versions fit into no environment. Standard input is an object with `base_url`,
-`model`, `database` (a file) and `conversations`: each has `system`, `tools` and the texts of `user`. It prints
-`version`, and as `plain` and as `stream` every reply of each conversation, put together as programs do.
+`model`, `database` (a file) and `conversations`: each has `system`, `tools`, the texts of `user`. It prints
+`version`, and as `plain` and `stream` every reply of each conversation, put together as programs do.
 """
 
 from __future__ import annotations

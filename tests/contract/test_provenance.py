@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from healthchecks.api import server_version
 from healthchecks.case import load_cases
 from healthchecks.check import Check
 from healthchecks.context import check_context
@@ -16,6 +18,8 @@ from healthchecks.endpoint import Endpoint
 from healthchecks.provenance import check_provenance
 from healthchecks.wire import send
 from testbed.ollama import ARTICLE_TEMPLATE, CHATML_TEMPLATE, CORRECTED_TEMPLATE, start_server
+from tests.contract.ollama_binaries import free_address, serve, wait_ready
+from tests.contract.test_smoke_suite import create_canary
 
 CORE = ("ask_database", "no_tools", "weather_forecast", "weather_one_call", "weather_parallel")
 
@@ -71,6 +75,16 @@ def test_the_articles_own_template_is_caught(url: str, database: Path) -> None:
     assert "{object <nil> <nil> [" in check.data["faults"][0]["evidence"]
 
 
+def test_a_template_that_the_server_replaced_is_caught(database: Path) -> None:
+    with start_server(faults=["broken-template"]) as server:
+        check = provenance(server.url, "canary", database, "0.32.15")
+    assert (check.ok, check.data["judged"]) == (False, True)
+    reasons = {fault["reason"]: fault["hint"] for fault in check.data["faults"]}
+    assert "1 tool of 1 not in the prompt as JSON: `ask_database`" in reasons
+    replaced = reasons["the prompt was not made by the model's TEMPLATE: none of its longer texts is in it"]
+    assert "OLLAMA_GO_TEMPLATE=1" in replaced
+
+
 def test_a_model_without_tools_is_refused_with_what_the_server_says(url: str, database: Path) -> None:
     create(url, "deaf", template=CHATML_TEMPLATE)
     check = provenance(url, "deaf", database)
@@ -122,6 +136,53 @@ def test_a_context_without_room_for_the_answer_is_said(url: str, database: Path)
     check = context(url, "tight", database)
     assert check.ok
     assert check.reason.endswith(" are left for an answer that may have 512")
+
+
+@pytest.fixture(scope="module")
+def real_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server from `OLLAMA_BIN` that serves the canary to two at once."""
+    if "OLLAMA_BIN" not in os.environ:
+        pytest.skip("OLLAMA_BIN names no real ollama")
+    state = tmp_path_factory.mktemp("real")
+    binary = Path(os.environ["OLLAMA_BIN"])
+    with serve(binary, state, free_address(), OLLAMA_NUM_PARALLEL="2") as server:
+        wait_ready(server)
+        create_canary(server.url)
+        yield server.url
+
+
+def real_version(url: str) -> str:
+    return str(server_version(url).data["version"])
+
+
+def test_a_real_server_shows_everything(real_url: str, database: Path) -> None:
+    endpoint = Endpoint(real_url, "canary", server=f"ollama/{real_version(real_url)}")
+    check = check_provenance(endpoint, load_cases(), database=database)
+    assert check.ok, check.reason
+    known = {fault["known"] for fault in check.data["faults"]}
+    assert known <= {
+        None,
+        "ollama: `required` of nested objects is dropped",
+        "ollama: each part of a tool's result is a message",
+    }
+
+
+def test_the_articles_own_template_is_caught_on_a_real_server(real_url: str, database: Path) -> None:
+    create(real_url, "published", template=ARTICLE_TEMPLATE)
+    check = provenance(real_url, "published", database, real_version(real_url))
+    assert "`<nil>`: a value printed by Go instead of JSON" in check.reason
+    assert not check.ok
+
+
+def test_a_real_server_cuts_a_prompt_that_is_longer_than_one_share(real_url: str, database: Path) -> None:
+    # Ollama makes OLLAMA_NUM_PARALLEL times num_ctx: a request has all of num_ctx, whoever else is served.
+    create(real_url, "narrow", parameters={"num_ctx": 700})
+    fits = check_context(Endpoint(real_url, "narrow"), load_cases(["ask_database"]), database=database)
+    assert (fits.ok, fits.data["context_tokens"]) == (True, 700)
+    assert fits.data["prompt_tokens"] > 350
+    create(real_url, "narrow", parameters={"num_ctx": 400})
+    cut = check_context(Endpoint(real_url, "narrow"), load_cases(["ask_database"]), database=database)
+    assert (cut.ok, cut.data["clipped"], cut.data["context_tokens"]) == (False, True, 400)
 
 
 def test_a_model_that_is_not_there_is_not_judged(url: str, database: Path) -> None:

@@ -73,6 +73,18 @@ def fail(client: socket.socket, _: threading.Event) -> None:
     client.sendall(b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n")
 
 
+def answer_a_hundred_megabytes(client: socket.socket, _: threading.Event) -> None:
+    client.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 104857600\r\n\r\n")
+    for _piece in range(100):
+        client.sendall(b"[" * 1024 * 1024)
+
+
+def send_forever_one_event(client: socket.socket, over: threading.Event) -> None:
+    client.sendall(SSE_HEAD + b"data: {")
+    while not over.wait(0.01):
+        client.sendall(b'"a": ')
+
+
 def answer_a_login_page(client: socket.socket, _: threading.Event) -> None:
     page = b"<html>login</html>"
     head = f"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: {len(page)}\r\n\r\n"
@@ -118,16 +130,16 @@ def serving(behaviour: Behaviour) -> Iterator[str]:
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Callable[[str, str], CaseResult]:
+def run(tmp_path: Path) -> Callable[..., CaseResult]:
     make_database(tmp_path / "music.sqlite", seed=1)
 
-    def run_one(url: str, mode: str) -> CaseResult:
+    def run_one(url: str, mode: str, deadline_seconds: float = DEADLINE_SECONDS) -> CaseResult:
         (result,) = run_suite(
             Endpoint(url, "m"),
             load_cases(["no_tools"]),
             database=tmp_path / "music.sqlite",
             modes=[mode],
-            deadline_seconds=DEADLINE_SECONDS,
+            deadline_seconds=deadline_seconds,
         )
         return result
 
@@ -142,6 +154,7 @@ def run(tmp_path: Path) -> Callable[[str, str], CaseResult]:
         (drip_the_head, "stream", "no answer within 0.4 s", 1),
         (hang_in_the_body, "stream", "the answer did not end within 0.4 s", 47),
         (never_end, "stream", "the answer ", 47),
+        (send_forever_one_event, "stream", "the answer did not end within 0.4 s", 47),
         (cut_the_json, "plain", "IncompleteRead", 47),
         (hang_up, "plain", "Remote end closed connection without response", 1),
     ],
@@ -175,6 +188,39 @@ def test_a_whole_answer_that_is_no_reply_breaks_its_rule(
         result = run(url, mode)
     assert (result.passed, result.error) == (False, None)
     assert rule in {finding.rule for finding in result.findings}
+
+
+@pytest.mark.parametrize("mode", ["plain", "stream"])
+def test_a_reply_of_a_hundred_megabytes_is_not_read_to_its_end(
+    run: Callable[..., CaseResult], mode: str
+) -> None:
+    with serving(answer_a_hundred_megabytes) as url:
+        result = run(url, mode, 60.0)
+    assert not result.passed
+    assert result.error == f"the answer is larger than {LARGEST_BODY_BYTES} bytes"
+    assert 47 in {finding.rule for finding in result.findings}
+    assert len(result.exchanges[0].body) < LARGEST_BODY_BYTES + 1024 * 1024
+
+
+def test_concurrent_conversations_with_a_server_that_hangs_end_in_time(tmp_path: Path) -> None:
+    make_database(tmp_path / "music.sqlite", seed=1)
+    with serving(hang) as url:
+        started = time.monotonic()
+        results = run_suite(
+            Endpoint(url, "m"),
+            load_cases(["concurrent_calls"]),
+            database=tmp_path / "music.sqlite",
+            deadline_seconds=DEADLINE_SECONDS,
+            runs=2,
+        )
+        assert time.monotonic() - started < IN_TIME_SECONDS
+    assert [(result.run, result.passed, len(result.findings)) for result in results] == [
+        (1, False, 4),
+        (1, False, 4),
+        (2, False, 4),
+        (2, False, 4),
+    ]
+    assert {result.error for result in results} == {"no answer within 0.4 s"}
 
 
 def test_a_server_that_is_not_there_is_an_error(run: Callable[[str, str], CaseResult]) -> None:

@@ -34,6 +34,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--fleet-url", metavar="URL", help="this OpenAI-compatible endpoint")
     group.addoption("--fleet-model", metavar="NAME", help="the model to ask it for")
     group.addoption("--fleet-key-env", metavar="VARIABLE", help="the variable that holds its key")
+    group.addoption("--fleet-level", metavar="LEVEL", help="core or extended cases, as `--level` of ./fleet")
     group.addoption("--fleet-server", metavar="NAME/VERSION", help="what it is, so that known faults warn")
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from console.proof import Suite, cases_for, endpoint_of, examine_model
+from console.proof import Suite, cases_for, check_cases, endpoint_of, examine_model
 from console.run import Run, make_sources, transport_for
 from console.smoke import AskedEndpoint, reach, request_for
 from deploy.desired import Desired, DesiredModel
@@ -65,6 +65,8 @@ class Stage:
 def make_subjects(config: pytest.Config) -> tuple[Subject, ...]:
     """As the options say; none without them. Raises FleetError for what cannot be meant."""
     inventory, url = config.getoption("fleet_inventory", None), config.getoption("fleet_url", None)
+    level = config.getoption("fleet_level", None)
+    check_cases(None, level)
     if url is not None:
         asked = AskedEndpoint(
             url=url,
@@ -72,7 +74,7 @@ def make_subjects(config: pytest.Config) -> tuple[Subject, ...]:
             key_env=config.getoption("fleet_key_env"),
             server=config.getoption("fleet_server"),
         )
-        return (_endpoint_subject(asked, asked.endpoint()),)
+        return (_endpoint_subject(asked, asked.endpoint(), level),)
     if inventory is None:
         return ()
     run = Run(
@@ -82,7 +84,7 @@ def make_subjects(config: pytest.Config) -> tuple[Subject, ...]:
         forks=1,
         stop_requested=threading.Event(),
     )
-    return tuple(_host_subject(desired, model) for desired in run.hosts() for model in desired.models)
+    return tuple(_host_subject(desired, model, level) for desired in run.hosts() for model in desired.models)
 
 
 def silent_report() -> Report:
@@ -90,15 +92,15 @@ def silent_report() -> Report:
     return Report(as_json=True, stdout=io.StringIO(), stderr=io.StringIO())
 
 
-def _endpoint_subject(asked: AskedEndpoint, endpoint: Endpoint) -> Subject:
+def _endpoint_subject(asked: AskedEndpoint, endpoint: Endpoint, level: str | None) -> Subject:
     def open_it(_suite: Suite, _opened: ExitStack) -> Opened:
         return reach(asked.host, endpoint)
 
-    return Subject(name=f"{asked.host}-{endpoint.model}", cases=load_cases(), open=open_it)
+    return Subject(name=f"{asked.host}-{endpoint.model}", cases=load_cases(level=level), open=open_it)
 
 
-def _host_subject(desired: Desired, model: DesiredModel) -> Subject:
-    cases = cases_for(uses_tools=model.uses_tools)
+def _host_subject(desired: Desired, model: DesiredModel, level: str | None) -> Subject:
+    cases = cases_for(level or model.cases, uses_tools=model.uses_tools)
 
     def open_it(suite: Suite, opened: ExitStack) -> Opened:
         transport = transport_for(desired)

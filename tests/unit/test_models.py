@@ -94,6 +94,7 @@ def test_the_project_ships_two_models_with_tools() -> None:
     models = parse_models(MODELFILES)
     assert list(models) == ["myqwen2", "canary"]
     assert all(spec.uses_tools for spec in models.values())
+    assert {name: spec.cases for name, spec in models.items()} == {"myqwen2": "extended", "canary": "core"}
     assert models["myqwen2"].repo == "qwen/Qwen2-7B-Instruct-GGUF"
     assert models["myqwen2"].file == "qwen2-7b-instruct-q5_k_m.gguf"
 
@@ -120,6 +121,7 @@ def test_the_canary_is_a_desired_model() -> None:
     )
     assert model.weights.file == "canary/canary.gguf"
     assert model.uses_tools
+    assert model.cases == "core"
     assert model.modelfile.parameters["num_thread"] == 1
     assert model.modelfile.parameters["num_ctx"] == 4096
     assert "repeat_penalty" in model.modelfile.parameters
@@ -196,6 +198,7 @@ def test_a_missing_models_toml_is_named(tmp_path: Path) -> None:
         ),
         ("[canary]\ntools = true\n", 1, "the key `canary.weights` is missing", None),
         (model_table(tools='"yes"'), 4, "`canary.tools` has a wrong value", None),
+        (model_table(cases='"all"'), 5, "`canary.cases` has a wrong value", None),
         (model_table(tools="1"), 4, "`canary.tools` has a wrong value", None),
         (
             model_table(weights='{ repo = "x", file = "a" }'),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from healthchecks import endpoint as endpoint_module
+from healthchecks.case import parse_case
 from healthchecks.database import UnusableDatabaseError, make_database, most_tracks_album
 from healthchecks.runner import CaseResult, Endpoint, load_cases, run_suite
 from healthchecks.toolcalls import WARN
@@ -32,6 +34,8 @@ class Say:
     text: str = ""
     calls: Sequence[tuple[str, Mapping[str, Any]]] = ()
     status: int = 200
+    prompt_tokens: int | None = 5
+    id_: str | None = None
 
 
 Model = Callable[[Mapping[str, Any]], Say]
@@ -72,7 +76,7 @@ def answer(request: Mapping[str, Any], say: Say) -> Answer:
         return Answer(say.status, {"Content-Type": "application/json"}, json.dumps(error).encode())
     calls = [
         {
-            "id": f"call_{next(CALL_IDS)}",
+            "id": say.id_ or f"call_{next(CALL_IDS)}",
             "index": index,
             "type": "function",
             "function": {"name": name, "arguments": json.dumps(arguments)},
@@ -82,7 +86,8 @@ def answer(request: Mapping[str, Any], say: Say) -> Answer:
     message = {"role": "assistant", "content": None, "tool_calls": calls} if calls else {}
     message = message or {"role": "assistant", "content": say.text}
     finish = "tool_calls" if calls else "stop"
-    usage = {"prompt_tokens": 5, "completion_tokens": 7, "total_tokens": 12}
+    prompt = say.prompt_tokens
+    usage = {"prompt_tokens": prompt, "completion_tokens": 7, "total_tokens": 7 + (prompt or 0)}
     shared = {"id": "chatcmpl-1", "created": 1, "model": request["model"]}
     if not request["stream"]:
         choice = {"index": 0, "message": message, "finish_reason": finish}
@@ -106,7 +111,13 @@ def database(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def play(database: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[CaseResult, ...]]:
-    def run(model: Model, *names: str, sent: list[Mapping[str, Any]] | None = None) -> tuple[CaseResult, ...]:
+    def run(
+        model: Model,
+        *names: str,
+        sent: list[Mapping[str, Any]] | None = None,
+        runs: int = 1,
+        server: str | None = None,
+    ) -> tuple[CaseResult, ...]:
         def send(method: str, url: str, payload: Mapping[str, Any], **_: object) -> Answer:
             assert (method, url) == ("POST", "http://server/v1/chat/completions")
             if sent is not None:
@@ -114,7 +125,8 @@ def play(database: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple
             return answer(payload, model(payload))
 
         monkeypatch.setattr(endpoint_module, "send", send)
-        return run_suite(Endpoint("http://server", "m"), load_cases(names or None), database=database)
+        cases = load_cases(names or None, "core")
+        return run_suite(Endpoint("http://server", "m", server=server), cases, database=database, runs=runs)
 
     return run
 
@@ -283,6 +295,220 @@ def test_a_refused_history_is_blamed_on_its_null_content_or_on_its_results(
 
     for result in play(model, "ask_database"):
         assert rules(result)[-1] == rule
+
+
+TOOLS = {
+    name: {"description": name, "parameters": {"type": "object", "properties": {"x": {"type": "integer"}}}}
+    for name in ("look_up", "put_down")
+}
+Custom = Callable[..., tuple[CaseResult, ...]]
+
+
+@pytest.fixture
+def play_custom(database: Path, monkeypatch: pytest.MonkeyPatch) -> Custom:
+    """Plays a case of the test's own against a model."""
+
+    def run(
+        model: Model, server: str | None = None, sent: list[Mapping[str, Any]] | None = None, **case: object
+    ) -> tuple[CaseResult, ...]:
+        def send(_: str, __: str, payload: Mapping[str, Any], **___: object) -> Answer:
+            if sent is not None:
+                sent.append(payload)
+            return answer(payload, model(payload))
+
+        monkeypatch.setattr(endpoint_module, "send", send)
+        text = json.dumps({"about": "x", "level": "extended", "tools": list(TOOLS), **case})
+        endpoint = Endpoint("http://server", "m", server=server)
+        return run_suite(endpoint, [parse_case("own", text, TOOLS)], database=database)
+
+    return run
+
+
+def one_turn(rule: int, request: object = None, **expect: object) -> list[Mapping[str, object]]:
+    asked: dict[str, object] = {"user": "go", "expect": {"rule": rule, **expect}}
+    return [{**asked, "request": request} if request else asked]
+
+
+def severities(results: Sequence[CaseResult]) -> list[list[tuple[int, str, str | None]]]:
+    return [[(f.rule, f.severity, f.known) for f in result.findings] for result in results]
+
+
+LOOKING = Say(calls=[("look_up", {"x": 1})])
+
+
+@pytest.mark.parametrize(
+    ("expect", "good", "bad"),
+    [
+        ({"call_of": ["look_up"]}, LOOKING, Say("no")),
+        ({"call_of": ["look_up"]}, LOOKING, Say(calls=[("put_down", {"x": 1})])),
+        ({"call_of": ["look_up"]}, Say(calls=[*LOOKING.calls, ("look_up", {"x": 2})]), Say("")),
+        ({"text": {}}, Say("no"), LOOKING),
+    ],
+)
+def test_a_choice_that_is_ignored_is_rule_59_and_known_of_ollama_only(
+    play_custom: Custom, expect: Mapping[str, object], good: Say, bad: Say
+) -> None:
+    turns = one_turn(59, {"tool_choice": "required"}, **expect)
+    assert severities(play_custom(lambda _: good, turns=turns)) == [[], []]
+    assert (59, "interop", None) in severities(play_custom(lambda _: bad, turns=turns))[0]
+    known = play_custom(lambda _: bad, turns=turns, server="ollama/0.17.5")
+    assert (59, "warn", "ollama#17921") in severities(known)[1]
+
+
+def test_a_choice_that_is_refused_is_as_good_where_the_case_says_so(play_custom: Custom) -> None:
+    turns = one_turn(59, {"tool_choice": "required"}, call_of=["look_up"])
+    refused = play_custom(lambda _: Say(status=400), turns=turns)
+    assert [1 in rules(result) for result in refused] == [True, True]
+    turns = one_turn(59, {"tool_choice": "required"}, call_of=["look_up"], may_refuse=True)
+    assert severities(play_custom(lambda _: Say(status=400), turns=turns)) == [[], []]
+    assert not play_custom(lambda _: Say(status=500), turns=turns)[0].passed
+
+
+def test_what_a_turn_says_besides_is_in_its_request_only(play_custom: Custom) -> None:
+    sent: list[Mapping[str, Any]] = []
+    turns = [*one_turn(57, {"max_tokens": 9, "tool_choice": "none"}, text={}), *one_turn(57, text={})]
+    play_custom(lambda _: Say("yes"), sent=sent, turns=turns)
+    assert [(r["max_tokens"], r.get("tool_choice")) for r in sent] == [(9, "none"), (512, None)] * 2
+
+
+def test_an_end_that_is_not_length_is_rule_62(play_custom: Custom) -> None:
+    turns = one_turn(62, {"max_tokens": 5}, finish="length")
+    for result in play_custom(lambda _: LOOKING, turns=turns):
+        assert severities([result]) == [[(62, "interop", None)]]
+        assert result.findings[0].reason == "`length` expected as the end, `tool_calls` came"
+
+
+@pytest.mark.parametrize(
+    ("counts", "broken"), [((90, 20), []), ((20, 20), [61]), ((10, 20), [61]), ((None, 20), [11, 61])]
+)
+def test_a_prompt_that_does_not_grow_with_tools_is_rule_61(
+    play_custom: Custom, counts: tuple[int | None, int], broken: list[int]
+) -> None:
+    def model(request: Mapping[str, Any]) -> Say:
+        return Say("yes", prompt_tokens=counts[0] if "tools" in request else counts[1])
+
+    for result in play_custom(model, turns=one_turn(61, prompt_grows=True)):
+        assert rules(result) == broken
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "reason"),
+    [
+        (404, {"error": {"message": "no", "type": "api_error"}}, None),
+        (200, {"error": {"message": "no", "type": "api_error"}}, "HTTP 200 came"),
+        (500, {"error": {"message": "no", "type": "api_error"}}, "HTTP 500 came"),
+        (404, {"error": "no"}, "HTTP 404 without an `error` object"),
+        (404, {"error": {"message": "no"}}, "the error object has no text in `type`"),
+        (404, None, "HTTP 404 without JSON"),
+    ],
+)
+def test_an_error_that_does_not_come_as_it_must_is_rule_60(
+    database: Path, status: int, body: object, reason: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = b"<html>" if body is None else json.dumps(body).encode()
+    turns = one_turn(60, {"model": "nope"}, error=[404])
+    case = parse_case("own", json.dumps({"about": "x", "level": "core", "tools": [], "turns": turns}), {})
+    monkeypatch.setattr(endpoint_module, "send", lambda *_, **__: Answer(status, {}, raw))
+    (result,) = run_suite(Endpoint("http://server", "m"), [case], database=database, modes=["plain"])
+    assert rules(result) == ([60] if reason else [])
+    if reason:
+        assert f'with `model` "nope": {reason}' in result.findings[0].reason
+
+
+def test_several_errors_are_asked_for_and_stay_out_of_the_history(play_custom: Custom) -> None:
+    sent: list[Mapping[str, Any]] = []
+    turns = [
+        *one_turn(60, {"messages": "x"}, error=[400]),
+        *one_turn(60, {"tools": 5}, error=[400]),
+        *one_turn(57, text={}),
+    ]
+
+    def model(request: Mapping[str, Any]) -> Say:
+        wrong = request["messages"] == "x" or request.get("tools") == 5
+        return Say(status=400) if wrong else Say("yes")
+
+    assert severities(play_custom(model, turns=turns, sent=sent)) == [[], []]
+    assert sent[1]["messages"] == sent[2]["messages"] == [{"role": "user", "content": "go"}]
+
+
+def test_results_are_sent_in_parts_where_the_case_says_so(play_custom: Custom) -> None:
+    sent: list[Mapping[str, Any]] = []
+    parts = {"results": {"look_up": {"parts": ["a", "b"]}}, "expect": {"rule": 53, "text": {"contains": "b"}}}
+    turns = [*one_turn(55, calls=[{"name": "look_up", "arguments": {}}]), parts]
+    talk = play_custom(
+        lambda r: Say("a b") if r["messages"][-1]["role"] == "tool" else LOOKING, turns=turns, sent=sent
+    )
+    assert [result.passed for result in talk] == [True, True]
+    assert sent[1]["messages"][-1]["content"] == [
+        {"type": "text", "text": "a"},
+        {"type": "text", "text": "b"},
+    ]
+
+
+def test_a_refused_history_of_the_case_is_blamed_too(play_custom: Custom) -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "look_up", "arguments": "{}"}}
+    history = [
+        {"role": "user", "content": "go"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c1", "content": "found"},
+    ]
+
+    def model(request: Mapping[str, Any]) -> Say:
+        return Say(status=400) if any(m["content"] is None for m in request["messages"]) else Say("found")
+
+    for result in play_custom(model, history=history, turns=one_turn(53, text={})):
+        assert rules(result) == [1, 51]
+
+
+def test_each_case_is_played_as_often_as_asked(play: Play) -> None:
+    results = play(good_model, "no_tools", "weather_parallel", runs=3)
+    assert [(r.case, r.run, r.mode) for r in results] == [
+        (case, run, mode)
+        for case in ("no_tools", "weather_parallel")
+        for run in (1, 2, 3)
+        for mode in ("plain", "stream")
+    ]
+
+
+CONCURRENT = [{"user": "look up {n}", "expect": {"rule": 63, "calls": [
+    {"name": "look_up", "arguments": {"x": {"equals": "{n}"}}}]}}]  # fmt: skip
+
+
+def number_of(request: Mapping[str, Any]) -> int:
+    return int(request["messages"][-1]["content"].split()[-1])
+
+
+def test_concurrent_conversations_are_held_at_once_each_with_its_number(play_custom: Custom) -> None:
+    all_there = threading.Barrier(4, timeout=20)
+
+    def model(request: Mapping[str, Any]) -> Say:
+        all_there.wait()
+        return Say(calls=[("look_up", {"x": number_of(request)})])
+
+    results = play_custom(model, concurrent=4, turns=CONCURRENT)
+    assert [(result.passed, len(result.exchanges)) for result in results] == [(True, 4), (True, 4)]
+
+
+def test_arguments_of_another_conversation_are_rule_63(play_custom: Custom) -> None:
+    def model(request: Mapping[str, Any]) -> Say:
+        return Say(calls=[("look_up", {"x": {1: 2, 2: 1}.get(number_of(request), number_of(request))})])
+
+    for result in play_custom(model, concurrent=3, turns=CONCURRENT):
+        assert [(finding.rule, finding.where) for finding in result.findings] == [
+            (63, "conversation 1, reply 1"),
+            (63, "conversation 2, reply 1"),
+        ]
+        assert result.findings[0].reason == "`look_up` came with `x` = 2, expected 1"
+
+
+def test_an_id_of_another_conversation_is_rule_63(play_custom: Custom) -> None:
+    def model(request: Mapping[str, Any]) -> Say:
+        return Say(calls=[("look_up", {"x": number_of(request)})], id_="call_same")
+
+    for result in play_custom(model, concurrent=2, turns=CONCURRENT):
+        (finding,) = result.findings
+        assert (finding.rule, finding.where) == (63, "conversation 2")
+        assert finding.reason == "a call has the id `call_same`, as one of conversation 1"
 
 
 def test_a_database_without_the_tables_is_refused_before_anything_is_sent(tmp_path: Path) -> None:
