@@ -20,6 +20,9 @@ from healthchecks.toolcalls import WARN, Finding
 LEAST_TRIALS = 10
 """Of fewer, on either side, nothing follows."""
 
+FIRST_SHARE = 0.5
+"""A first model whose replies with calls are certainly worse than this is none that calls tools."""
+
 
 @dataclass(frozen=True)
 class Baseline:
@@ -66,7 +69,7 @@ def judge_strictly(results: Sequence[CaseResult], rates: Rates, cases: Sequence[
 def judge_candidate(
     results: Sequence[CaseResult], rates: Rates, cases: Sequence[Case], baseline: Baseline | None
 ) -> Decision:
-    """Against the model that is served; the first one only has to make a good call at all.
+    """Against the model that is served; the first one has to make good calls, and not mostly bad ones.
 
     A rule of the model's doing blocks where the upper end of the run's 95 % interval lies below the served
     model's rate, with at least `LEAST_TRIALS` on both sides.
@@ -75,12 +78,16 @@ def judge_candidate(
     basis = "the first model that is judged by these cases: what is the model's doing does not count yet"
     if baseline is not None:
         basis = f"what is the model's doing is compared with what is served: {baseline.told}"
-    worse = {
+    worse: dict[int, str] = {
         rule: f"rule {rule}: {render_rate(rate)}; the served model had {render_rate(served[rule])}"
         for rule, rate in rates.by_rule.items()
         if rule in served and _is_worse(rate, served[rule])
     }
-    return _decide(basis, results, rates, cases, tuple(worse.values()), frozenset(worse))
+    calls = rates.schema_accuracy
+    told = tuple(worse.values())
+    if baseline is None and calls.successes > 0 and calls.interval[1] < FIRST_SHARE:
+        told = (f"good calls: {render_rate(calls)}; a first model must reach one half",)
+    return _decide(basis, results, rates, cases, told, frozenset(worse))
 
 
 def render_rate(rate: Rate) -> str:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 from healthchecks.case import Case
+from healthchecks.conversation import SERVERS_RULES
 from healthchecks.runner import CaseResult
-from healthchecks.toolcalls import BEHAVIOURAL, RULES, WARN, Call, Exchange, Finding, judge
+from healthchecks.toolcalls import BEHAVIOURAL, WARN, Call, Exchange, Finding, judge
 from healthchecks.toolcalls.asked import Tool, parse_request
 from healthchecks.toolcalls.findings import Findings
 from healthchecks.toolcalls.schema import check_arguments_fit
@@ -106,7 +107,7 @@ def _rate(outcomes: Iterable[bool]) -> Rate:
 
 
 def _behaviour(result: CaseResult, case: Case) -> Iterator[tuple[int, bool]]:
-    """The behavioural rules of one play: those that were met up to the one that was not.
+    """The rules that the expectations of a play name: those that were met up to the one that was not.
 
     What a play did not come to is no trial. One that ended without a reply tells nothing of the model.
     """
@@ -120,8 +121,7 @@ def _behaviour(result: CaseResult, case: Case) -> Iterator[tuple[int, bool]]:
     else:
         ended_well = bool(result.conversation) and result.conversation[-1]["role"] == "assistant"
         met = set() if broken or not ended_well else met
-    behavioural = {rule for rule in met if "B" in RULES[rule].severities}
-    yield from {**dict.fromkeys(behavioural, True), **dict.fromkeys(broken, False)}.items()
+    yield from {**dict.fromkeys(met.difference(SERVERS_RULES), True), **dict.fromkeys(broken, False)}.items()
 
 
 def _judgeable(exchange: Exchange) -> tuple[list[Tool], list[Call]]:

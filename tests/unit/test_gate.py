@@ -61,6 +61,17 @@ def test_a_model_that_makes_no_good_call_is_never_let_in() -> None:
         assert decision.beside_plays == decision.reasons
 
 
+@pytest.mark.parametrize(("calls", "let_in"), [(Rate(2, 76), False), (Rate(1, 4), True), (Rate(8, 20), True)])
+def test_a_first_model_whose_calls_are_mostly_bad_is_not_let_in(calls: Rate, let_in: bool) -> None:
+    decision = judge_candidate([play()], counted(accuracy=calls), CASES, None)
+    assert decision.passed is let_in
+    if not let_in:
+        assert decision.beside_plays == (
+            "good calls: 2 of 76, 3 % (1 to 9 %); a first model must reach one half",
+        )
+    assert judge_candidate([play()], counted(accuracy=calls), CASES, baseline({})).passed
+
+
 def test_a_model_of_which_no_call_is_expected_needs_none() -> None:
     cases = load_cases(["no_tools"])
     assert judge_candidate([play()], counted(accuracy=Rate(0, 0)), cases, None).passed
