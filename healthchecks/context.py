@@ -56,9 +56,8 @@ class _Meter:
             "stream": False,
         }
         asked |= {"truncate": False, "options": {"num_predict": 1}, "tools": list(tools)}
-        answer = send(
-            "POST", root_url(self.endpoint) + "/api/chat", asked, deadline_seconds=self.deadline_seconds
-        )
+        url, key = root_url(self.endpoint) + "/api/chat", self.endpoint.key
+        answer = send("POST", url, asked, deadline_seconds=self.deadline_seconds, key=key)
         return answer.status == 400 and bool(_TOO_LONG.search(answer.body.decode("utf-8", "replace")))
 
     def tool_tokens(self, request: Mapping[str, Any], tools: Sequence[Any], base: int) -> int:
@@ -76,6 +75,11 @@ def check_context(
 
     The context is `context_length` of `/api/ps`: what one request has, since the server multiplies by
     OLLAMA_NUM_PARALLEL itself (`llm/server.go` of Ollama). The model is loaded by this.
+
+    Args:
+        cases: at least one.
+        database: as in `healthchecks.runner.run_suite`.
+        deadline_seconds: for each single request.
 
     Returns:
         A check whose `data` has `judged`; and then `case`, `context_tokens`, `prompt_tokens` (needed),
@@ -119,7 +123,8 @@ def _reason(data: Mapping[str, Any]) -> str:
     prompt, context = data["prompt_tokens"], data["context_tokens"]
     # A tool, or the messages, that do not fit alone were counted as they were cut.
     least = "at least " if data["clipped"] and prompt <= context else ""
-    taken = f"{least}{prompt} of {context} tokens, {data['tool_tokens']} of them for {data['tools']} tools"
+    tools = f"{data['tools']} tool{'' if data['tools'] == 1 else 's'}"
+    taken = f"{least}{prompt} of {context} tokens, {data['tool_tokens']} of them for {tools}"
     said = f"`{data['case']}` takes {taken}"
     if data["clipped"]:
         return f"{said}: the server cuts it; raise `PARAMETER num_ctx` or send fewer tools"

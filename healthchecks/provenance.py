@@ -125,7 +125,8 @@ def render(endpoint: Endpoint, request: Mapping[str, Any], deadline_seconds: flo
 def read_template(endpoint: Endpoint, deadline_seconds: float) -> str | None:
     """The model's TEMPLATE from `/api/show`; None where the server has none to show."""
     asked = {"model": endpoint.model}
-    answer = send("POST", root_url(endpoint) + "/api/show", asked, deadline_seconds=deadline_seconds)
+    url = root_url(endpoint) + "/api/show"
+    answer = send("POST", url, asked, deadline_seconds=deadline_seconds, key=endpoint.key)
     try:
         reply = answer.json()
     except ValueError:

@@ -126,6 +126,82 @@ def test_a_database_is_asked_and_its_answer_told(server: RunningServer, result: 
     assert title in text
 
 
+def tool(name: str, **properties: Any) -> Any:
+    parameters = {"type": "object", "properties": properties, "required": list(properties)}
+    return {"type": "function", "function": {"name": name, "description": name, "parameters": parameters}}
+
+
+def called(name: str, result: str, **arguments: Any) -> list[Any]:
+    """A call in the history and its result."""
+    function = {"name": name, "arguments": json.dumps(arguments)}
+    call = {"id": "call_1", "type": "function", "function": function}
+    return [
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "call_1", "content": result},
+    ]
+
+
+PACK = [tool("pack_crate", goods={"type": "object"}), tool("ship_crate", crate={"type": "integer"})]
+
+
+def test_a_call_that_is_spelled_out_is_made_to_the_letter(server: RunningServer) -> None:
+    goods = {"name": 'a "b" <c>\n', "count": 3, "price": 2.5, "fragile": True, "boxes": [{"kg": 1}, {}]}
+    order = (
+        f"Please call `pack_crate` with exactly these arguments: {json.dumps({'goods': goods})}. Thank you."
+    )
+    assert say(server, PACK, order) == ("", [("pack_crate", {"goods": goods})])
+
+
+def test_several_calls_that_are_spelled_out_are_made_in_order(server: RunningServer) -> None:
+    order = "Call `ship_crate` with exactly these arguments: "
+    orders = [order + json.dumps({"crate": number}) for number in range(1, 6)]
+    assert say(server, PACK, " and ".join(orders))[1] == [("ship_crate", {"crate": n}) for n in range(1, 6)]
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        "Call `open_crate` with exactly these arguments: {}",
+        "Call `pack_crate` with exactly these arguments: {goods}",
+        "Call `pack_crate` with exactly these arguments: [1]",
+    ],
+)
+def test_an_order_for_another_tool_or_without_json_is_not_followed(server: RunningServer, order: str) -> None:
+    assert say(server, PACK, order) == (ollama.NO_ANSWER, [])
+
+
+def test_a_second_call_takes_its_argument_from_the_result(server: RunningServer) -> None:
+    order = (
+        'Call `pack_crate` with exactly these arguments: {"goods": {}}. When you have its result,'
+        " call `ship_crate` with the `crate` from that result."
+    )
+    history = [{"role": "user", "content": order}, *called("pack_crate", '{"crate": 41}', goods={})]
+    assert say(server, PACK, *history) == ("", [("ship_crate", {"crate": 41})])
+    done = called("ship_crate", "It sails at noon", crate=41)
+    assert say(server, PACK, *history, *done) == ("The answer is: It sails at noon.", [])
+
+
+def test_an_error_that_says_what_to_use_is_corrected_once(server: RunningServer) -> None:
+    refused = called(
+        "pack_crate", 'error: use "kg" instead of "stone"', goods={"unit": "stone", "of": ["stone"]}
+    )
+    history = [{"role": "user", "content": "pack"}, *refused]
+    right = {"goods": {"unit": "kg", "of": ["kg"]}}
+    assert say(server, PACK, *history) == ("", [("pack_crate", right)])
+    again = called("pack_crate", 'error: use "kg" instead of "stone"', **right)
+    assert say(server, PACK, *history, *again)[1] == []
+
+
+def test_a_question_about_there_means_the_place_of_the_last_call(server: RunningServer) -> None:
+    told = called("get_current_weather", "11 degrees", location="Oslo, Norway", format="celsius")
+    history = [{"role": "user", "content": "weather in Oslo, Norway?"}, *told]
+    history.append({"role": "assistant", "content": "It is 11 degrees."})
+    follow = {"role": "user", "content": "And what is the forecast there for the next 3 days?"}
+    assert say(server, WEATHER, *history, follow) == ("", [ahead("Oslo, Norway", 3)])
+    asked = {"role": "user", "content": "Sorry, how many degrees was that?"}
+    assert say(server, WEATHER, *history, asked) == ("It was: 11 degrees.", [])
+
+
 def test_without_tools_it_answers_in_text(server: RunningServer) -> None:
     assert say(server, [], "What's the weather like in Glasgow, Scotland?") == (ollama.NO_ANSWER, [])
 

@@ -12,9 +12,12 @@ from typing import Any
 import pytest
 import requests
 
+from console.proof import verify_model
 from deploy.models import desired_model, parse_models
+from deploy.outcomes import VerifyRequest
 from deploy.pins import parse_pins
 from deploy.render import create_request
+from deploy.report import Report
 from healthchecks.api import load_model, loaded, server_version, wait_ready
 from healthchecks.database import make_database
 from healthchecks.gpu import check_residency
@@ -65,7 +68,7 @@ def test_every_case_passes_on_the_simulated_server(suite: Suite, model: str) -> 
 
 
 def test_a_choice_of_tools_is_ignored_as_real_servers_do_and_that_is_known(suite: Suite) -> None:
-    choices = ["tool_choice_named", "tool_choice_none", "tool_choice_required"]
+    choices = ["choice_named", "choice_none", "choice_required"]
     with start_server() as server:
         known = suite(server.url, cases=choices)
         unknown = suite(server.url, cases=choices, server=None)
@@ -111,7 +114,7 @@ def test_a_misbehaving_server_breaks_the_right_rule_in_the_right_cases(
 
 
 EXPLICIT = ("calls_1", "calls_2", "calls_5", "calls_8")
-SPOKEN = ("no_tools", "irrelevant_question")
+SPOKEN = ("no_tools", "irrelevant")
 
 
 @pytest.mark.parametrize(
@@ -123,14 +126,14 @@ SPOKEN = ("no_tools", "irrelevant_question")
         ("wrong-enum", ["arguments_enum", "weather_unit"], 23, ["arguments_numbers"]),
         ("escape-strings", ["strings_markup", "strings_quotes", "strings_sql"], 26, ["strings_cjk"]),
         ("one-call", ["calls_2", "calls_3", "calls_5", "calls_8"], 55, ["calls_1"]),
-        ("repeat-call", ["ask_database", "results_in_parts", "two_tools_follow_up"], 53, ["calls_1"]),
-        ("give-up", ["tool_error_corrected"], 54, ["ask_database", "two_tools_chained"]),
+        ("repeat-call", ["ask_database", "results_in_parts", "follow_up_question"], 53, ["calls_1"]),
+        ("give-up", ["error_corrected"], 54, ["ask_database", "two_tools_chained"]),
         ("ignore-results", ["ask_database", "results_in_parts"], 53, ["calls_1"]),
-        ("guess", ["weather_one_call", "weather_forecast", "weather_paraphrase"], 56, ["weather_parallel"]),
-        ("always-call", ["irrelevant_question"], 57, ["no_tools", "calls_1"]),
+        ("guess", ["weather_one_call", "weather_forecast", "weather_reworded"], 56, ["weather_parallel"]),
+        ("always-call", ["irrelevant"], 57, ["no_tools", "calls_1"]),
         ("no-length", ["call_cut_short"], 62, SPOKEN),
         ("soft-errors", ["bad_requests"], 60, SPOKEN),
-        ("refuse-null", ["history_null_content", "ask_database"], 51, ["calls_1"]),
+        ("refuse-null", ["history_with_null", "ask_database"], 51, ["calls_1"]),
         ("refuse-parts", ["results_in_parts"], 52, ["ask_database"]),
         ("broken-template", ["prompt_grows"], 61, SPOKEN),
         ("broken-template", EXPLICIT, 55, SPOKEN),
@@ -203,6 +206,25 @@ def test_a_hanging_server_is_given_up_at_the_deadline(suite: Suite) -> None:
 def test_a_slow_server_passes(suite: Suite) -> None:
     with start_server(faults=["slow=0.05"]) as server:
         assert failed(suite(server.url, cases=["no_tools"])) == {}
+
+
+@pytest.mark.parametrize("level", ["core", "extended"])
+def test_a_deploy_plays_the_cases_of_the_models_level(level: str, tmp_path: Path) -> None:
+    make_database(tmp_path / "music.sqlite", seed=1)
+    with start_server() as server:
+        request = VerifyRequest(
+            host="box",
+            url=server.url,
+            model="canary",
+            uses_tools=True,
+            version="0.17.5",
+            gpu="none",
+            cases=level,
+        )
+        verdict = verify_model(request, tmp_path / "music.sqlite", Report(as_json=True))
+    assert verdict.passed, verdict.reasons
+    played = {case["case"] for case in verdict.cases}
+    assert played == {case.name for case in load_cases(level=level)}
 
 
 def test_the_simulated_server_is_ready_loads_and_says_that_it_is_simulated() -> None:
@@ -281,16 +303,16 @@ def test_the_real_chinook_is_asked_on_a_real_server(suite: Suite, real_server: s
 HELD_BY_THE_CANARY = (
     "bad_requests",
     "call_cut_short",
+    "choice_named",
+    "choice_none",
+    "choice_required",
     "concurrent_calls",
-    "forecast_paraphrase",
-    "history_null_content",
-    "irrelevant_question",
-    "parallel_paraphrase",
+    "forecast_reworded",
+    "history_with_null",
+    "irrelevant",
+    "parallel_reworded",
     "prompt_grows",
-    "tool_choice_named",
-    "tool_choice_none",
-    "tool_choice_required",
-    "weather_paraphrase",
+    "weather_reworded",
     "weather_unit",
 )
 
@@ -300,7 +322,7 @@ def test_more_cases_pass_on_a_real_server(suite: Suite, real_server: str) -> Non
     server = f"ollama/{server_version(real_server).data['version']}"
     results = suite(real_server, cases=HELD_BY_THE_CANARY, server=server)
     assert failed(results) == {}
-    assert "ollama#17921" in {finding.known for finding in results["tool_choice_none", "plain"].findings}
+    assert "ollama#17921" in {finding.known for finding in results["choice_none", "plain"].findings}
 
 
 def test_a_copied_name_shares_its_runner_on_a_real_server(real_server: str) -> None:

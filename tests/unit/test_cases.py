@@ -151,6 +151,10 @@ def test_what_a_case_expects_fits_the_schemas_of_its_tools() -> None:
                     jsonschema.validate(value, properties[key])
 
 
+def test_the_name_of_a_case_fits_the_column_of_the_report() -> None:
+    assert [case.name for case in load_cases() if len(case.name) > 18] == []
+
+
 def test_every_rule_of_conversations_is_met_by_some_case() -> None:
     expected = {turn.expect.rule for case in load_cases() for turn in case.turns}
     assert expected >= {22, 23, 24, 26, *range(53, 64)}
