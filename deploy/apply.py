@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -49,6 +49,8 @@ from deploy.transport import Transport
 
 # Hashing 5 GiB on a slow disk takes minutes.
 PLACE_SECONDS = 1800.0
+# Of one verification, in one error.
+MOST_REASONS = 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -356,9 +358,16 @@ def prove(site: Site, model: DesiredModel, tag: str, verify: Verify) -> None:
         raise VerifyFailed(
             sentence=f"`{name}` did not pass verification",
             host=site.host,
-            cause="\n".join(verdict.reasons),
+            cause="\n".join(_first(verdict.reasons)),
             hint="docs/smoke.md explains the rules; mend the cause and deploy again",
         )
+
+
+def _first(reasons: Sequence[str]) -> Sequence[str]:
+    """All of them were told when they were found; a server that is down fails every case."""
+    if len(reasons) <= MOST_REASONS:
+        return reasons
+    return [*reasons[: MOST_REASONS - 1], f"and {len(reasons) - MOST_REASONS + 1} more, told above"]
 
 
 def _load(step: LoadModel, site: Site) -> None:

@@ -41,8 +41,8 @@ class Rate:
 class Rates:
     """What the plays of a run say of a model.
 
-    `by_rule`: for rules 21 to 24 a trial is a call that could be judged; for a behavioural rule it is a play
-    that came as far as a turn whose expectation names the rule.
+    `by_rule`: a trial is a play that came as far as a turn whose expectation names the rule; for rules 21 to
+    24 it is also every call that could be judged.
 
     `schema_accuracy` is that of the K2 Vendor Verifier (`successful_tool_call_count` of `finish_tool_calls`,
     its `tool_calls_eval.py`): a trial is a reply whose finish reason is `tool_calls`, a success one whose
