@@ -200,12 +200,33 @@ def render(flags: SimpleNamespace, report: Report) -> None:
     "database",
     iterable=["case"],
     case=Flag(None, "only this case; may be given several times"),
+    level=Flag(None, "core or extended cases (default: the model's own in models.toml; --url: extended)"),
+    runs=Flag(1, "play every case so often; the rates are told with their 95 % intervals"),
+    exchanges=Flag(None, "directory for the raw exchanges, a file for every play, as `judge` reads them"),
+    junit=Flag(None, "write a JUnit report to this file"),
+    html=Flag(None, "write a page for people to this file"),
+    url=Flag(None, "an OpenAI-compatible endpoint, instead of the inventory's hosts"),
+    model=Flag(None, "--url: the model to ask for"),
+    key_env=Flag(None, "--url: the environment variable that holds the key"),
+    server=Flag(None, "--url: what it is, as ollama/0.17.5, whose known faults are warnings then"),
 )
 def smoke(flags: SimpleNamespace, report: Report) -> int:
-    """Run the tool-call suite over /v1 against every served model."""
-    from console.views import show_smoke
+    """Run the tool-call suite over /v1 against every served model, or against --url."""
+    from console.smoke import AskedEndpoint, SmokeTask
+    from console.smoke import smoke as smoke_task
 
-    return show_smoke(_run(flags, report), flags.case or None)
+    task = SmokeTask(
+        cases=flags.case or None,
+        level=flags.level,
+        runs=flags.runs,
+        database=_path(flags.database),
+        exchanges=_path(flags.exchanges),
+        junit=_path(flags.junit),
+        html=_path(flags.html),
+    )
+    asked = AskedEndpoint(url=flags.url, model=flags.model, key_env=flags.key_env, server=flags.server)
+    selected = flags.limit or flags.inventory
+    return smoke_task(report, task, asked, lambda: _run(flags, report), selected)
 
 
 @command(

@@ -10,7 +10,7 @@ from pathlib import Path
 from console.changes import count_cases, deploy_hosts, exit_code, ollama_word, remove_hosts
 from console.paths import CANARY, MODELFILES
 from console.run import Run, refused_binary
-from console.views import show_cases, smoke_hosts
+from console.smoke import SmokeTask, show_suite, smoke_hosts
 from deploy.compose import Sources
 from deploy.errors import ExitCode, HostLocked, Interrupted, NotConverged, PortTaken
 from deploy.fleet import interrupts
@@ -84,12 +84,12 @@ def _deploy_twice_and_smoke(run: Run, site: DemoSite) -> tuple[HostOutcome, ...]
     run.report("note", None, text="deploying a second time: nothing may change")
     second = deploy_hosts(run, run.hosts(), "deploy")
     _check_unchanged(second)
-    smoked = smoke_hosts(run, run.hosts(), None)
-    show_cases(run.report, smoked)
+    smoked = smoke_hosts(run, run.hosts(), SmokeTask(database=run.database))
+    show_suite(run.report, [told for one in smoked for told in one.reports])
     if run.stop_requested.is_set():
         raise Interrupted(sentence="`demo` was interrupted", hint="./fleet demo")
     # What changed is told by the first deploy, what works by the suite over the served name.
-    return tuple(_joined(one, other) for one, other in zip(first, smoked, strict=True))
+    return tuple(_joined(one, other.outcome) for one, other in zip(first, smoked, strict=True))
 
 
 def _deploy_on_free_port(run: Run, site: DemoSite) -> tuple[HostOutcome, ...]:

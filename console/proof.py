@@ -1,51 +1,201 @@
-"""What a deploy believes: the health checks and the tool-call suite, wired to it here."""
+"""What a deploy believes: the health checks, the tool-call suite and the gate, wired to it here."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from deploy import outcomes
 from deploy.errors import UsageError
 from deploy.outcomes import ModelVerdict, VerifyRequest
 from deploy.report import Report
 from healthchecks.api import load_model, server_version
-from healthchecks.case import UnknownCaseError
+from healthchecks.case import LEVELS, Case, UnknownCaseError
 from healthchecks.check import Check
+from healthchecks.context import check_context
 from healthchecks.database import UnusableDatabaseError, check_database, make_database
+from healthchecks.gate import Baseline, Decision, judge_candidate, judge_strictly, suite_fingerprint
 from healthchecks.gpu import check_residency
+from healthchecks.provenance import check_provenance
 from healthchecks.runner import CaseResult, Endpoint, load_cases, run_suite
+from healthchecks.statistics import Rate, Rates, rates
+from healthchecks.suite_report import SuiteReport
+from healthchecks.toolcalls import RULES
 
 LOAD_SECONDS = 600.0
 DATABASE_SEED = 7
-TOOLLESS_CASES = ("no_tools",)
 
 
-def verify_model(
-    request: VerifyRequest, database: Path, report: Report, cases: Sequence[str] | None = None
-) -> ModelVerdict:
-    """Server, load, GPU truth, then the smoke suite; stops where the rest would mean nothing."""
+def _nobody(_host: str, _model: str, _result: CaseResult) -> None:
+    pass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Suite:
+    """What is played, and who hears of it: `keep` gets every play with its raw exchanges.
+
+    `cases` are names; without them those of `level` are played, and without that of the model's own level.
+    """
+
+    database: Path
+    report: Report
+    cases: Sequence[str] | None = None
+    level: str | None = None
+    runs: int = 1
+    keep: Callable[[str, str, CaseResult], None] = _nobody
+
+    def chosen(self, level: str, *, uses_tools: bool = True) -> tuple[Case, ...]:
+        """Those that were asked for, else those that suit a model of this level."""
+        if self.cases:
+            return load_cases(self.cases)
+        return cases_for(self.level or level, uses_tools=uses_tools)
+
+    def play(self, host: str, endpoint: Endpoint, cases: Sequence[Case]) -> tuple[CaseResult, ...]:
+        """All plays, each told as soon as it is known."""
+
+        def tell(result: CaseResult) -> None:
+            self.report("case", host, model=endpoint.model, **_case_fields(result))
+            self.keep(host, endpoint.model, result)
+
+        return run_suite(endpoint, cases, database=self.database, runs=self.runs, on_result=tell)
+
+
+def cases_for(level: str, *, uses_tools: bool) -> tuple[Case, ...]:
+    """A model without tools plays those that send none."""
+    return tuple(case for case in load_cases(level=level) if uses_tools or not case.tools)
+
+
+def verify_model(request: VerifyRequest, database: Path, report: Report) -> ModelVerdict:
+    """What a deploy asks before it promotes; a host's first model need not be perfect."""
+    return verdict_of(prove_model(request, Suite(database=database, report=report), judge_candidate))
+
+
+def smoke_model(request: VerifyRequest, suite: Suite) -> SuiteReport:
+    """The same of what is served; without a baseline every finding counts."""
+
+    def judge(
+        results: Sequence[CaseResult], counted: Rates, cases: Sequence[Case], baseline: Baseline | None
+    ) -> Decision:
+        if baseline is None:
+            return judge_strictly(results, counted, cases)
+        return judge_candidate(results, counted, cases, baseline)
+
+    return prove_model(request, suite, judge)
+
+
+Decide = Callable[[Sequence[CaseResult], Rates, Sequence[Case]], Decision]
+Gate = Callable[[Sequence[CaseResult], Rates, Sequence[Case], Baseline | None], Decision]
+
+
+def prove_model(request: VerifyRequest, suite: Suite, gate: Gate) -> SuiteReport:
+    """Server, load, GPU truth, what the model is shown, the suite; stops where the rest means nothing."""
+    cases = suite.chosen(request.cases, uses_tools=request.uses_tools)
+    told = examine_model(request, suite, cases)
+    if told.obstacles:
+        return told
+
+    def compare(results: Sequence[CaseResult], counted: Rates, cases: Sequence[Case]) -> Decision:
+        return gate(results, counted, cases, _comparable(request.baseline(), cases))
+
+    return play_suite(told, suite, endpoint_of(request, told), cases, compare)
+
+
+def examine_model(request: VerifyRequest, suite: Suite, cases: Sequence[Case]) -> SuiteReport:
+    """All that can be known of a model before the suite is played."""
     version, checks = _basics(request)
+    told = SuiteReport(
+        request.host,
+        request.model,
+        server=f"ollama/{version.data['version']}" if version.ok else None,
+        simulated=bool(version.data.get("simulated")),
+    )
     if not checks[-1].ok:
-        return _verdict(version, (checks[-1].reason,))
+        return replace(told, obstacles=(checks[-1].reason,))
+    endpoint = endpoint_of(request, told)
+    shown = [check(endpoint, cases, database=suite.database) for check in (check_provenance, check_context)]
+    for check in shown:
+        suite.report("check", request.host, model=request.model, **asdict(check))
+    return replace(
+        told,
+        faults=tuple(check.reason for check in shown if not check.ok and check.data["judged"]),
+        notes=tuple(f"{check.name} {check.reason}" for check in shown if not check.data["judged"]),
+    )
 
-    def tell(result: CaseResult) -> None:
-        report("case", request.host, model=request.model, **_case_fields(result))
 
-    chosen = cases or (None if request.uses_tools else TOOLLESS_CASES)
-    endpoint = Endpoint(request.url, request.model, server=f"ollama/{version.data['version']}")
-    results = run_suite(endpoint, load_cases(chosen, request.cases), database=database, on_result=tell)
-    fields = tuple(_case_fields(result) for result in results)
-    return _verdict(version, tuple(_reason(case) for case in fields if not case["passed"]), fields)
+def endpoint_of(request: VerifyRequest, told: SuiteReport) -> Endpoint:
+    """Where the suite is played, with the version that the server told."""
+    return Endpoint(request.url, request.model, server=told.server)
+
+
+def play_suite(
+    told: SuiteReport, suite: Suite, endpoint: Endpoint, cases: Sequence[Case], decide: Decide
+) -> SuiteReport:
+    """`told` with the plays, what was counted in them, and the decision on them."""
+    results = suite.play(told.host, endpoint, cases)
+    counted = rates(results, cases)
+    suite.report("rates", told.host, model=told.model, **rate_fields(counted))
+    return replace(
+        told,
+        suite=suite_fingerprint(cases),
+        results=results,
+        rates=counted,
+        decision=decide(results, counted, cases),
+    )
 
 
 def check_served(request: VerifyRequest) -> ModelVerdict:
     """The cheap checks of a host that needs no change: server, load, and where the model sits."""
     version, checks = _basics(request)
-    return _verdict(version, tuple(check.reason for check in checks if not check.ok))
+    reasons = tuple(check.reason for check in checks if not check.ok)
+    return ModelVerdict(passed=not reasons, reasons=reasons, ollama=_kind(version))
+
+
+def verdict_of(told: SuiteReport) -> ModelVerdict:
+    """As plain values: `deploy` does not know the checks."""
+    counted = told.rates
+    return ModelVerdict(
+        passed=told.passed,
+        reasons=told.reasons,
+        notes=(*told.notes, *(told.decision.notes if told.decision is not None else ())),
+        cases=tuple(_case_fields(result) for result in told.results),
+        rates={} if counted is None else {rule: _plain(rate) for rule, rate in counted.by_rule.items()},
+        schema_accuracy=None if counted is None else _plain(counted.schema_accuracy),
+        suite=told.suite,
+        ollama=told.kind,
+    )
+
+
+def rate_fields(counted: Rates) -> dict[str, Any]:
+    """Of the event `rates`: the rules with their titles, and the share of replies with good calls."""
+    return {
+        "schema_accuracy": _rate_fields(counted.schema_accuracy),
+        "rules": [
+            {"rule": rule, "title": RULES[rule].title, **_rate_fields(rate)}
+            for rule, rate in counted.by_rule.items()
+        ],
+    }
+
+
+def _rate_fields(rate: Rate) -> dict[str, Any]:
+    low, high = rate.interval
+    shares = {"share": rate.share, "low": low, "high": high}
+    return {**asdict(rate), **{name: round(value, 4) for name, value in shares.items()}}
+
+
+def _plain(rate: Rate) -> tuple[int, int]:
+    return rate.successes, rate.trials
+
+
+def _comparable(known: outcomes.Baseline | None, cases: Sequence[Case]) -> Baseline | None:
+    """Of other cases, or of other versions of them, nothing can be compared."""
+    if known is None or known.suite != suite_fingerprint(cases):
+        return None
+    counted = {rule: Rate(*one) for rule, one in known.rates.items()}
+    return Baseline(f"promoted {known.date} on release {known.release}", counted)
 
 
 def _basics(request: VerifyRequest) -> tuple[Check, Sequence[Check]]:
@@ -59,8 +209,14 @@ def _basics(request: VerifyRequest) -> tuple[Check, Sequence[Check]]:
     return version, checks
 
 
-def check_cases(names: Sequence[str] | None) -> None:
-    """Raises UsageError for the name of a case that does not exist."""
+def check_cases(names: Sequence[str] | None, level: str | None = None) -> None:
+    """Raises UsageError for the name of a case that does not exist, or of a level."""
+    if level not in (None, *LEVELS):
+        raise UsageError(
+            sentence=f"`--level {level}` is no level",
+            unchanged="everything",
+            hint=f"the levels are {', '.join(LEVELS)}",
+        )
     try:
         load_cases(names)
     except UnknownCaseError as error:
@@ -92,25 +248,17 @@ def smoke_database(given: Path | None) -> Iterator[Path]:
     yield given
 
 
-def _verdict(
-    version: Check, reasons: tuple[str, ...], cases: tuple[Mapping[str, Any], ...] = ()
-) -> ModelVerdict:
-    kind = ("simulated" if version.data.get("simulated") else "real") if version.ok else None
-    return ModelVerdict(passed=not reasons, reasons=reasons, cases=cases, ollama=kind)
+def _kind(version: Check) -> str | None:
+    return ("simulated" if version.data.get("simulated") else "real") if version.ok else None
 
 
 def _case_fields(result: CaseResult) -> dict[str, Any]:
     return {
         "case": result.case,
         "mode": result.mode,
+        "run": result.run,
         "passed": result.passed,
         "seconds": round(result.seconds, 3),
         "findings": [asdict(finding) for finding in result.findings],
         **({"error": result.error} if result.error else {}),
     }
-
-
-def _reason(case: Mapping[str, Any]) -> str:
-    faults = [finding for finding in case["findings"] if finding["severity"] != "warn"]
-    said = "; ".join(f"rule {fault['rule']}, {fault['where']}: {fault['reason']}" for fault in faults)
-    return f"{case['case']} ({case['mode']}): {said or case.get('error') or 'failed'}"

@@ -1,84 +1,22 @@
-"""The tasks that only look: status, smoke, render, inventory."""
+"""The tasks that only look: status, render, inventory."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from typing import Any
 
-from console.changes import count_cases, exit_code, ollama_word, outcome_of_error, tell_outcome
+from console.changes import exit_code, outcome_of_error
 from console.paths import MODELFILES
-from console.proof import check_cases, smoke_database, verify_model
 from console.run import Run, inventory_path, transport_for
 from deploy.converge import probe_host
-from deploy.desired import Desired, DesiredModel, ServiceBackend
+from deploy.desired import Desired, ServiceBackend
 from deploy.errors import ExitCode, FleetError
 from deploy.facts import HostFacts
 from deploy.fleet import each
-from deploy.outcomes import HostOutcome, Outcome, VerifyRequest
+from deploy.outcomes import HostOutcome, Outcome
 from deploy.plan import plan, render_plan
 from deploy.report import Report
 from healthchecks.api import server_version
-
-
-def show_smoke(run: Run, cases: Sequence[str] | None) -> ExitCode:
-    """`smoke`: the suite against what every host serves, and its table."""
-    check_cases(cases)
-    outcomes = smoke_hosts(run, run.hosts(), cases)
-    show_cases(run.report, outcomes)
-    run.report.summary(outcomes, **count_cases(outcomes), **ollama_word(outcomes))
-    return exit_code(outcomes)
-
-
-def smoke_hosts(run: Run, hosts: Sequence[Desired], cases: Sequence[str] | None) -> tuple[HostOutcome, ...]:
-    """The suite against `NAME:latest` of every model of every host."""
-    with smoke_database(run.database) as database:
-
-        def one(desired: Desired) -> HostOutcome:
-            transport = transport_for(desired)
-            verdicts = {}
-            with transport.http_url(desired.url) as url:
-                for model in desired.models:
-                    request = _request(desired, url, model)
-                    verdicts[model.name] = verify_model(request, database, run.report, cases)
-            for verdict in verdicts.values():
-                if not verdict.cases:
-                    run.report("note", desired.host, text="; ".join(verdict.reasons))
-            passed = all(verdict.passed for verdict in verdicts.values())
-            outcome = Outcome.OK if passed else Outcome.FAILED
-            return tell_outcome(run, HostOutcome(host=desired.host, outcome=outcome, verdicts=verdicts))
-
-        return each(hosts, one, run.forks)
-
-
-def _request(desired: Desired, url: str, model: DesiredModel) -> VerifyRequest:
-    return VerifyRequest(
-        host=desired.host,
-        url=url,
-        model=f"{model.name}:latest",
-        uses_tools=model.uses_tools,
-        version=desired.server.version,
-        gpu=str(desired.gpu),
-        cases=model.cases,
-    )
-
-
-def show_cases(report: Report, outcomes: Sequence[HostOutcome]) -> None:
-    """The suite's table."""
-    rows = [
-        [
-            outcome.host,
-            name,
-            case["case"],
-            case["mode"],
-            "passed" if case["passed"] else "FAILED",
-            f"{case['seconds']:.2f}",
-        ]
-        for outcome in outcomes
-        for name, verdict in outcome.verdicts.items()
-        for case in verdict.cases
-    ]
-    report.table("tool calls over /v1", ["host", "model", "case", "mode", "verdict", "seconds"], rows)
 
 
 def show_status(run: Run, *, drift_code: bool) -> ExitCode:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import assert_never
 
 from deploy import commands, mirror, services, systemd
+from deploy.baselines import find_baseline, make_baseline, read_baselines, with_baseline, write_baselines
 from deploy.desired import ADOPTED, Artefact, Desired, DesiredModel, ServiceBackend
 from deploy.errors import ChecksumMismatch, CommandFailed, FleetError, ModelRefused, VerifyFailed
 from deploy.facts import HostFacts
 from deploy.ollama_api import OllamaApi
-from deploy.outcomes import Events, ModelVerdict, Verify, VerifyRequest
+from deploy.outcomes import Baseline, Events, ModelVerdict, Verify, VerifyRequest
 from deploy.plan import model_differences
 from deploy.release_stream import stream_release
 from deploy.releases import unpack_release
@@ -47,6 +49,8 @@ from deploy.transport import Transport
 
 # Hashing 5 GiB on a slow disk takes minutes.
 PLACE_SECONDS = 1800.0
+# Of one verification, in one error.
+MOST_REASONS = 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -328,6 +332,14 @@ def _verify(step: VerifyModel, site: Site) -> None:
 def prove(site: Site, model: DesiredModel, tag: str, verify: Verify) -> None:
     """Have one model name checked. Raises VerifyFailed; the verdict is kept either way."""
     name = f"{model.name}:{tag}"
+    # A candidate is compared with what is served, everything else with what it was itself.
+    served = f"{model.name}:{'latest' if tag == 'candidate' else tag}".lower()
+
+    def baseline() -> Baseline | None:
+        return find_baseline(
+            site.transport, site.desired.paths.baselines, model.name, lambda: site.probe().models.get(served)
+        )
+
     with site.transport.http_url(site.desired.url) as url:
         verdict = verify(
             VerifyRequest(
@@ -338,16 +350,26 @@ def prove(site: Site, model: DesiredModel, tag: str, verify: Verify) -> None:
                 version=site.desired.server.version,
                 gpu=str(site.desired.gpu),
                 cases=model.cases,
+                baseline=baseline,
             )
         )
     site.verdicts[model.name] = verdict
+    for note in verdict.notes:
+        site.emit("note", text=f"`{name}`: {note}")
     if not verdict.passed:
         raise VerifyFailed(
             sentence=f"`{name}` did not pass verification",
             host=site.host,
-            cause="\n".join(verdict.reasons),
+            cause="\n".join(_first(verdict.reasons)),
             hint="docs/smoke.md explains the rules; mend the cause and deploy again",
         )
+
+
+def _first(reasons: Sequence[str]) -> Sequence[str]:
+    """All of them were told when they were found; a server that is down fails every case."""
+    if len(reasons) <= MOST_REASONS:
+        return reasons
+    return [*reasons[: MOST_REASONS - 1], f"and {len(reasons) - MOST_REASONS + 1} more, told above"]
 
 
 def _load(step: LoadModel, site: Site) -> None:
@@ -368,9 +390,22 @@ def _load(step: LoadModel, site: Site) -> None:
 
 def _promote(step: PromoteModel, site: Site) -> None:
     name = step.model.name
+    _keep_baseline(step.model, site)
     with site.transport.http_url(site.desired.url) as url:
         api = OllamaApi(site.host, url)
         if step.keeps_previous:
             api.copy(f"{name}:latest", f"{name}:previous")
         api.copy(f"{name}:candidate", f"{name}:latest")
         api.delete(f"{name}:candidate")
+
+
+def _keep_baseline(model: DesiredModel, site: Site) -> None:
+    """Before the model is promoted: what is served always has its baseline, and one too many harms nobody."""
+    verdict = site.verdicts.get(model.name)
+    if verdict is None or not verdict.rates:
+        return
+    path = site.desired.paths.baselines
+    new = make_baseline(model, site.desired.server.version, verdict, datetime.now(UTC))
+    write_baselines(
+        site.transport, path, with_baseline(read_baselines(site.transport, path), model.name, new)
+    )

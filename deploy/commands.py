@@ -275,6 +275,10 @@ for path in "$@"; do
 done
 """
 
+_READ_IF_THERE = r"""
+[ ! -e "$1" ] || cat "$1"
+"""
+
 _REMOVE_EMPTY = r"""
 for path in "$@"; do rmdir "$path" 2>/dev/null; done
 exit 0
@@ -392,6 +396,11 @@ def remove_account(name: str, home: str, record: PurePosixPath) -> Argv:
 def existing(paths: Sequence[PurePosixPath]) -> Argv:
     """Prints those of the paths that are there, a line each; a link that leads nowhere is."""
     return shell(_EXISTING, *map(str, paths))
+
+
+def read_if_there(path: PurePosixPath) -> Argv:
+    """The content of a file; nothing where there is none."""
+    return shell(_READ_IF_THERE, str(path))
 
 
 def remove_empty(paths: Sequence[PurePosixPath]) -> Argv:

@@ -183,6 +183,11 @@ class HostPaths:
         return self.state / "journal.jsonl"
 
     @property
+    def baselines(self) -> PurePosixPath:
+        """What the models did when they were promoted: deploy/baselines.py."""
+        return self.state / "baselines.json"
+
+    @property
     def server_home(self) -> PurePosixPath:
         """HOME of the server: it panics without one (measured on 0.17.5)."""
         return self.state / "home"

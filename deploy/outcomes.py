@@ -21,10 +21,32 @@ class Outcome(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Baseline:
+    """What a model did when it was promoted.
+
+    `fingerprint` says which model that was, `weights` is its layer's digest, `release` the server's version,
+    `date` in ISO 8601. `suite` names the conversations that were played. `rates` maps a rule to the successes
+    and trials that were counted.
+    """
+
+    fingerprint: str
+    weights: str
+    release: str
+    date: str
+    suite: str
+    rates: Mapping[int, tuple[int, int]]
+
+
+def no_baseline() -> None:
+    """There is no served model to compare with."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class VerifyRequest:
     """What is to be verified: a model name on a server that this process reaches under `url`.
 
-    `cases` is the level of the smoke suite's cases, "core" or "extended".
+    `cases` is the level of the smoke suite's cases, "core" or "extended". `baseline` reads that of the served
+    model from the host: a round trip that cheap checks do not make.
     """
 
     host: str
@@ -34,18 +56,25 @@ class VerifyRequest:
     version: str
     gpu: str
     cases: str = "extended"
+    baseline: Callable[[], Baseline | None] = no_baseline
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelVerdict:
     """What the verification says. `cases` are JSON objects: case, mode, passed, seconds, findings.
 
-    `ollama` is `simulated` or `real`, and None where no server answered.
+    `notes` are faults of the model that do not keep it from being served. `rates` are successes and trials by
+    rule, `schema_accuracy` the same of replies with calls, `suite` the fingerprint of what was played; all
+    are empty where no suite was. `ollama` is `simulated` or `real`, and None where no server answered.
     """
 
     passed: bool
     reasons: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     cases: tuple[Mapping[str, Any], ...] = ()
+    rates: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+    schema_accuracy: tuple[int, int] | None = None
+    suite: str | None = None
     ollama: str | None = None
 
 

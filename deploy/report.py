@@ -272,7 +272,8 @@ def _progress_line(fields: Mapping[str, Any]) -> str:
 
 def _case(fields: Mapping[str, Any]) -> str:
     verdict = "passed" if fields["passed"] else "FAILED"
-    lines = [f"  {fields['case']:<18} {fields['mode']:<7} {verdict}  {fields['seconds']:.2f} s"]
+    run = f", run {fields['run']}" if fields.get("run", 1) > 1 else ""
+    lines = [f"  {fields['case']:<18} {fields['mode']:<7} {verdict}  {fields['seconds']:.2f} s{run}"]
     lines += [
         f"    rule {f['rule']} ({f['severity']}) {f['where']}: {f['reason']}"
         for f in fields.get("findings", ())
@@ -281,6 +282,19 @@ def _case(fields: Mapping[str, Any]) -> str:
     if fields.get("error"):
         lines.append(f"    {fields['error']}")
     return "\n".join(lines)
+
+
+def _rates(fields: Mapping[str, Any]) -> str | None:
+    """The rules that were not always met; all of them are in the event, and in the table of several runs."""
+
+    def said(rate: Mapping[str, Any]) -> str:
+        low, high = 100 * rate["low"], 100 * rate["high"]
+        return f"{rate['successes']} of {rate['trials']} ({low:.0f} to {high:.0f} %)"
+
+    parts = [f"rule {rate['rule']}: {said(rate)}" for rate in fields["rules"] if rate["share"] < 1]
+    if fields["schema_accuracy"]["trials"]:
+        parts.insert(0, f"good calls: {said(fields['schema_accuracy'])}")
+    return f"  {'; '.join(parts)}" if parts else None
 
 
 def _command(fields: Mapping[str, Any]) -> str:
@@ -299,6 +313,8 @@ _LINES: Mapping[str, Callable[[Mapping[str, Any]], str | None]] = {
     "progress": _progress_line,
     "blob": lambda f: f"  weights of {f['model']} {f['how']} in the store, sha256 verified",
     "case": _case,
+    "check": lambda f: f"  {f['name']}: {f['reason']}",
+    "rates": _rates,
     "note": lambda f: str(f["text"]),
     "log": lambda f: str(f["line"]),
     "journal": lambda f: render_entry_line(f["entry"]),

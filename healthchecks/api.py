@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import tenacity
@@ -51,6 +52,35 @@ def wait_ready(url: str, deadline_seconds: float) -> Check:
 def server_version(url: str) -> Check:
     """Which version runs there: `data` has `version` and `simulated`."""
     return _version_check("version", url, _get(url, "/api/version", ANSWER_SECONDS))
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What an OpenAI-compatible endpoint says of itself.
+
+    `server` as "ollama/0.17.5", None for one that says nothing. `unreachable` says why nobody answered.
+    """
+
+    server: str | None = None
+    simulated: bool = False
+    unreachable: str | None = None
+
+
+def identify(url: str, key: str | None = None) -> Identity:
+    """Ask a server that need not be Ollama: whatever it answers, it is there.
+
+    Args:
+        url: with or without `/v1`.
+    """
+    root = re.sub(r"/v\d+$", "", url.rstrip("/"))
+    answer = send("GET", root + "/api/version", deadline_seconds=ANSWER_SECONDS, key=key)
+    check = _version_check("version", root, answer)
+    if check.ok and re.match(r"\d+\.\d+\.\d+", check.data["version"]):
+        return Identity(f"ollama/{check.data['version']}", check.data["simulated"])
+    if answer.status is None:
+        # Some servers leave a request hanging that they do not know.
+        answer = send("GET", root + "/v1/models", deadline_seconds=ANSWER_SECONDS, key=key)
+    return Identity(unreachable=None if answer.status is not None else answer.error)
 
 
 def load_model(url: str, model: str, deadline_seconds: float) -> Check:

@@ -23,7 +23,7 @@ from healthchecks.toolcalls.findings import KnownFault
 MOST_ROUNDS_OF_CALLS = 4
 
 # The server's doing; what a case expects besides is the model's.
-_SERVERS_RULES = (59, 60, 61, 62)
+SERVERS_RULES = (59, 60, 61, 62)
 _KNOWN: Mapping[int, KnownFault] = {59: KnownFault("ollama#17921")}
 
 
@@ -91,7 +91,7 @@ class Conversation:
         if known is not None and known.concerns(self.stage.endpoint.server):
             self.find(rule, WARN, reason, known.label)
         else:
-            self.find(rule, INTEROP if rule in _SERVERS_RULES else BEHAVIOURAL, reason)
+            self.find(rule, INTEROP if rule in SERVERS_RULES else BEHAVIOURAL, reason)
 
     def _unmet(self, expect: Expectation, reply: Reply) -> str | None:
         if expect.prompt_grows:

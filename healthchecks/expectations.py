@@ -8,6 +8,7 @@ from typing import Any
 
 from healthchecks.case import Expectation
 from healthchecks.toolcalls import Call, Exchange, Reply
+from healthchecks.toolcalls.findings import printable
 
 _SHOWN_CHARACTERS = 300
 
@@ -39,7 +40,8 @@ def unmet_growth(with_tools: Reply, without: Reply | None) -> str | None:
 def unmet_error(statuses: Container[int], exchange: Exchange) -> str | None:
     """Why the answer is no error with one of `statuses` and an error object (rule 60); None where it is."""
     if exchange.status not in statuses:
-        return f"HTTP {exchange.status} came: {exchange.body[:_SHOWN_CHARACTERS].decode('utf-8', 'replace')}"
+        body = printable(exchange.body[:_SHOWN_CHARACTERS].decode("utf-8", "replace"))
+        return f"HTTP {exchange.status} came: {body}"
     try:
         body = json.loads(exchange.body)
     except (ValueError, RecursionError):
@@ -148,9 +150,9 @@ def _unmet_text(text: Mapping[str, Any], reply: Reply, facts: Mapping[str, Seque
 def _shown(reply: Reply) -> str:
     if reply.calls:
         calls = ", ".join(f"`{call.name}({call.raw_arguments})`" for call in reply.calls)
-        return f"{_count(len(reply.calls))} ({calls[:_SHOWN_CHARACTERS]})"
+        return f"{_count(len(reply.calls))} ({printable(calls)})"
     content = (reply.content or "").strip()
-    return f'the text "{content[:_SHOWN_CHARACTERS]}"' if content else "nothing"
+    return f'the text "{printable(content)}"' if content else "nothing"
 
 
 def _count(calls: int) -> str:

@@ -19,6 +19,8 @@ from urllib3.exceptions import HTTPError
 CONNECT_SECONDS = 10.0
 LARGEST_BODY_BYTES = 16 * 1024 * 1024
 PIECE_BYTES = 64 * 1024
+SHORTEST_SECRET = 8
+"""Shorter keys are placeholders such as `ollama` or `none`, which may stand anywhere."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,8 @@ def send(
 
     Reading happens on a thread of its own, since the time-outs of requests count from the last byte
     received, so a server that drips bytes would never run into them.
+
+    Servers quote a key that they refuse, and answers are kept and shown: it is taken out of them here.
     """
     arriving = _Arriving()
     arguments = (method, url, payload, key, deadline_seconds, arriving)
@@ -79,8 +83,23 @@ def send(
     if not arriving.done.wait(deadline_seconds):
         arriving.give_up.set()
         what = "the answer did not end" if "status" in arriving.head else "no answer"
-        return arriving.answer(f"{what} within {deadline_seconds:g} s")
-    return arriving.answer(arriving.head.get("error"))
+        return _without(key, arriving.answer(f"{what} within {deadline_seconds:g} s"))
+    return _without(key, arriving.answer(arriving.head.get("error")))
+
+
+def _without(key: str | None, answer: Answer) -> Answer:
+    if key is None or len(key) < SHORTEST_SECRET:
+        return answer
+    body, headers, error = answer.body, answer.headers, answer.error
+    for spelled in {key, json.dumps(key)[1:-1]}:
+        body = body.replace(spelled.encode(), b"***")
+        headers = headers and {name: value.replace(spelled, "***") for name, value in headers.items()}
+        error = error and error.replace(spelled, "***")
+    return Answer(answer.status, headers, body, error)
+
+
+def _as_it_is(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    return request
 
 
 def _receive(
@@ -106,6 +125,8 @@ def _receive(
                 url,
                 json=payload,
                 headers=headers,
+                # Or requests would put a password of the user's .netrc in the key's place.
+                auth=_as_it_is,
                 timeout=timeouts,
                 stream=True,
                 allow_redirects=False,

@@ -6,6 +6,7 @@ import ipaddress
 import os
 import sys
 import tempfile
+from collections.abc import Mapping
 
 import hypothesis
 import pytest
@@ -27,6 +28,9 @@ SETTINGS = (
 # `OLLAMA_BIN` names a real server that the contract suites then run against as well.
 KEPT = ("OLLAMA_BIN",)
 
+CALLER = pytest.StashKey[Mapping[str, str]]()
+"""The environment of whoever runs the tests: where packages come from is their setting."""
+
 _home = pytest.StashKey[tempfile.TemporaryDirectory[str]]()
 
 # A busy machine is no failure, and a failing example should fail again.
@@ -36,6 +40,10 @@ hypothesis.settings.load_profile("fleet")
 
 def pytest_configure(config: pytest.Config) -> None:
     """Before anything of ours is imported: several libraries read HOME and their settings on import."""
+    config.stash[CALLER] = dict(os.environ)
+    if asks_real_hosts(config):
+        # Their names, keys and proxies are those of whoever runs it: tests/smoke/conftest.py.
+        return
     for name in list(os.environ):
         if name in SETTINGS or (name.startswith(PREFIXES_OF_SETTINGS) and name not in KEPT):
             del os.environ[name]
@@ -46,7 +54,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Removes the HOME of this run."""
-    config.stash[_home].cleanup()
+    if _home in config.stash:
+        config.stash[_home].cleanup()
+
+
+def asks_real_hosts(config: pytest.Config) -> bool:
+    """Whether tests/smoke was told what to test."""
+    return any(config.getoption(name, None) is not None for name in ("fleet_inventory", "fleet_url"))
 
 
 def _refuse_other_hosts(event: str, arguments: tuple[object, ...]) -> None:

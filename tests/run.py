@@ -12,17 +12,19 @@ import sys
 import tempfile
 import time
 import xml.etree.ElementTree as ET
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
 from testbed.hosts_machine import missing_parts
+from testbed.ollama import start_server
 
 PROJECT = Path(__file__).resolve().parent.parent
 
 # In the order they run; the quick ones first.
-TIERS = ("unit", "contract", "local", "hosts")
+TIERS = ("unit", "contract", "local", "smoke", "hosts")
 LATER = {
     "browser": "comes with the first page",
 }
@@ -51,8 +53,7 @@ class TierResult:
 
 def run_tests(extra: Sequence[str] = ()) -> int:
     """Runs every tier; `extra` goes to pytest: options, or paths of tests, which then run alone."""
-    targets = [word for word in extra if Path(word.partition("::")[0]).exists()]
-    options = [word for word in extra if word not in targets]
+    targets, options = _split(extra)
     results = []
     for tier in TIERS:
         directory = PROJECT / "tests" / tier
@@ -70,6 +71,35 @@ def run_tests(extra: Sequence[str] = ()) -> int:
     return 0 if TierEnd.OK in ends and TierEnd.FAILED not in ends else 1
 
 
+def _split(extra: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Paths of tests, and options for pytest; what follows `--fleet-...` is its value, even a path.
+
+    pytest runs in the project: a file of the caller's is named from the root.
+    """
+    targets, options = [], []
+    words = iter(extra)
+    for word in words:
+        name, _, value = word.partition("=")
+        if name.startswith("--fleet-"):
+            value = value or next(words, "")
+            options.append(f"{name}={Path(value).absolute() if name == '--fleet-inventory' else value}")
+        elif Path(word.partition("::")[0]).exists():
+            targets.append(word)
+        else:
+            options.append(word)
+    return targets, options
+
+
+@contextmanager
+def _served(tier: str, options: Sequence[str]) -> Iterator[Sequence[str]]:
+    """tests/smoke is about servers of its own: told of none, it is played against the simulated one."""
+    if tier != "smoke" or any(option.startswith("--fleet-") for option in options):
+        yield options
+        return
+    with start_server() as server:
+        yield [*options, f"--fleet-url={server.url}", "--fleet-model=canary"]
+
+
 def _run_tier(tier: str, chosen: Sequence[Path], options: Sequence[str]) -> TierResult:
     missing = missing_parts() if tier == "hosts" else ()
     if missing:
@@ -78,10 +108,10 @@ def _run_tier(tier: str, chosen: Sequence[Path], options: Sequence[str]) -> Tier
         return TierResult(name=tier, end=end, told=f"this machine lacks {'; '.join(missing)}")
     examples = INVENTORIES_IN_CI if os.environ.get("CI") else INVENTORIES
     environment = {"FLEET_INVENTORY_EXAMPLES": examples, **os.environ}
-    with tempfile.TemporaryDirectory() as directory:
+    with tempfile.TemporaryDirectory() as directory, _served(tier, options) as told:
         report = Path(directory) / "report.xml"
         command = [sys.executable, "-m", "pytest", "-q", *_in_parallel(), f"--junit-xml={report}"]
-        command += [*map(str, chosen), *options]
+        command += [*map(str, chosen), *told]
         began = time.monotonic()
         code = subprocess.run(command, cwd=PROJECT, env=environment, check=False).returncode
         seconds = time.monotonic() - began

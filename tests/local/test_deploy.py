@@ -13,7 +13,7 @@ import pytest
 
 from console.changes import service_asking
 from console.paths import CANARY
-from console.views import show_smoke, smoke_hosts
+from console.smoke import SmokeTask, smoke_hosts, smoke_inventory
 from deploy.errors import (
     ArchiveRefused,
     ChecksumMismatch,
@@ -245,7 +245,10 @@ def test_what_is_served_is_loaded_under_its_own_name_after_a_candidate_failed(
     site.settings["ollama_gpu"] = "nvidia"
     assert isinstance(error_of(site), VerifyFailed)
     site.settings["ollama_gpu"] = "none"
-    assert smoke_hosts(site.run, site.run.hosts(), ["no_tools"])[0].outcome is Outcome.OK
+    assert (
+        smoke_hosts(site.run, site.run.hosts(), SmokeTask(cases=["no_tools"]))[0].outcome.outcome
+        is Outcome.OK
+    )
 
 
 def test_a_candidate_that_fails_on_an_empty_host_promotes_nothing(site: Site, tmp_path: Path) -> None:
@@ -400,11 +403,11 @@ def test_a_restart_without_yes_and_without_a_terminal_starts_nothing(site: Site)
 
 def test_a_case_that_does_not_exist_is_a_usage_error(site: Site) -> None:
     with pytest.raises(UsageError, match="`--case nope` is no case"):
-        show_smoke(site.run, ["nope"])
+        smoke_inventory(site.run, SmokeTask(cases=["nope"]))
 
 
 def test_smoke_without_a_server_fails_and_claims_no_kind_of_ollama(site: Site) -> None:
-    assert show_smoke(site.run, None) == ExitCode.FAILED
+    assert smoke_inventory(site.run, SmokeTask()) == ExitCode.FAILED
     assert "ollama" not in site.events("summary")[0]
 
 

@@ -13,8 +13,9 @@ import pytest
 from console.changes import deploy_hosts, exit_code, remove_hosts
 from console.paths import CANARY
 from console.run import _TRANSPORTS, transport_for
+from console.smoke import SmokeTask, smoke_hosts
 from console.trust import trust_asking
-from console.views import show_status, smoke_hosts
+from console.views import show_status
 from deploy.errors import ExitCode, HostUnreachable
 from deploy.outcomes import Outcome
 from deploy.remove import Models
@@ -67,7 +68,7 @@ def test_the_whole_job_runs_over_ssh(remote: RemoteSite) -> None:
 
     run = remote.run
     assert show_status(run, drift_code=True) is ExitCode.DONE
-    smoked = smoke_hosts(run, run.hosts(), None)
+    smoked = [one.outcome for one in smoke_hosts(run, run.hosts(), SmokeTask())]
     assert exit_code(smoked) is ExitCode.DONE
     assert all(case["passed"] for case in smoked[0].verdicts["myqwen2"].cases)
 

@@ -29,7 +29,7 @@ PAGES = sorted([*PROJECT.glob("*.md"), *DOCS.rglob("*.md")])
 TASKS = Collection.from_module(tasks)
 
 # `./fleet task words --flags`, up to a pipe, a comment, a quote or the end of the line.
-_COMMAND = re.compile(r"(?<![\w/])\./fleet +(?P<words>[^\n`|#;&]*)")
+_COMMAND = re.compile(r"(?<![\w/])\./fleet +(?P<words>[^\n`|#;&\"]*)")
 _FLAG = re.compile(r"(?<![\w-])--[a-z][a-z-]*")
 _LINK = re.compile(r"\]\((?P<target>[^)\s]+)\)")
 _PATH = re.compile(r"`(?P<path>[\w.-]+(?:/[\w.*-]+)*/?)`")

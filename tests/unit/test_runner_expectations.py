@@ -116,3 +116,10 @@ def test_matchers_compare_value_and_type(matcher: Mapping[str, Any], value: obje
 )
 def test_text_is_compared_without_regard_to_case(text: Mapping[str, Any], answer: Reply, reason: str) -> None:
     assert why_text(text, answer) == reason
+
+
+def test_what_came_instead_is_told_on_one_line_and_harms_no_terminal() -> None:
+    expected = Expectation(55, ({"name": "f", "arguments": {}},), {})
+    reason = unmet(expected, reply("one\n\x1b[2Jtwo"), FACTS)
+    assert reason is not None
+    assert r'the text "one\n\x1b[2Jtwo" came' in reason

@@ -1,0 +1,135 @@
+"""Which findings of a run keep a model from being served.
+
+The server's form must be right every time. What the model does is counted: it blocks only where a run shows
+that the model has become worse than the one that is served.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from healthchecks.case import Case
+from healthchecks.runner import CaseResult
+from healthchecks.statistics import Rate, Rates, is_models_doing
+from healthchecks.toolcalls import WARN, Finding
+
+LEAST_TRIALS = 10
+"""Of fewer, on either side, nothing follows."""
+
+FIRST_SHARE = 0.5
+"""A first model whose replies with calls are certainly worse than this is none that calls tools."""
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """How often the served model did what is expected, by rule; `told` says when that was, in words."""
+
+    told: str
+    rates: Mapping[int, Rate]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """`basis` says in words what counts. `reasons` block: `beside_plays` and the findings that count.
+
+    `notes` are the findings that do not. `blocked` are the rules of the model's doing that count, None stands
+    for all of them.
+    """
+
+    basis: str
+    beside_plays: tuple[str, ...]
+    reasons: tuple[str, ...]
+    notes: tuple[str, ...]
+    blocked: frozenset[int] | None
+
+    @property
+    def passed(self) -> bool:
+        return not self.reasons
+
+    def counted(self, result: CaseResult) -> tuple[Finding, ...]:
+        """The findings of a play that count."""
+        return tuple(finding for finding in result.findings if self._counts(finding))
+
+    def _counts(self, finding: Finding) -> bool:
+        if finding.severity == WARN:
+            return False
+        return not is_models_doing(finding) or self.blocked is None or finding.rule in self.blocked
+
+
+def judge_strictly(results: Sequence[CaseResult], rates: Rates, cases: Sequence[Case]) -> Decision:
+    """Without a served model to compare with: every finding above `warn` counts."""
+    basis = "every finding above `warn` counts: there is no baseline of these cases"
+    return _decide(basis, results, rates, cases, (), None)
+
+
+def judge_candidate(
+    results: Sequence[CaseResult], rates: Rates, cases: Sequence[Case], baseline: Baseline | None
+) -> Decision:
+    """Against the model that is served; the first one has to make good calls, and not mostly bad ones.
+
+    A rule of the model's doing blocks where the upper end of the run's 95 % interval lies below the served
+    model's rate, with at least `LEAST_TRIALS` on both sides.
+    """
+    served = {} if baseline is None else baseline.rates
+    basis = "the first model that is judged by these cases: what is the model's doing does not count yet"
+    if baseline is not None:
+        basis = f"what is the model's doing is compared with what is served: {baseline.told}"
+    worse: dict[int, str] = {
+        rule: f"rule {rule}: {render_rate(rate)}; the served model had {render_rate(served[rule])}"
+        for rule, rate in rates.by_rule.items()
+        if rule in served and _is_worse(rate, served[rule])
+    }
+    calls = rates.schema_accuracy
+    told = tuple(worse.values())
+    if baseline is None and calls.successes > 0 and calls.interval[1] < FIRST_SHARE:
+        told = (f"good calls: {render_rate(calls)}; a first model must reach one half",)
+    return _decide(basis, results, rates, cases, told, frozenset(worse))
+
+
+def render_rate(rate: Rate) -> str:
+    """`9 of 12, 75 % (47 to 91 %)`: the interval is the 95 % one."""
+    low, high = (f"{100 * end:.0f}" for end in rate.interval)
+    return f"{rate.successes} of {rate.trials}, {100 * rate.share:.0f} % ({low} to {high} %)"
+
+
+def suite_fingerprint(cases: Sequence[Case]) -> str:
+    """16 hex digits: rates are compared only where the very same conversations were played."""
+    told = [dataclasses.asdict(case) for case in sorted(cases, key=lambda case: case.name)]
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _is_worse(rate: Rate, served: Rate) -> bool:
+    enough = rate.trials >= LEAST_TRIALS and served.trials >= LEAST_TRIALS
+    return enough and rate.interval[1] < served.share
+
+
+def _decide(
+    basis: str,
+    results: Sequence[CaseResult],
+    rates: Rates,
+    cases: Sequence[Case],
+    worse: tuple[str, ...],
+    blocked: frozenset[int] | None,
+) -> Decision:
+    beside = list(worse)
+    wants_calls = any(turn.expect.calls for case in cases for turn in case.turns)
+    if wants_calls and not rates.schema_accuracy.successes:
+        beside.append("no reply held a call with arguments that its tool allows")
+    reasons, notes = [*beside], []
+    counting = Decision(basis, (), (), (), blocked)
+    for result in results:
+        faults = counting.counted(result)
+        reasons += _told(result, faults)
+        forgiven = [f for f in result.findings if f.severity != WARN and f not in faults]
+        notes += _told(result, forgiven)
+    return Decision(basis, tuple(beside), tuple(reasons), tuple(notes), blocked)
+
+
+def _told(result: CaseResult, findings: Sequence[Finding]) -> list[str]:
+    said = "; ".join(f"rule {f.rule}, {f.where}: {f.reason}" for f in findings)
+    run = f", run {result.run}" if result.run > 1 else ""
+    return [f"{result.case} ({result.mode}{run}): {said}"] if said else []

@@ -1,0 +1,182 @@
+"""`./fleet smoke --url`: any endpoint, every report, and never a word of the key."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from healthchecks.exchange_file import parse_saved
+from healthchecks.toolcalls import WARN, judge
+from healthchecks.wire import send
+from testbed.ollama import start_server
+from tests.contract.gateway import KEY, gateway
+
+PROJECT = Path(__file__).resolve().parents[2]
+CASES = ["--case", "weather_parallel", "--case", "no_tools"]
+OTHER_KEY = 'sk-other"secret\\4712'
+
+
+def smoke(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(PROJECT), "smoke", *words],
+        env={**os.environ, **environment},
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def events(done: subprocess.CompletedProcess[str], name: str) -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    return [event for event in found if event["event"] == name]
+
+
+def test_an_ollama_says_its_version_and_passes(tmp_path: Path) -> None:
+    with start_server() as server:
+        for url in (server.url, server.url + "/v1", server.url + "/v1/"):
+            done = smoke("--url", url, "--model", "canary", *CASES, "--json", cwd=tmp_path)
+            assert done.returncode == 0, done.stdout + done.stderr
+            (summary,) = events(done, "summary")
+            assert (summary["cases_passed"], summary["ollama"]) == (4, "simulated")
+            assert {event["mode"] for event in events(done, "case")} == {"plain", "stream"}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_endpoint_that_only_knows_chat_completions_is_judged_without_mercy(tmp_path: Path) -> None:
+    with gateway() as url:
+        words = ["--url", url, "--model", "canary", "--key-env", "FLEET_KEY", *CASES, "--json"]
+        strict = smoke(*words, cwd=tmp_path, FLEET_KEY=KEY)
+        told = smoke(*words, "--server", "ollama/0.17.5", cwd=tmp_path, FLEET_KEY=KEY)
+    # What the simulated 0.17.5 does to roles is forgiven only to a server of which that is known.
+    assert strict.returncode == 2
+    broken = {
+        (event["mode"], finding["rule"])
+        for event in events(strict, "case")
+        for finding in event["findings"]
+        if finding["severity"] != WARN
+    }
+    assert broken == {("stream", 36)}
+    assert "ollama" not in events(strict, "summary")[0]
+    assert told.returncode == 0, told.stdout
+
+
+def test_nobody_there_is_unreachable_and_reported(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    done = smoke("--url", url, "--model", "m", "--junit", "r.xml", "--html", "r.html", "--json", cwd=tmp_path)
+    assert done.returncode == 4
+    assert events(done, "summary")[0]["unreachable"] == 1
+    assert "connection refused" in (tmp_path / "r.html").read_text()
+    assert ET.parse(tmp_path / "r.xml").getroot().get("failures") == "1"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--url", "http://h"], "`--url` needs the model"),
+        (["--url", "h:1", "--model", "m"], "is no base URL"),
+        (["--url", "http://h/v1?key=hunter22", "--model", "m"], "is no base URL"),
+        (["--url", "http://me:hunter22@h", "--model", "m"], "holds a name or a password"),
+        (["--url", "http://h", "--model", "m", "--server", "ollama"], "names no version"),
+        (
+            ["--url", "http://h", "--model", "m", "--key-env", "FLEET_NONE"],
+            "no such variable, or it is empty",
+        ),
+        (["--url", "http://h", "--model", "m", "--key-env", "FLEET_BAD"], "holds what no header can carry"),
+        (["--url", "http://h", "--model", "m", "--limit", "box"], "instead of the inventory's hosts"),
+        (["--model", "m"], "`--model` is for `--url` only"),
+        (["--key-env", "FLEET_KEY"], "`--key-env` is for `--url` only"),
+        (["--url", "http://h", "--model", "m", "--runs", "0"], "`--runs 0` plays nothing"),
+        (["--url", "http://h", "--model", "m", "--case", "nope"], "`--case nope` is no case"),
+        (["--url", "http://h", "--model", "m", "--junit", "no/such/r.xml"], "its directory does not exist"),
+        (["--url", "http://h", "--model", "m", "--html", "."], "it is a directory"),
+        (["--url", "http://h", "--model", "m", "--exchanges", "a-file"], "is no directory"),
+    ],
+)
+def test_what_cannot_be_meant_is_told_before_anything_is_sent(
+    tmp_path: Path, words: list[str], said: str
+) -> None:
+    (tmp_path / "a-file").touch()
+    done = smoke(*words, cwd=tmp_path, FLEET_BAD="two hunter22 words")
+    assert done.returncode == 1, done.stderr
+    assert said in done.stderr
+    assert "hunter22" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("given", [KEY, OTHER_KEY], ids=["right key", "wrong key"])
+def test_the_key_is_in_nothing_that_is_printed_or_written(tmp_path: Path, given: str) -> None:
+    words = ["--model", "canary", "--key-env", "FLEET_KEY", *CASES, "--runs", "2"]
+    words += ["--exchanges", "raw", "--junit", "r.xml", "--html", "r.html"]
+    with gateway() as url:
+        done = [
+            smoke("--url", url, *words, *more, cwd=tmp_path, FLEET_KEY=given) for more in ([], ["--json"])
+        ]
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) == 2 * 2 * 2 + 2
+    seen = [path.read_text() for path in files] + [one.stdout + one.stderr for one in done]
+    for text in seen:
+        assert "secret" not in text
+        assert "471" not in text
+    if given == OTHER_KEY:
+        # The server quoted it, and that is where the stars are.
+        assert all(one.returncode == 2 for one in done)
+        assert "incorrect API key provided: Bearer ***" in done[0].stdout
+    assert "Bearer ***" in next(path for path in files if path.suffix == ".json").read_text()
+
+
+def test_a_key_is_withheld_wherever_the_answer_has_it_but_not_a_mere_placeholder() -> None:
+    with gateway(key="ollama") as url:
+        chat = f"{url}/chat/completions"
+        refused = send("POST", chat, {}, deadline_seconds=10, key=KEY)
+        assert KEY not in f"{refused.headers} {refused.body!r}"
+        taken = send("POST", chat, {"model": "canary", "messages": []}, deadline_seconds=10, key="ollama")
+        assert taken.headers is not None
+        assert taken.headers["X-Seen-Key"] == "Bearer ollama"
+    broken = send("POST", chat, {}, deadline_seconds=10, key=KEY + "\n")
+    assert KEY not in str(broken.error)
+
+
+def test_every_play_leaves_an_exchange_file_that_is_judged_to_the_same_verdict(tmp_path: Path) -> None:
+    with start_server(faults=["index-zero"]) as server:
+        words = ["--url", server.url, "--model", "canary", *CASES, "--exchanges", "raw", "--json"]
+        done = smoke(*words, cwd=tmp_path)
+    assert done.returncode == 2
+    found = events(done, "case")
+    assert len(found) == 4
+    for event in found:
+        host = server.url.removeprefix("http://").replace(":", "_")
+        file = tmp_path / "raw" / host / "canary" / f"{event['case']}.{event['mode']}.1.json"
+        verdicts = [
+            judge(exchange, server="ollama/0.17.5") for exchange in parse_saved(file.read_bytes()).exchanges
+        ]
+        again = [(f.rule, f.severity, f.reason) for verdict in verdicts for f in verdict.findings]
+        said = [(f["rule"], f["severity"], f["reason"]) for f in event["findings"]]
+        assert again == said
+    assert any(f["rule"] == 28 for event in found for f in event["findings"])
+
+
+def test_several_runs_give_rates_with_intervals(tmp_path: Path) -> None:
+    with start_server(faults=["missing-argument"]) as server:
+        words = ["--url", server.url, "--model", "canary", "--case", "weather_parallel", "--runs", "3"]
+        done = smoke(*words, "--json", cwd=tmp_path)
+        shown = smoke(*words, cwd=tmp_path)
+    (told,) = events(done, "rates")
+    rules = {rate["rule"]: rate for rate in told["rules"]}
+    assert (rules[21]["successes"], rules[21]["trials"]) == (0, 12)
+    assert (rules[21]["low"], rules[21]["high"]) == (0.0, pytest.approx(0.2425, abs=1e-4))
+    assert (rules[55]["successes"], rules[55]["trials"]) == (0, 6)
+    assert told["schema_accuracy"]["trials"] == 6
+    assert {event["run"] for event in events(done, "case")} == {1, 2, 3}
+    assert "0 of 12, 0 % (0 to 24 %)" in shown.stdout
+    assert "'location' is a required property (2 times) (in 3 runs)" in shown.stdout

@@ -1,0 +1,133 @@
+"""What blocks a model: form always, what the model does only where it has become worse."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pytest
+
+from healthchecks.case import load_cases
+from healthchecks.gate import (
+    Baseline,
+    judge_candidate,
+    judge_strictly,
+    render_rate,
+    suite_fingerprint,
+)
+from healthchecks.runner import CaseResult
+from healthchecks.statistics import Rate, Rates
+from healthchecks.toolcalls import Finding
+
+CASES = load_cases(["weather_parallel", "no_tools"])
+FORM = Finding(30, "interop", "content", "the text holds a call")
+ARGUMENTS = Finding(21, "interop", "arguments", "'location' is a required property")
+BEHAVIOUR = Finding(55, "behavioural", "reply 1", "one call came")
+WARNING = Finding(48, "warn", "events[1]", "an empty text")
+GOOD_CALLS = Rate(8, 8)
+
+
+def play(*findings: Finding) -> CaseResult:
+    return CaseResult("weather_parallel", "plain", not findings, findings, 0.1, (), (), None)
+
+
+def counted(by_rule: Mapping[int, tuple[int, int]] | None = None, accuracy: Rate = GOOD_CALLS) -> Rates:
+    return Rates({rule: Rate(*rate) for rule, rate in (by_rule or {}).items()}, accuracy)
+
+
+def baseline(by_rule: Mapping[int, tuple[int, int]]) -> Baseline:
+    return Baseline("promoted yesterday", {rule: Rate(*rate) for rule, rate in by_rule.items()})
+
+
+@pytest.mark.parametrize("served", [None, baseline({}), baseline({30: (0, 50)})])
+def test_a_fault_of_form_always_blocks(served: Baseline | None) -> None:
+    decision = judge_candidate([play(FORM)], counted(), CASES, served)
+    assert decision.reasons == ("weather_parallel (plain): rule 30, content: the text holds a call",)
+    assert decision.counted(play(FORM, BEHAVIOUR)) == (FORM,)
+
+
+@pytest.mark.parametrize("finding", [ARGUMENTS, BEHAVIOUR])
+def test_the_first_model_is_let_in_with_what_is_its_own_doing_as_notes(finding: Finding) -> None:
+    decision = judge_candidate([play(finding)], counted({finding.rule: (0, 40)}), CASES, None)
+    assert decision.passed
+    assert len(decision.notes) == 1
+    assert finding.reason in decision.notes[0]
+
+
+def test_a_model_that_makes_no_good_call_is_never_let_in() -> None:
+    rates = counted(accuracy=Rate(0, 12))
+    first = judge_candidate([play()], rates, CASES, None)
+    for decision in (first, judge_strictly([play()], rates, CASES)):
+        assert decision.reasons == ("no reply held a call with arguments that its tool allows",)
+        assert decision.beside_plays == decision.reasons
+
+
+@pytest.mark.parametrize(("calls", "let_in"), [(Rate(2, 76), False), (Rate(1, 4), True), (Rate(8, 20), True)])
+def test_a_first_model_whose_calls_are_mostly_bad_is_not_let_in(calls: Rate, let_in: bool) -> None:
+    decision = judge_candidate([play()], counted(accuracy=calls), CASES, None)
+    assert decision.passed is let_in
+    if not let_in:
+        assert decision.beside_plays == (
+            "good calls: 2 of 76, 3 % (1 to 9 %); a first model must reach one half",
+        )
+    assert judge_candidate([play()], counted(accuracy=calls), CASES, baseline({})).passed
+
+
+def test_a_model_of_which_no_call_is_expected_needs_none() -> None:
+    cases = load_cases(["no_tools"])
+    assert judge_candidate([play()], counted(accuracy=Rate(0, 0)), cases, None).passed
+
+
+@pytest.mark.parametrize(
+    ("run", "served", "blocks"),
+    [
+        ((5, 12), (12, 12), True),  # at most 68 %
+        ((11, 12), (12, 12), True),  # at most 98.5 %
+        ((12, 12), (12, 12), False),
+        ((9, 12), (10, 12), False),
+        ((9, 12), (11, 12), True),  # at most 91.1 %, and 91.7 % were served
+        ((0, 9), (12, 12), False),
+        ((0, 12), (9, 9), False),
+        ((0, 10), (10, 10), True),
+    ],
+)
+def test_a_rate_blocks_where_the_run_shows_that_it_has_fallen(
+    run: tuple[int, int], served: tuple[int, int], blocks: bool
+) -> None:
+    decision = judge_candidate([play(BEHAVIOUR)], counted({55: run}), CASES, baseline({55: served}))
+    assert decision.passed is not blocks
+    assert (55 in (decision.blocked or ())) is blocks
+    if blocks:
+        assert decision.reasons[0].startswith(f"rule 55: {run[0]} of {run[1]}, ")
+        assert f"the served model had {served[0]} of {served[1]}, " in decision.reasons[0]
+        assert decision.counted(play(BEHAVIOUR, ARGUMENTS)) == (BEHAVIOUR,)
+    else:
+        assert len(decision.notes) == 1
+
+
+def test_a_rule_that_the_served_model_never_met_blocks_nothing() -> None:
+    assert judge_candidate([play(BEHAVIOUR)], counted({55: (0, 40)}), CASES, baseline({56: (9, 12)})).passed
+
+
+def test_without_a_model_to_compare_with_every_finding_counts_but_warnings() -> None:
+    decision = judge_strictly([play(FORM, ARGUMENTS, BEHAVIOUR, WARNING)], counted(), CASES)
+    assert decision.counted(play(FORM, ARGUMENTS, BEHAVIOUR, WARNING)) == (FORM, ARGUMENTS, BEHAVIOUR)
+    assert judge_strictly([play(WARNING)], counted(), CASES).passed
+
+
+def test_a_rate_is_told_with_its_interval() -> None:
+    assert render_rate(Rate(9, 12)) == "9 of 12, 75 % (47 to 91 %)"
+    assert render_rate(Rate(0, 0)) == "0 of 0, 0 % (0 to 100 %)"
+
+
+def test_only_the_very_same_cases_have_the_same_fingerprint() -> None:
+    def prints(*names: str) -> str:
+        return suite_fingerprint(load_cases(names))
+
+    assert prints("no_tools", "ask_database") == prints("ask_database", "no_tools")
+    assert prints("no_tools") != prints("no_tools", "ask_database")
+    assert len(prints("no_tools")) == 16
+
+
+def test_every_run_is_told_by_its_number() -> None:
+    again: Sequence[CaseResult] = [CaseResult("c", "stream", False, (FORM,), 0.1, (), (), None, run=3)]
+    assert judge_strictly(again, counted(), CASES).reasons[0].startswith("c (stream, run 3): rule 30")
