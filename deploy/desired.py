@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import PurePosixPath
 
+from deploy.facts import StoredModel
 from deploy.fit import ModelShape
 
 ADOPTED = "adopted"
@@ -71,13 +72,17 @@ class Modelfile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DesiredModel:
-    """A model to be served as `name:latest`; `shape` is known where its weights lie on this machine."""
+    """A model to be served as `name:latest`; `shape` is known where its weights lie on this machine.
+
+    `stored` is what the host keeps of it as `name:previous`, to go back to: nothing is made then.
+    """
 
     name: str
     weights: Artefact
     modelfile: Modelfile
     uses_tools: bool
     shape: ModelShape | None = None
+    stored: StoredModel | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -61,8 +61,9 @@ class Blob:
 class StoredModel:
     """A manifest of the model store with the small layers read.
 
-    `model_sha256` is the weights' layer. The manifest's own digest is not kept: it depends on the
-    store's path (measured on 0.17.5 and 0.24.0), so it says nothing across hosts.
+    `model_sha256` is the weights' layer, `model_bytes` its size as the manifest tells it. The manifest's own
+    digest is not kept: it depends on the store's path (measured on 0.17.5 and 0.24.0), so it says nothing
+    across hosts.
     """
 
     model_sha256: str | None
@@ -70,6 +71,7 @@ class StoredModel:
     parameters: Mapping[str, Any]
     system: str | None = None
     other_layers: tuple[str, ...] = ()
+    model_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -257,11 +257,13 @@ def _models(reply: _Reply) -> dict[str, StoredModel]:
 
 def _stored_model(manifest: Mapping[str, Any], layers: Mapping[str, bytes]) -> StoredModel:
     digests: dict[str, str] = {}
+    sizes: dict[str, Any] = {}
     layers_told = manifest.get("layers")
     for layer in layers_told if isinstance(layers_told, list) else []:
         if not isinstance(layer, dict):
             continue
         digests[str(layer.get("mediaType"))] = str(layer.get("digest", "")).removeprefix("sha256:")
+        sizes[str(layer.get("mediaType"))] = layer.get("size")
 
     def text(kind: str) -> str | None:
         data = layers.get(digests.pop(kind, ""))
@@ -275,6 +277,7 @@ def _stored_model(manifest: Mapping[str, Any], layers: Mapping[str, bytes]) -> S
         system=system,
         parameters=_json_object((parameters or "{}").encode()) or {},
         other_layers=tuple(sorted(digests)),
+        model_bytes=size if isinstance(size := sizes.get(_MODEL_LAYER), int) else None,
     )
 
 
