@@ -286,11 +286,12 @@ def _unpack(step: UnpackRelease, site: Site) -> None:
     if here is None:
         # The archive stays in the cache: other hosts may need it.
         stream_release(site.transport, archive, release, version=version, sha256=sha256, on_progress=tell)
-        return
-    here.parent.mkdir(parents=True, exist_ok=True)
-    unpack_release(archive, here, version=version, sha256=sha256, on_progress=tell)
-    # The release directory is the archive now; going back needs no archive either.
-    _run(site, commands.remove([str(archive.parent)]), f"`{archive.name}` could not be removed")
+    else:
+        here.parent.mkdir(parents=True, exist_ok=True)
+        unpack_release(archive, here, version=version, sha256=sha256, on_progress=tell)
+        # The release directory is the archive now; going back needs no archive either.
+        _run(site, commands.remove([str(archive.parent)]), f"`{archive.name}` could not be removed")
+    _run(site, commands.stamp_release(release), f"release `{version}` could not be stamped")
 
 
 def _create(model: DesiredModel, site: Site) -> None:

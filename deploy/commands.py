@@ -226,6 +226,15 @@ _RUN_LINE = r"""
 exec sh -c "$1"
 """
 
+# By rename; not synced, for a stamp that is lost or wrong only makes the probe read the program.
+_STAMP_RELEASE = r"""
+set -eu
+umask 022
+cd "$1"
+stat -c '%i %z' bin/ollama >.release.stamp
+mv -T .release.stamp release.stamp
+"""
+
 _REMOVE = r"""
 set -eu
 for path in "$@"; do
@@ -341,6 +350,14 @@ def enable_units(names: Sequence[str]) -> Argv:
 def take_lease(program: PurePosixPath, files: Sequence[str]) -> Argv:
     """Saves what the host serves by, and starts the clock."""
     return (str(program), "take", *files)
+
+
+def stamp_release(release: PurePosixPath) -> Argv:
+    """Notes which file its program is, and when it was last touched, so that nobody needs to hash it again.
+
+    The time is that of the last change of any kind, which no program can set: stat(2), `st_ctim`.
+    """
+    return shell(_STAMP_RELEASE, str(release))
 
 
 def place_blob(source: PurePosixPath, models_dir: PurePosixPath, sha256: str) -> Argv:

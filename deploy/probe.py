@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -24,9 +27,12 @@ from deploy.facts import (
 from deploy.gpu import GpuReading, Problem, parse_nvidia_smi, problem_of
 
 PROBE_SCRIPT = Path(__file__).with_name("probe.sh")
-FIRST_LINE = b"@fleet-probe\t1"
-LAST_LINE = b"@end"
+FIRST_LINE = b"@fleet-probe\t2"
+LAST_LINE = "@end"
 _TIMED_OUT = 124  # timeout(1)
+# USER_HZ is 100 on every architecture that Ollama is built for: asm-generic/param.h.
+_TICKS_PER_SECOND = 100
+_DF_LINE = re.compile(r".* (?P<available>\d+) +[\d-]+% +(?P<mount>.*)")
 
 _MODEL_LAYER = "application/vnd.ollama.image.model"
 _TEMPLATE_LAYER = "application/vnd.ollama.image.template"
@@ -34,13 +40,25 @@ _PARAMETERS_LAYER = "application/vnd.ollama.image.params"
 _SYSTEM_LAYER = "application/vnd.ollama.image.system"
 
 
+@dataclass(frozen=True, slots=True)
+class _Stat:
+    """What stat(1) says of a path."""
+
+    size_bytes: int
+    mode: str
+    user_id: int
+    owner: str
+
+
 class _Reply:
-    """The reply as lines and files; content is kept as bytes until its meaning is known."""
+    """The reply as rows, sections and files; content is kept as bytes until its meaning is known."""
 
     def __init__(self, reply: bytes) -> None:
         self.rows: dict[str, list[list[str]]] = {}
+        self.sections: dict[str, list[str]] = {}
+        self.stats: dict[str, _Stat] = {}
         self.files: dict[str, bytes] = {}
-        position, ended = 0, False
+        self._reply, self._position = reply, 0
         if not reply.startswith(FIRST_LINE + b"\n"):
             raise ProbeFailed(
                 sentence="the `probe` did not answer with its version line",
@@ -48,34 +66,83 @@ class _Reply:
                 unchanged="everything: a probe changes nothing",
                 hint="a login script that prints text is usual; make it silent for non-interactive shells",
             )
-        while position < len(reply):
-            end = reply.find(b"\n", position)
-            end = len(reply) if end < 0 else end
-            line, position = reply[position:end], end + 1
-            if line == LAST_LINE:
-                ended = True
-                break
-            name, *fields = line.decode(errors="replace").split("\t")
+        section: list[str] = []
+        while (line := self._line()) != LAST_LINE:
+            if not line.startswith("@"):
+                section.append(line)
+                continue
+            name, *fields = line.split("\t")
+            section = self.sections.setdefault(name, [])
             if name == "@file":
-                key, size = fields[0], int(fields[1])
-                self.files[key] = reply[position : position + size]
-                position += size + 1
+                self.files[fields[0]] = self._content(int(fields[1]))
+                self._end_of_content()
+            elif name == "@files":
+                for path in [self._line() for _ in range(int(fields[0]))]:
+                    self.files[path] = self._content(self.stats[path].size_bytes)
+                self._end_of_content()
+            elif name == "@stat":
+                path, size, mode, user_id, owner = fields
+                self.stats[path] = _Stat(int(size), mode, int(user_id), owner)
             else:
                 self.rows.setdefault(name, []).append(fields)
-        if not ended:
+
+    def _line(self) -> str:
+        end = self._reply.find(b"\n", self._position)
+        if end < 0:
             raise ProbeFailed(
                 sentence="the `probe`'s reply was cut short",
-                cause=f"{len(reply)} bytes without the last line",
+                cause=f"{len(self._reply)} bytes without the last line",
                 unchanged="everything: a probe changes nothing",
                 hint="run the same command again",
             )
+        line, self._position = self._reply[self._position : end], end + 1
+        return line.decode(errors="replace")
+
+    def _content(self, size: int) -> bytes:
+        start, self._position = self._position, self._position + size
+        return self._reply[start : self._position]
+
+    def _end_of_content(self) -> None:
+        if self._line():
+            raise ValueError("a file had another size than it was said to have")
 
     def first(self, name: str, default: str = "") -> str:
         fields = self.rows.get(name, [[default]])[0]
         return fields[0] if fields else default
 
-    def under(self, prefix: str) -> dict[str, bytes]:
-        return {key.removeprefix(prefix): data for key, data in self.files.items() if key.startswith(prefix)}
+    @cached_property
+    def paths(self) -> _Paths:
+        state, releases, models = self.rows["@paths"][0]
+        return _Paths(state=state, releases=releases, models=models)
+
+    def under(self, directory: str) -> dict[str, bytes]:
+        """The files below a directory by their path in it."""
+        prefix = f"{directory}/"
+        return {
+            path.removeprefix(prefix): data for path, data in self.files.items() if path.startswith(prefix)
+        }
+
+    def sizes_under(self, directory: str) -> dict[str, int]:
+        """The sizes of what lies below a directory."""
+        prefix = f"{directory}/"
+        return {
+            path.removeprefix(prefix): found.size_bytes
+            for path, found in self.stats.items()
+            if path.startswith(prefix)
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Paths:
+    """The directories that the probe looked at, as it was told them."""
+
+    state: str
+    releases: str
+    models: str
+
+    @property
+    def blobs(self) -> str:
+        return f"{self.models}/blobs"
 
 
 def parse_reply(reply: bytes, root: PurePosixPath) -> HostFacts:
@@ -95,68 +162,80 @@ def parse_reply(reply: bytes, root: PurePosixPath) -> HostFacts:
 
 
 def _facts(parsed: _Reply, root: PurePosixPath) -> HostFacts:
+    paths = parsed.paths
     systemd = _systemd(parsed)
     processes = _processes(parsed, root, systemd.unit.main_pid if systemd is not None else None)
+    kernel, _, machine = parsed.first("@machine").rpartition(" ")
+    store = parsed.stats.get(paths.models)
     return HostFacts(
         systemd=systemd,
-        store_owner=parsed.first("@store_owner") or None,
+        store_owner=store.owner if store is not None else None,
         gpus=_gpus(parsed),
-        architecture=parsed.first("@architecture"),
-        kernel=parsed.first("@kernel"),
-        user_id=int(parsed.first("@user_id", "-1")),
+        architecture=machine,
+        kernel=kernel,
+        user_id=parsed.stats["/proc/self"].user_id,
         boot_id=parsed.first("@boot_id"),
-        tools={fields[0]: fields[1] for fields in parsed.rows.get("@tool", [])},
-        disks={
-            fields[0]: Disk(available_bytes=int(fields[1]) * 1024, mount=fields[2])
-            for fields in parsed.rows.get("@disk", [])
-        },
+        tools={name: path for name, path in parsed.rows.get("@tool", []) if path},
+        disks=_disks(parsed),
         releases=_releases(parsed),
-        current=parsed.first("@current") or None,
-        previous=parsed.first("@previous") or None,
-        artefacts={fields[0]: int(fields[1]) for fields in parsed.rows.get("@artefact", [])},
+        current=_link(parsed, "@current"),
+        previous=_link(parsed, "@previous"),
+        artefacts={
+            name.removeprefix("sha256-"): size
+            for name, size in parsed.sizes_under(f"{paths.state}/artefacts").items()
+        },
         leftovers=tuple(fields[0] for fields in parsed.rows.get("@leftover", [])),
         servers=_servers(processes),
         orphans=_orphans(processes),
         listener=_listener(parsed),
-        blobs={
-            fields[0].removeprefix("sha256-"): Blob(
-                size_bytes=int(fields[1]), is_gguf=len(fields) > 2 and fields[2] == "GGUF"
-            )
-            for fields in parsed.rows.get("@blob", [])
-        },
+        blobs=_blobs(parsed),
         models=_models(parsed),
     )
 
 
+def _link(reply: _Reply, name: str) -> str | None:
+    """The release that a link of ours names, or the whole target where that is none."""
+    target = reply.first(name)
+    release = target.removeprefix("releases/")
+    return (target if "/" in release else release) or None
+
+
 def _systemd(reply: _Reply) -> SystemdFacts | None:
-    shown = reply.files.get("systemd/units")
+    shown = reply.sections.get("@units")
     if shown is None:
         return None
     # `systemctl show` of several units: an empty line between two.
     blocks = [
         dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
-        for text in shown.decode(errors="replace").split("\n\n")
+        for text in "\n".join(shown).split("\n\n")
     ]
-    modes = {fields[0]: fields[1] for fields in reply.rows.get("@mode", [])}
-    account = next(iter(reply.rows.get("@account", [])), None)
     foreign = reply.rows.get("@foreign", [["", ""]])[0]
     users = {values["Id"]: values.get("User", "") for values in blocks if values["LoadState"] != "not-found"}
+    lines = [line.split(":") for line in reply.sections.get("@accounts", [])]
+    paths = reply.paths
+    others = tuple(f"{directory}/" for directory in (paths.releases, paths.models))
     return SystemdFacts(
         units={values["Id"]: _unit(values) for values in blocks},
         files={
-            path: FileFact(text=data.decode(errors="replace"), mode=modes.get(path, ""))
-            for path, data in reply.under("host").items()
+            path: FileFact(text=data.decode(errors="replace"), mode=reply.stats[path].mode)
+            for path, data in reply.files.items()
+            if path.startswith("/") and not path.startswith(others)
         },
         user=users.get("ollama.service"),
-        account=Account(name=account[0], home=account[1], groups=tuple(account[2].split()))
-        if account is not None
-        else None,
+        account=_account(reply, lines),
         account_is_ours="@our_account" in reply.rows,
-        gpu_groups=tuple(fields[0] for fields in reply.rows.get("@gpu_group", [])),
+        gpu_groups=tuple(name for name in ("render", "video") if any(line[0] == name for line in lines)),
         foreign_program=foreign[0] or None,
         foreign_version=foreign[1] or None,
         is_leased="@lease" in reply.rows,
     )
+
+
+def _account(reply: _Reply, lines: list[list[str]]) -> Account | None:
+    """The account that was asked about: passwd(5) has seven fields, the sixth is its home."""
+    name, groups = reply.rows["@account"][0]
+    home = next((line[5] for line in lines if len(line) == 7 and line[0] == name), None)
+    return Account(name=name, home=home, groups=tuple(groups.split())) if home is not None else None
 
 
 def _unit(values: Mapping[str, str]) -> UnitState:
@@ -176,7 +255,7 @@ def _gpus(reply: _Reply) -> GpuReading | None:
     ended = {fields[0]: int(fields[1]) for fields in reply.rows.get("@gpu_exit", [])}
     if not ended:
         return None
-    answers = {key: data.decode(errors="replace") for key, data in reply.under("gpu/").items()}
+    answers = {key: data.decode(errors="replace") for key, data in reply.under("gpu").items()}
     for key, code in ended.items():
         if code == _TIMED_OUT:
             return GpuReading(problem=Problem.HANGS, said="nvidia-smi did not answer")
@@ -185,13 +264,53 @@ def _gpus(reply: _Reply) -> GpuReading | None:
     return GpuReading(gpus=parse_nvidia_smi(answers["gpus"], answers["processes"]))
 
 
+def _disks(reply: _Reply) -> dict[str, Disk]:
+    """A line of df(1) for each of our directories, in their order, below its head.
+
+    A device or a mount point may hold spaces: the column with `%` tells where the numbers end.
+    """
+    _, *lines = reply.sections.get("@df", []) or [""]
+    directories = reply.rows["@paths"][0]
+    found = [_DF_LINE.fullmatch(line) for line in lines]
+    if len(found) != len(directories):
+        return {}
+    return {
+        directory: Disk(available_bytes=int(line["available"]) * 1024, mount=line["mount"])
+        for directory, line in zip(directories, found, strict=True)
+        if line is not None
+    }
+
+
+def _blobs(reply: _Reply) -> dict[str, Blob]:
+    """Sizes, and the first four bytes of all of them in one word."""
+    heads = reply.first("@blob_heads")
+    blobs = {}
+    for name, size in reply.sizes_under(reply.paths.blobs).items():
+        if not name.startswith("sha256-"):
+            continue
+        head, heads = heads[: min(size, 4)], heads[min(size, 4) :]
+        blobs[name.removeprefix("sha256-")] = Blob(size_bytes=size, is_gguf=head == "GGUF")
+    if heads:
+        raise ValueError("the blobs changed while they were looked at")
+    return blobs
+
+
 def _releases(reply: _Reply) -> dict[str, str]:
-    found = {fields[0]: int(fields[1]) for fields in reply.rows.get("@release_bytes", [])}
+    """The sha256 of its archive for each release, `""` for one that is not what was unpacked."""
+    found: dict[str, int] = {}
+    for line in reply.sections.get("@release_files", []):
+        size, _, path = line.partition(" ")
+        name = path.partition("/")[0]
+        found[name] = found.get(name, 0) + int(size)
+    programs = {fields[0]: fields[1] for fields in reply.rows.get("@program", [])}
     releases = {}
-    for version, data in reply.under("release/").items():
+    for path, data in reply.under(reply.paths.releases).items():
+        name = path.removesuffix("/release.json")
         record = _json_object(data) or {}
-        whole = record.get("bytes", found.get(version)) == found.get(version)
-        releases[version] = str(record.get("archive_sha256", "")) if whole else ""
+        bytes_found, program = found.get(name, 0), record.get("program_sha256")
+        is_whole = record.get("bytes", bytes_found) == bytes_found
+        is_unchanged = program is None or programs.get(name, program) == program
+        releases[name] = str(record.get("archive_sha256", "")) if is_whole and is_unchanged else ""
     return releases
 
 
@@ -206,25 +325,34 @@ def _processes(
     reply: _Reply, root: PurePosixPath, main_pid: int | None
 ) -> dict[int, tuple[int, ServerProcess]]:
     """Every process with our mark, and the unit's, by pid, with its parent's pid."""
-    clock = reply.rows.get("@clock", [["0", "100"]])[0]
-    boot_time, ticks = float(clock[0] or 0), float(clock[1])
-    files = reply.under("process/")
+    times = (line.split() for line in reply.sections.get("@accounts", []))
+    boot_time = next((float(words[1]) for words in times if words[:1] == ["btime"]), 0.0)
     found = {}
-    for pid in sorted({int(key.partition("/")[0]) for key in files}):
-        command = tuple(files.get(f"{pid}/cmdline", b"").decode(errors="replace").splitlines())
-        lines = files.get(f"{pid}/environ", b"").decode(errors="replace").splitlines()
-        environment = dict(line.split("=", 1) for line in lines if "=" in line)
+    for pid, told in sorted(_told_processes(reply).items()):
+        command = tuple(told["cmdline"])
+        environment = dict(line.split("=", 1) for line in told["environ"] if "=" in line)
         # proc(5): fields 3, 4 and 22 are state, parent and start time in clock ticks since boot; the name in
         # field 2 may hold spaces.
-        fields = files.get(f"{pid}/stat", b"").decode(errors="replace").rpartition(")")[2].split()
+        fields = "".join(told["stat"]).rpartition(")")[2].split()
         is_ours = environment.get("OLLAMA_FLEET_ROOT") == str(root) or pid == main_pid
         if not is_ours or len(fields) < 20 or fields[0] == "Z":
             continue
-        process = ProcessId(pid=pid, create_time=boot_time + float(fields[19]) / ticks)
+        process = ProcessId(pid=pid, create_time=boot_time + float(fields[19]) / _TICKS_PER_SECOND)
         found[pid] = (
             int(fields[1]),
             ServerProcess(process=process, command=command, environment=environment),
         )
+    return found
+
+
+def _told_processes(reply: _Reply) -> dict[int, dict[str, list[str]]]:
+    """The values of each process's files by pid."""
+    found: dict[int, dict[str, list[str]]] = {}
+    for line in reply.sections.get("@processes", []):
+        path, _, value = line.partition(":")
+        _, _, pid, file = path.split("/")
+        told = found.setdefault(int(pid), {"cmdline": [], "environ": [], "stat": []})
+        told[file].append(value.replace("\1", "\n"))
     return found
 
 
@@ -243,9 +371,10 @@ def _orphans(processes: Mapping[int, tuple[int, ServerProcess]]) -> tuple[Server
 
 
 def _models(reply: _Reply) -> dict[str, StoredModel]:
-    layers = reply.under("layer/")
+    blobs = reply.under(reply.paths.blobs)
+    layers = {name.removeprefix("sha256-"): data for name, data in blobs.items()}
     models = {}
-    for path, data in reply.under("manifest/").items():
+    for path, data in reply.under(f"{reply.paths.models}/manifests/registry.ollama.ai/library").items():
         name, _, tag = path.rpartition("/")
         manifest = _json_object(data)
         if manifest is None or not name:

@@ -1,9 +1,12 @@
 #!/bin/sh
 # Brings back every fact of a host in one reply.
 #   sh -s -- ROOT MODELS_DIR PORT none|nvidia process|systemd   (this text on standard input)
-# Reply: lines of tab-separated fields. A line `@file KEY BYTES` is followed by exactly BYTES bytes of content
-# and a newline. Nothing is changed and a missing tool or file is simply not in the reply.
-# Needs a POSIX shell and the usual file tools; works with busybox.
+# Reply: lines that begin with `@NAME` and hold tab-separated fields. Lines without `@` belong to the name above
+# them. A line `@file NAME BYTES` is followed by exactly BYTES bytes of content and a newline, `@files COUNT` by
+# COUNT paths, a line each, then by the contents of these files, as long as their `@stat` says, and a newline.
+# Nothing is changed and a missing tool or file is simply not in the reply.
+# Needs a POSIX shell and the usual file tools; works with busybox. Each process that is started here is time that
+# every host of a fleet takes: files are asked for all at once, and what the shell can do it does itself.
 set -u
 LC_ALL=C
 export LC_ALL
@@ -12,6 +15,8 @@ tab=$(printf '\t')
 case $root in /) prefix= ;; *) prefix=$root ;; esac
 state=$prefix/var/lib/ollama-fleet
 releases=$prefix/opt/ollama/releases
+library=$models/manifests/registry.ollama.ai/library
+units=$prefix/etc/systemd/system
 
 say() {
     line=$1
@@ -20,110 +25,71 @@ say() {
     printf '%s\n' "$line"
 }
 
-send_file() { # KEY PATH: the file's bytes, at most 1 MiB
-    [ -f "$2" ] && [ -r "$2" ] || return 0
-    bytes=$(($(wc -c <"$2")))
-    [ "$bytes" -le 1048576 ] || return 0
-    say @file "$1" "$bytes"
-    cat "$2"
-    printf '\n'
-}
-
-send_proc() { # KEY PATH: like send_file for /proc, whose files have no size; NUL becomes newline
-    content=$(tr '\000' '\n' <"$2" 2>/dev/null; printf .) || return 0
-    content=${content%.}
-    say @file "$1" "$(($(printf '%s' "$content" | wc -c)))"
-    printf '%s\n' "$content"
-}
-
-say @fleet-probe 1
-say @architecture "$(uname -m)"
-say @kernel "$(uname -r)"
-say @user_id "$(id -u)"
-say @boot_id "$(cat /proc/sys/kernel/random/boot_id 2>/dev/null)"
+say @fleet-probe 2
+say @paths "$state" "$releases" "$models"
+say @machine "$(uname -rm)"
+if [ -r /proc/sys/kernel/random/boot_id ]; then
+    read -r boot_id </proc/sys/kernel/random/boot_id
+    say @boot_id "$boot_id"
+fi
 for tool in tar zstd flock python3 curl systemctl sha256sum setsid nvidia-smi; do
-    found=$(command -v "$tool" 2>/dev/null) && say @tool "$tool" "$found"
+    printf '@tool\t%s\t' "$tool"
+    command -v "$tool" || echo
 done
 
-for directory in "$state" "$releases" "$models"; do
-    existing=$directory
-    while [ ! -d "$existing" ]; do existing=$(dirname "$existing"); done
-    # A device or a mount point may hold spaces: the column with `%` tells where the numbers end.
-    disk=$(df -Pk "$existing" 2>/dev/null | sed -n "2s/^.* \([0-9][0-9]*\)  *[0-9-]*%  *\(.*\)\$/\1$tab\2/p")
-    [ -n "$disk" ] && say @disk "$directory" "$disk"
-done
-
-for directory in "$releases"/*/; do
-    [ -f "${directory}release.json" ] || continue
-    send_file "release/$(basename "$directory")" "${directory}release.json"
-    # As many bytes as were unpacked, or somebody has been at it.
-    bytes=$(find "$directory" -type f ! -name release.json ! -name release.env -exec ls -ln {} + 2>/dev/null |
-        awk '{ sum += $5 } END { printf "%.0f", sum }')
-    say @release_bytes "$(basename "$directory")" "$bytes"
-done
-for name in current previous; do
-    link=$prefix/opt/ollama/$name
-    [ -L "$link" ] || continue
-    target=$(readlink "$link")
-    case $target in
-        releases/*/*) ;;
-        releases/*) target=${target#releases/} ;;
-    esac
-    say "@$name" "$target"
-done
-for path in "$releases"/.unpack-* "$prefix/opt/ollama"/.current-* "$prefix/opt/ollama"/.previous-* \
-    "$models/blobs"/.place-*; do
-    if [ -e "$path" ] || [ -L "$path" ]; then say @leftover "$path"; fi
-done
-for path in "$state/artefacts"/sha256-*/*; do
-    # A download on its way, and nothing else, has a directory that ends in .part.
-    case $path in */sha256-*.part/*) continue ;; esac
-    [ -f "$path" ] && say @artefact "${path#"$state/artefacts/sha256-"}" "$(($(wc -c <"$path")))"
-done
-
-[ -d "$models" ] && say @store_owner "$(stat -c %U "$models" 2>/dev/null)"
-for path in "$models/blobs"/sha256-*; do
-    [ -f "$path" ] || continue
-    say @blob "$(basename "$path")" "$(($(wc -c <"$path")))" "$(head -c 4 "$path" 2>/dev/null | tr -cd '[:upper:]')"
-done
-find "$models/manifests/registry.ollama.ai/library" -type f 2>/dev/null | while IFS= read -r path; do
-    name=${path#"$models/manifests/registry.ollama.ai/library/"}
-    send_file "manifest/$name" "$path"
-    tr ',' '\n' <"$path" | sed -n 's/.*"digest" *: *"sha256:\([0-9a-f]*\)".*/\1/p' | while IFS= read -r digest; do
-        blob=$models/blobs/sha256-$digest
-        [ -f "$blob" ] && [ "$(($(wc -c <"$blob")))" -le 262144 ] && send_file "layer/$digest" "$blob"
+existing_part() { # DIRECTORY: sets `existing` to it, or to its nearest parent that is there
+    existing=$1
+    while [ ! -d "$existing" ]; do
+        existing=${existing%/*}
+        existing=${existing:-/}
     done
-done
+}
+existing_part "$state"
+set -- "$existing"
+existing_part "$releases"
+set -- "$@" "$existing"
+existing_part "$models"
+say @df
+df -Pk "$@" "$existing" 2>/dev/null
 
-main_pid=0
+# ---- what systemd says, and which files the server depends on
+main_pid=0 foreign='' user=''
 if [ "$service" = systemd ] && [ -d /run/systemd/system ]; then
-    units=$(systemctl show ollama.service ollama-fleet-load.service ollama-fleet-boot.service \
+    id='' pid=0 fragment='' drop_ins='' runs_as='' server_fragment='' server_drop_ins=''
+    # The values of one unit stand together in any order, an empty line between two units.
+    end_unit() {
+        if [ "$id" = ollama.service ]; then
+            main_pid=$pid server_fragment=$fragment server_drop_ins=$drop_ins user=$runs_as
+        fi
+        id='' pid=0 fragment='' drop_ins='' runs_as=''
+    }
+    say @units
+    while IFS= read -r line; do
+        printf '%s\n' "$line"
+        case $line in
+            '') end_unit ;;
+            Id=*) id=${line#*=} ;;
+            MainPID=*) pid=${line#*=} ;;
+            FragmentPath=*) fragment=${line#*=} ;;
+            DropInPaths=*) drop_ins=${line#*=} ;;
+            User=*) runs_as=${line#*=} ;;
+        esac
+    done <<EOF
+$(systemctl show ollama.service ollama-fleet-load.service ollama-fleet-boot.service \
         --property=Id,LoadState,ActiveState,UnitFileState,Result,MainPID,NRestarts,FragmentPath,DropInPaths,User)
-    say @file systemd/units "$(($(printf '%s' "$units" | wc -c)))"
-    printf '%s\n' "$units"
-    # The values of one unit stand together, an empty line between two units.
-    unit_value() { printf '%s\n' "$units" | awk -v unit=ollama.service -v name="$1" '
-        /^$/ { if (id == unit) exit; id = ""; value = ""; next }
-        { i = index($0, "="); key = substr($0, 1, i - 1); rest = substr($0, i + 1) }
-        key == "Id" { id = rest } key == name { value = rest }
-        END { if (id == unit) print value }'; }
-    main_pid=$(unit_value MainPID)
-    fragment=$(unit_value FragmentPath)
-    for path in $(unit_value DropInPaths) "$fragment" "$prefix"/etc/systemd/system/ollama.service \
-        "$prefix"/etc/systemd/system/ollama.service.d/50-fleet.conf \
-        "$prefix"/etc/systemd/system/ollama-fleet-* "$prefix"/usr/local/lib/ollama-fleet/* \
-        "$prefix"/etc/modules-load.d/ollama-fleet.conf; do
-        [ -f "$path" ] || continue
-        say @mode "$path" "$(stat -c %a "$path")"
-        send_file "host$path" "$path"
-    done
-    for group in render video; do
-        grep -q "^$group:" /etc/group && say @gpu_group "$group"
-    done
+EOF
+    end_unit
     # A unit of another hand executes its own binary, which alone knows its version.
     program=
-    [ -f "$fragment" ] && program=$(sed -n 's/^ExecStart=[-@:+!]*\([^ ]*\).*/\1/p' "$fragment" | head -n 1)
-    foreign=
+    if [ -f "$server_fragment" ]; then
+        while IFS= read -r line; do
+            case $line in ExecStart=*) ;; *) continue ;; esac
+            program=${line#ExecStart=}
+            program=${program#"${program%%[!-@:+!]*}"}
+            program=${program%% *}
+            break
+        done <"$server_fragment"
+    fi
     case $program in
         '' | "$prefix"/opt/ollama/*) ;;
         *) foreign=yes
@@ -131,36 +97,123 @@ if [ "$service" = systemd ] && [ -d /run/systemd/system ]; then
             timeout 10 "$program" --version 2>&1 </dev/null | sed -n 's/.*version is v*\([^ ]*\).*/\1/p' | tail -n 1)" ;;
     esac
     # Of our own unit only what it should say counts.
-    user=
-    [ -z "$foreign" ] || user=$(unit_value User)
-    account=$(grep "^${user:-ollama}:" /etc/passwd)
-    if [ -n "$account" ]; then
-        say @account "${user:-ollama}" "$(printf '%s' "$account" | cut -d : -f 6)" \
-            "$(id -Gn "${user:-ollama}")"
-    fi
+    [ -n "$foreign" ] || user=
+    user=${user:-ollama}
+    say @account "$user" "$(id -Gn "$user" 2>/dev/null)"
     if [ -d "$state/lease" ]; then say @lease; fi
     if [ -f "$state/account" ]; then say @our_account; fi
 fi
 
-say @clock "$(sed -n 's/^btime //p' /proc/stat)" "$(getconf CLK_TCK 2>/dev/null || echo 100)"
-# Our servers are known by a mark in their environment: a record on disk could be older than the process.
-{
-    [ "${main_pid:-0}" = 0 ] || echo "/proc/$main_pid/environ"
-    grep -lzxF "OLLAMA_FLEET_ROOT=$root" /proc/[0-9]*/environ 2>/dev/null
-} | sort -u | while IFS= read -r path; do
-    process=${path%/environ}
-    send_proc "process/${process#/proc/}/cmdline" "$process/cmdline"
-    send_proc "process/${process#/proc/}/environ" "$process/environ"
-    send_proc "process/${process#/proc/}/stat" "$process/stat"
+# ---- files: one stat(1) for all of a kind, one cat(1) for all contents
+stat_all() { # PATH...
+    stat -L -c "@stat$tab%n$tab%s$tab%a$tab%u$tab%U" "$@" 2>/dev/null
+}
+
+set -- /proc/self "$models"
+for path in "$state/artefacts"/sha256-*/*; do
+    # A download on its way, and nothing else, has a directory that ends in .part.
+    case $path in */sha256-*.part/*) continue ;; esac
+    [ -f "$path" ] && set -- "$@" "$path"
+done
+stat_all "$@"
+
+set --
+for path in "$models/blobs"/sha256-*; do
+    if [ -f "$path" ] && [ -r "$path" ]; then set -- "$@" "$path"; fi
+done
+if [ "$#" -gt 0 ]; then
+    stat_all "$@"
+    # The first four bytes of each, in the same order; what no GGUF begins with becomes a dot.
+    printf '@blob_heads\t'
+    head -q -c 4 "$@" 2>/dev/null | tr -c GUF .
+    echo
+fi
+
+set --
+for path in "$releases"/*/release.json; do
+    [ -f "$path" ] && set -- "$@" "$path"
+done
+if [ "$service" = systemd ]; then
+    for path in ${server_drop_ins:-} "${server_fragment:-}" "$units/ollama.service" \
+        "$units/ollama.service.d/50-fleet.conf" "$units"/ollama-fleet-* \
+        "$prefix"/usr/local/lib/ollama-fleet/* "$prefix"/etc/modules-load.d/ollama-fleet.conf; do
+        [ -f "$path" ] && [ -r "$path" ] && set -- "$@" "$path"
+    done
+fi
+# Manifests, and the layers that are text: below 256 KiB.
+while IFS= read -r path; do
+    [ -r "$path" ] && set -- "$@" "$path"
+done <<EOF
+$(find -L "$library" "$models/blobs" -type f -size -512 ! -name '.*' 2>/dev/null)
+EOF
+if [ "$#" -gt 0 ]; then
+    stat_all "$@"
+    say @files "$#"
+    printf '%s\n' "$@"
+    cat "$@"
+    echo
+fi
+
+# ---- releases
+set --
+for path in "$releases"/*/release.json; do
+    path=${path%/release.json}
+    [ -f "$path/release.json" ] && set -- "$@" "${path##*/}"
+done
+if [ "$#" -gt 0 ] && cd "$releases"; then
+    # As many bytes as were unpacked, or somebody has been at it.
+    say @release_files
+    find "$@" -type f ! -name release.json ! -name release.env ! -name release.stamp -exec stat -c '%s %n' {} + 2>/dev/null
+    # A program that is no longer the file that it was when its release came is read: deploy.commands.stamp_release.
+    for name in "$@"; do
+        shift
+        set -- "$@" "$name/bin/ollama"
+    done
+    while read -r path now; do
+        name=${path%/bin/ollama} stamp=
+        [ -r "$name/release.stamp" ] && read -r stamp <"$name/release.stamp"
+        [ -z "$path" ] || [ "$stamp" = "$now" ] || say @program "$name" "$(sha256sum "$path" 2>/dev/null | cut -c 1-64)"
+    done <<EOF
+$(stat -c '%n %i %z' "$@" 2>/dev/null)
+EOF
+    cd /
+fi
+for path in "$prefix/opt/ollama/current" "$prefix/opt/ollama/previous"; do
+    [ -L "$path" ] && say "@${path##*/}" "$(readlink "$path")"
+done
+for path in "$releases"/.unpack-* "$prefix/opt/ollama"/.current-* "$prefix/opt/ollama"/.previous-* \
+    "$models/blobs"/.place-*; do
+    if [ -e "$path" ] || [ -L "$path" ]; then say @leftover "$path"; fi
 done
 
-# Who listens on the port: the socket's inode, then the process that holds it.
-hexport=$(printf '%04X' "$port")
-inode=$(cat /proc/net/tcp /proc/net/tcp6 2>/dev/null |
-    awk -v p="$hexport" '{ n = split($2, a, ":") } a[n] == p && $4 == "0A" { print $10; exit }')
+# ---- processes
+say @accounts
+grep -hE "^(btime |render:|video:|${user:-ollama}:)" /proc/stat /etc/group /etc/passwd 2>/dev/null
+# Our servers are known by a mark in their environment: a record on disk could be older than the process.
+set --
+[ "$main_pid" = 0 ] || set -- "/proc/$main_pid/cmdline" "/proc/$main_pid/environ" "/proc/$main_pid/stat"
+# shellcheck disable=SC2013 # the names are those of /proc
+for path in $(grep -lzxF "OLLAMA_FLEET_ROOT=$root" /proc/[0-9]*/environ 2>/dev/null); do
+    path=${path%/environ}
+    [ "$path" = "/proc/$main_pid" ] || set -- "$@" "$path/cmdline" "$path/environ" "$path/stat"
+done
+if [ "$#" -gt 0 ]; then
+    # NUL ends a value in these files: a line is a file's name, a colon and one value with ^A for its newlines.
+    say @processes
+    grep -Hsz '' "$@" 2>/dev/null | tr '\n\000' '\001\n'
+fi
+
+# Who listens on the port: the socket's inode, then the process that holds it; the unit's own is looked at first.
+inode=$(awk -v p="$(printf '%04X' "$port")" '{ n = split($2, a, ":") } a[n] == p && $4 == "0A" { print $10; exit }' \
+    /proc/net/tcp /proc/net/tcp6 2>/dev/null)
 if [ -n "$inode" ]; then
-    # shellcheck disable=SC2012 # the names are those of /proc: digits only
-    pid=$(ls -l /proc/[0-9]*/fd 2>/dev/null | awk -v s="socket:[$inode]" '
+    pid=
+    if [ "$main_pid" != 0 ]; then
+        # shellcheck disable=SC2012 # the names are those of /proc: digits only
+        case $(ls -l "/proc/$main_pid/fd" 2>/dev/null) in *"socket:[$inode]"*) pid=$main_pid ;; esac
+    fi
+    # shellcheck disable=SC2012
+    [ -n "$pid" ] || pid=$(ls -l /proc/[0-9]*/fd 2>/dev/null | awk -v s="socket:[$inode]" '
         /^\/proc\// { split($1, a, "/"); pid = a[3] }
         index($0, s) { print pid; exit }')
     command=

@@ -7,7 +7,13 @@ from pathlib import PurePosixPath
 
 from deploy.desired import Desired
 from deploy.facts import HostFacts, ServerProcess
-from deploy.server_plan import Release, damaged_blobs, environment_differences, server_environment
+from deploy.server_plan import (
+    Release,
+    damaged_blobs,
+    environment_differences,
+    replaced_program,
+    server_environment,
+)
 from deploy.steps import Difference, StartServer, Step, StopServer, SwitchRelease
 
 
@@ -17,10 +23,8 @@ def process_steps(desired: Desired, facts: HostFacts, release: Release) -> Itera
     environment = server_environment(desired, facts, release)
     binary = desired.paths.release(version) / "bin/ollama"
     keep, differences = _kept_server(facts, binary, environment)
-    if keep is not None and facts.releases.get(version) != release.mark:
-        # Its binary is replaced: it could start no runner any more (measured on 0.17.5 and 0.24.0).
-        differences = [Difference(what="release directory", actual="replaced", desired="that of the server")]
-        keep = None
+    if keep is not None and (replaced := replaced_program(keep, facts, release)):
+        keep, differences = None, [*replaced]
     if facts.current != version:
         change = Difference(what="current release", actual=facts.current, desired=version)
         yield SwitchRelease(

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import hashlib
 import json
 import stat
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, cast
+from typing import IO, Any, cast
 
 from deploy.errors import ArchiveRefused, FleetError
 
 RECORD = "release.json"
 MARK = "release.env"
+STAMP = "release.stamp"
 BINARY = PurePosixPath("bin/ollama")
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -48,17 +50,58 @@ def checked_members(archive: Path) -> Iterator[Member]:
     with _damage_told(archive), _open_tar(archive) as tar:
         for info in tar:
             seen.check(info)
-            if str(PurePosixPath(info.name)) not in (RECORD, MARK):
+            if str(PurePosixPath(info.name)) not in (RECORD, MARK, STAMP):
                 yield Member(info=_ours(info), content=_content(archive, tar, info))
     seen.check_all()
 
 
-def render_records(version: str, sha256: str, size_bytes: int) -> dict[str, bytes]:
+class Contents:
+    """What has been unpacked of an archive so far: the bytes of its files, the sha256 of its program."""
+
+    def __init__(self) -> None:
+        self._sizes: dict[PurePosixPath, int] = {}
+        self._program: Any = None
+
+    def pass_on(self, member: Member) -> Iterator[bytes]:
+        """The member's content; it is counted whether or not somebody reads it."""
+        path = PurePosixPath(member.info.name)
+        self._sizes.pop(path, None)
+        if member.info.islnk():
+            self._sizes[path] = self._sizes[PurePosixPath(member.info.linkname)]
+        elif member.info.isreg():
+            self._sizes[path] = member.info.size
+        if path != BINARY:
+            return member.content
+        self._program = hashlib.sha256() if member.info.isreg() else None
+        return self._hashed(member.content)
+
+    def _hashed(self, content: Iterator[bytes]) -> Iterator[bytes]:
+        for chunk in content:
+            if self._program is not None:
+                self._program.update(chunk)
+            yield chunk
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(self._sizes.values())
+
+    @property
+    def program_sha256(self) -> str | None:
+        """None where the program is a link to another file."""
+        return self._program.hexdigest() if self._program is not None else None
+
+
+def render_records(version: str, sha256: str, contents: Contents) -> dict[str, bytes]:
     """What we add to a release, by name: the probe's record, last, and an environment file for its server.
 
     A server tells by that mark which release it was started from, whatever `current` links to by now.
     """
-    record = {"version": version, "archive_sha256": sha256, "bytes": size_bytes}
+    record = {
+        "version": version,
+        "archive_sha256": sha256,
+        "bytes": contents.size_bytes,
+        "program_sha256": contents.program_sha256,
+    }
     return {
         MARK: f"OLLAMA_FLEET_RELEASE={sha256}\n".encode(),
         RECORD: json.dumps(record).encode() + b"\n",

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 from deploy import ssh_commands
 from deploy.errors import CommandFailed
-from deploy.release_members import Member, checked_members, render_records
+from deploy.release_members import Contents, checked_members, render_records
 from deploy.transport import Completed, Progress, Transport
 
 _TELL_BYTES = 4 * 1024 * 1024
@@ -42,32 +42,25 @@ def stream_release(
 
 def _tar_chunks(archive: Path, version: str, sha256: str, on_progress: Progress) -> Iterator[bytes]:
     """Plain GNU tar, which every tar reads; our record last, as the sign that nothing is missing."""
-    sizes: dict[PurePosixPath, int] = {}
+    contents = Contents()
     sent_bytes = told_bytes = 0
     for member in checked_members(archive):
-        path = PurePosixPath(member.info.name)
-        if member.info.islnk():
-            sizes[path] = sizes[PurePosixPath(member.info.linkname)]
-        elif member.info.isreg():
-            sizes[path] = member.info.size
-        else:
-            sizes.pop(path, None)
-        for chunk in _member_chunks(member):
+        for chunk in _member_chunks(member.info, contents.pass_on(member)):
             yield chunk
             sent_bytes += len(chunk)
             if sent_bytes - told_bytes >= _TELL_BYTES:
                 on_progress(sent_bytes)
                 told_bytes = sent_bytes
     on_progress(sent_bytes)
-    for name, content in render_records(version, sha256, sum(sizes.values())).items():
+    for name, content in render_records(version, sha256, contents).items():
         info = tarfile.TarInfo(name)
         info.size, info.mode = len(content), 0o644
-        yield from _member_chunks(Member(info=info, content=iter([content])))
+        yield from _member_chunks(info, [content])
     # The end of the archive is two empty blocks; tar(1) reads whole records of 20.
     yield bytes(tarfile.RECORDSIZE)
 
 
-def _member_chunks(member: Member) -> Iterator[bytes]:
-    yield member.info.tobuf(tarfile.GNU_FORMAT)
-    yield from member.content
-    yield bytes(-member.info.size % tarfile.BLOCKSIZE)
+def _member_chunks(info: tarfile.TarInfo, content: Iterable[bytes]) -> Iterator[bytes]:
+    yield info.tobuf(tarfile.GNU_FORMAT)
+    yield from content
+    yield bytes(-info.size % tarfile.BLOCKSIZE)

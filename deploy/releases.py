@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-import stat
+from collections.abc import Iterable
 from pathlib import Path
 
 from deploy.errors import designed_error
-from deploy.release_members import Member, checked_members, render_records
+from deploy.release_members import Contents, Member, checked_members, render_records
 from deploy.transport import Progress
 
 
@@ -22,11 +22,8 @@ def unpack_release(archive: Path, release: Path, *, version: str, sha256: str, o
     temporary = release.with_name(f".unpack-{version}-{os.getpid()}")
     try:
         temporary.mkdir(parents=True)
-        _extract(archive, temporary, on_progress)
-        # What the probe counts to see whether somebody has been at it.
-        sizes = [path.lstat() for path in temporary.rglob("*")]
-        size_bytes = sum(found.st_size for found in sizes if stat.S_ISREG(found.st_mode))
-        for name, content in render_records(version, sha256, size_bytes).items():
+        contents = _extract(archive, temporary, on_progress)
+        for name, content in render_records(version, sha256, contents).items():
             _write_file(temporary / name, content)
         _sync_tree(temporary)
         _take_place(temporary, release)
@@ -39,15 +36,17 @@ def unpack_release(archive: Path, release: Path, *, version: str, sha256: str, o
         _remove_tree(temporary)
 
 
-def _extract(archive: Path, target: Path, on_progress: Progress) -> None:
+def _extract(archive: Path, target: Path, on_progress: Progress) -> Contents:
+    contents = Contents()
     written = 0
     for member in checked_members(archive):
-        _write_member(member, target)
+        _write_member(member, contents.pass_on(member), target)
         written += member.info.size
         on_progress(written)
+    return contents
 
 
-def _write_member(member: Member, target: Path) -> None:
+def _write_member(member: Member, content: Iterable[bytes], target: Path) -> None:
     path = target / member.info.name
     if member.info.isdir():
         path.mkdir(parents=True, exist_ok=True)
@@ -61,7 +60,7 @@ def _write_member(member: Member, target: Path) -> None:
         os.link(target / member.info.linkname, path, follow_symlinks=False)
     else:
         with path.open("wb") as file:
-            file.writelines(member.content)
+            file.writelines(content)
             file.flush()
             os.fsync(file.fileno())
         path.chmod(member.info.mode)

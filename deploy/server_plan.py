@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from deploy.desired import ADOPTED, Artefact, Desired, ServiceBackend
 from deploy.errors import PinError
-from deploy.facts import HostFacts
+from deploy.facts import HostFacts, ServerProcess
 from deploy.steps import Difference, RemoveDamagedBlob
 
 ARCHITECTURES: Mapping[str, str] = {"x86_64": "amd64", "aarch64": "arm64"}
@@ -75,6 +75,17 @@ def environment_differences(actual: Mapping[str, str], desired: Mapping[str, str
         for name in sorted(names)
         if actual.get(name) != desired.get(name)
     )
+
+
+def replaced_program(server: ServerProcess, facts: HostFacts, release: Release) -> tuple[Difference, ...]:
+    """The release that a server runs from is no longer what was unpacked, and is put in place anew.
+
+    The server would start its next runner from other bytes than its own (measured on 0.17.5 and 0.24.0).
+    """
+    runs_from_it = server.environment.get(MARK_NAME) == release.mark
+    if release.is_adopted or not runs_from_it or facts.releases.get(release.name) == release.mark:
+        return ()
+    return (Difference(what="release directory", actual="damaged", desired="as it was unpacked"),)
 
 
 def damaged_blobs(desired: Desired, facts: HostFacts) -> Iterator[RemoveDamagedBlob]:

@@ -210,19 +210,21 @@ class SshTransport:
                 self._connection = None
             self._connection = open_connection(self._target)
             try:
-                user_id = self._greet()
-                if self._rights is Rights.ROOT and user_id != 0:
-                    self._elevate = self._find_sudo()
+                user_id, *sudo = self._greet()
+                if self._rights is Rights.ROOT and user_id != "0":
+                    self._elevate = _by_sudo if sudo else self._sudo_with_password()
             except BaseException:
                 close_connection(self._connection)
                 self._connection = None
                 raise
 
-    def _greet(self) -> int:
-        done = self._plain(ssh_commands.greet())
+    def _greet(self) -> list[str]:
+        """The user's number, and `sudo` where that works without a password."""
+        done = self._plain(ssh_commands.greet(self._rights.value))
         said = done.stdout.decode(errors="replace")
         ending = f"{ssh_commands.HOSTILE}\n"
-        if not said.startswith(ending) or not said.removeprefix(ending).strip().isdecimal():
+        words = said.removeprefix(ending).split()
+        if not said.startswith(ending) or not words or not words[0].isdecimal():
             raise CommandFailed(
                 sentence=f"the login shell on `{self.host}` does not do what it is told",
                 host=self.host,
@@ -231,12 +233,10 @@ class SshTransport:
                 hint="the user's login shell must be a POSIX one (sh, bash, dash, zsh), print nothing of its "
                 "own and be allowed to run commands",
             )
-        return int(said.removeprefix(ending))
+        return words
 
-    def _find_sudo(self) -> Callable[[Sequence[str]], tuple[Argv, bytes]]:
-        """NOPASSWD where the host allows it, else the password, proven before anything depends on it."""
-        if self._plain(ssh_commands.sudo(["true"])).exit_code == 0:
-            return lambda argv: (ssh_commands.sudo(argv), b"")
+    def _sudo_with_password(self) -> Callable[[Sequence[str]], tuple[Argv, bytes]]:
+        """The password is proven before anything depends on it."""
         line = self._password.ask(self.host).encode() + b"\n"
         tried = self._plain(ssh_commands.check_sudo_password(), line)
         if tried.exit_code != 0:
@@ -375,6 +375,10 @@ class _Drain:
         self._thread.join(seconds)
         if self._thread.is_alive():
             raise TimeoutError
+
+
+def _by_sudo(argv: Sequence[str]) -> tuple[Argv, bytes]:
+    return ssh_commands.sudo(argv), b""
 
 
 def _as_login(argv: Sequence[str]) -> tuple[Argv, bytes]:

@@ -19,8 +19,9 @@ WRONG_SIZE = "wrong size"
 HOSTILE = 'it\'s "one" \\ `word` $HOME !x\t%s;*&|\n#'
 
 _GREET = r"""
-printf '%s\n' "$1"
-id -u
+user=$(id -u)
+printf '%s\n' "$1" "$user"
+if [ "$2" = root ] && [ "$user" != 0 ] && sudo -k -n -- true </dev/null >/dev/null 2>&1; then echo sudo; fi
 """
 
 _SIZE = r"""
@@ -150,9 +151,12 @@ exit 1
 """
 
 
-def greet() -> Argv:
-    """Prints `HOSTILE` and the user's number: whether the login shell reads commands as they are meant."""
-    return shell(_GREET, HOSTILE)
+def greet(rights: str) -> Argv:
+    """Prints `HOSTILE`, the user's number, and `sudo` where "root" is wanted and a password is not.
+
+    The first tells whether the login shell reads commands as they are meant.
+    """
+    return shell(_GREET, HOSTILE, rights)
 
 
 def size_of(path: PurePosixPath) -> Argv:

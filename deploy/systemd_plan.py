@@ -16,6 +16,7 @@ from deploy.server_plan import (
     Release,
     damaged_blobs,
     environment_differences,
+    replaced_program,
     server_environment,
 )
 from deploy.steps import (
@@ -244,6 +245,7 @@ def _server(
     if server is None or found.unit.active_state not in ("active", "reloading"):
         return None, ()
     differences = environment_differences(server.environment, environment)
+    differences += replaced_program(server, facts, release)
     names = {sha256: name for name, sha256 in facts.releases.items()} | {release.mark: release.name}
     return server, tuple(_by_name(names, difference) for difference in differences)
 

@@ -106,6 +106,52 @@ def test_releases_artefacts_blobs_and_leftovers_are_found(tmp_path: Path, shell:
     }
 
 
+def unpacked(root: Path, program: bytes) -> Path:
+    """A release as `deploy.releases` leaves it, stamped; returns its program."""
+    release = root / "opt/ollama/releases/0.17.5"
+    (release / "bin").mkdir(parents=True)
+    path = release / "bin/ollama"
+    path.write_bytes(program)
+    record = {"archive_sha256": "abc", "bytes": len(program)}
+    record["program_sha256"] = hashlib.sha256(program).hexdigest()
+    (release / "release.json").write_text(json.dumps(record))
+    subprocess.run(commands.stamp_release(PurePosixPath(release)), check=True)
+    return path
+
+
+def test_a_program_that_was_changed_in_place_is_found_whatever_its_size_and_date(
+    tmp_path: Path, shell: tuple[str, ...]
+) -> None:
+    program = unpacked(tmp_path, b"as it came")
+    before = program.stat()
+    assert probe(tmp_path, tmp_path / "models", shell=shell).releases == {"0.17.5": "abc"}
+    program.write_bytes(b"as it is..")
+    os.utime(program, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert probe(tmp_path, tmp_path / "models", shell=shell).releases == {"0.17.5": ""}
+    program.write_bytes(b"as it came")
+    assert probe(tmp_path, tmp_path / "models", shell=shell).releases == {"0.17.5": "abc"}
+
+
+def test_only_a_program_that_was_touched_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = unpacked(tmp_path, b"as it came")
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    (tools / "sha256sum").write_text(
+        f'#!/bin/sh\necho read >>{tmp_path}/calls\nexec /usr/bin/sha256sum "$@"\n'
+    )
+    (tools / "sha256sum").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
+    assert probe(tmp_path, tmp_path / "models").releases == {"0.17.5": "abc"}
+    assert not (tmp_path / "calls").exists()
+    # As a restored backup: the same bytes in another file.
+    shutil.copy2(program, tmp_path / "copy")
+    (tmp_path / "copy").replace(program)
+    assert probe(tmp_path, tmp_path / "models").releases == {"0.17.5": "abc"}
+    assert (tmp_path / "calls").read_text() == "read\n"
+
+
 @pytest.mark.parametrize(
     "template", ["{{ .Prompt }}", "ends in a line break\n", "@end\n@file x 3\nabc", "漢字 \t'\"$(id)"]
 )
@@ -192,7 +238,7 @@ def test_a_server_of_another_root_is_not_ours(tmp_path: Path, sleeper: subproces
 
 
 @pytest.mark.parametrize(
-    "reply", [b"", b"Welcome to host!\n@fleet-probe\t1\n@end\n", b"@fleet-probe\t1\n@user_id\t0\n"]
+    "reply", [b"", b"Welcome to host!\n@fleet-probe\t2\n@end\n", b"@fleet-probe\t2\n@boot_id\t0\n"]
 )
 def test_what_is_no_whole_reply_is_refused(reply: bytes) -> None:
     with pytest.raises(ProbeFailed):
@@ -208,7 +254,8 @@ def test_a_mount_point_and_a_device_with_spaces_are_read_whole(
     fake.write_text(
         "#!/bin/sh\n"
         "echo 'Filesystem 1024-blocks Used Available Capacity Mounted on'\n"
-        "echo '//nas/My Share 1000 400 600 40% /mnt/My Share'\n"
+        "shift\n"
+        "for directory; do echo '//nas/My Share 1000 400 600 40% /mnt/My Share'; done\n"
     )
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", f"{fake.parent}:{os.environ['PATH']}")
@@ -225,7 +272,20 @@ def test_a_current_that_is_no_release_of_ours_is_told_as_it_is(
     assert probe(tmp_path, tmp_path / "models", shell=shell).current == "/elsewhere/0.17.5"
 
 
-@pytest.mark.parametrize("line", ["@user_id\tme", "@artefact\tbeef/x", "@file\tmanifest/x/y\tmany"])
-def test_a_reply_that_makes_no_sense_is_a_designed_error(line: str) -> None:
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "@stat\t/proc/self\t0\t555\tme\troot",
+        "@stat\t/proc/self",
+        "@file\tgpu/gpus\tmany",
+        "@files\t1\n/not/said",
+        "@stat\t/a\t3\t644\t0\troot\n@files\t1\n/a\nabcd",
+        "@stat\t/a\t9\t644\t0\troot\n@files\t1\n/a\nabcd",
+        "@stat\t/m/blobs/sha256-00\t4\t644\t0\troot\n@blob_heads\tGGUFGGUF",
+    ],
+)
+def test_a_reply_that_makes_no_sense_is_a_designed_error(lines: str) -> None:
+    whole = "@fleet-probe\t2\n@paths\t/s\t/r\t/m\n@stat\t/proc/self\t0\t555\t0\troot\n{}@end\n"
+    assert parse_reply(whole.format("").encode(), PurePosixPath("/")).user_id == 0
     with pytest.raises(ProbeFailed, match="probe"):
-        parse_reply(f"@fleet-probe\t1\n{line}\n@end\n".encode(), PurePosixPath("/"))
+        parse_reply(whole.format(f"{lines}\n").encode(), PurePosixPath("/"))

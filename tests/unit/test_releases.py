@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import json
 import tarfile
@@ -63,6 +64,7 @@ def test_both_kinds_of_archive_are_unpacked_whatever_their_name(
         "bytes": sum(
             path.stat().st_size for path in (release / "bin/ollama", release / "lib/ollama/libggml.so.1")
         ),
+        "program_sha256": hashlib.sha256((release / "bin/ollama").read_bytes()).hexdigest(),
     }
 
 

@@ -179,6 +179,15 @@ def test_an_upgrade_is_a_switch_under_a_lease() -> None:
     ]
 
 
+def test_a_server_whose_program_was_changed_in_place_is_restarted_from_what_was_unpacked() -> None:
+    done = converged()
+    found = plan(DESIRED, replace(done, releases=dict.fromkeys(done.releases, "")))
+    (started,) = [step for step in found.steps if isinstance(step, StartServer)]
+    assert started.reason == "release directory is `damaged`, desired `as it was unpacked`"
+    assert kinds(found)[:3] == ["FetchArchive", "UnpackRelease", "TakeLease"]
+    assert kinds(found)[-2:] == ["VerifyModel", "EndLease"]
+
+
 def test_a_single_service_phase_ends_the_lease_that_it_takes() -> None:
     facts = converged()
     server = replace(DESIRED.server, environment={**DESIRED.server.environment, "OLLAMA_DEBUG": "1"})
