@@ -234,6 +234,21 @@ def rollback(flags: SimpleNamespace, report: Report) -> int:
     return rollback_asking(_run(flags, report), asked, yes=flags.yes)
 
 
+@command(
+    *HOSTS,
+    "yes",
+    keep=Flag(
+        2, "how many releases stay, of those unpacked last; the current and the previous one always do"
+    ),
+    models=Flag(False, "the models that rollback could bring back too (`NAME:previous`)"),
+)
+def prune(flags: SimpleNamespace, report: Report) -> int:
+    """Remove old releases, fetched files that nothing needs and what cut runs left behind."""
+    from console.prune import prune_asking
+
+    return prune_asking(_run(flags, report), flags.keep, models=flags.models, yes=flags.yes)
+
+
 @command(*HOSTS, "yes", models=Flag(False, "the model store too, where it lies below our own root"))
 def remove(flags: SimpleNamespace, report: Report) -> int:
     """Take away everything we made on the hosts; models are kept unless asked."""

@@ -21,6 +21,7 @@ from deploy.desired import Desired
 from deploy.errors import CommandFailed, ExitCode, FleetError
 from deploy.fleet import each
 from deploy.journal import parse_entries
+from deploy.models import parse_models
 from deploy.outcomes import HostOutcome, Outcome
 from deploy.plan import model_differences
 from deploy.rollback import Asked, going_back, state_before
@@ -36,20 +37,22 @@ def rollback_asking(run: Run, asked: Asked, *, yes: bool) -> ExitCode:
     found = each(hosts, lambda desired: _state_before(run, desired, asked), run.forks)
     wanted = [item for item in found if isinstance(item, Desired)]
     failed = [item for item in found if isinstance(item, HostOutcome)]
-    planned = make_plans(run, wanted, going_back)
-    # One host that cannot go back does not keep the others.
-    failed += [item.outcome(Outcome.FAILED) for item in planned if item.error is not None]
-    wanted = [desired for desired, item in zip(wanted, planned, strict=True) if item.error is None]
-    if any(item.changes for item in planned) and not may_change(run.report, yes=yes):
-        outcomes = [*(HostOutcome(host=item.host, outcome=Outcome.SKIPPED) for item in wanted), *failed]
-        run.report.summary(outcomes)
-        return max(exit_code(outcomes), ExitCode.USAGE)
+    if not yes:
+        planned = make_plans(run, wanted, going_back)
+        # One host that cannot go back does not keep the others.
+        failed += [item.outcome(Outcome.FAILED) for item in planned if item.error is not None]
+        wanted = [desired for desired, item in zip(wanted, planned, strict=True) if item.error is None]
+        if any(item.changes for item in planned) and not may_change(run.report, yes=yes):
+            outcomes = [*(HostOutcome(host=item.host, outcome=Outcome.SKIPPED) for item in wanted), *failed]
+            run.report.summary(outcomes)
+            return max(exit_code(outcomes), ExitCode.USAGE)
     outcomes = [*deploy_hosts(run, wanted, "rollback", going_back), *failed]
     done = {outcome.host for outcome in outcomes if outcome.error is None}
     before = {desired.host: desired for desired in wanted if desired.host in done}
+    files = {name: spec.modelfile for name, spec in parse_models(run.sources.modelfiles).items()}
     for desired in hosts:
         if desired.host in before:
-            for text in _still_wanted(desired, before[desired.host]):
+            for text in _still_wanted(desired, before[desired.host], files):
                 run.report("note", desired.host, text=text)
     run.report.summary(outcomes, **count_cases(outcomes), **ollama_word(outcomes))
     return exit_code(outcomes)
@@ -78,8 +81,8 @@ def _journal(desired: Desired, transport: Transport) -> Sequence[Mapping[str, An
     return parse_entries(done.stdout.decode(errors="replace"))
 
 
-def _still_wanted(inventory: Desired, back: Desired) -> Iterator[str]:
-    """What has to be changed, or the next deploy goes forward again."""
+def _still_wanted(inventory: Desired, back: Desired, modelfiles: Mapping[str, str]) -> Iterator[str]:
+    """What has to be changed, or the next deploy goes forward again. `modelfiles` are files by model."""
     again = "or the next deploy goes forward again"
     version = back.server.version
     if inventory.server.version != version:
@@ -88,4 +91,7 @@ def _still_wanted(inventory: Desired, back: Desired) -> Iterator[str]:
         differences = model_differences(served.stored, model) if served.stored is not None else ()
         if differences:
             told = "; ".join(map(str, differences))
-            yield f"modelfiles/models.toml still wants another {model.name} ({told}): change that, {again}"
+            is_weights = [item.what == "weights" for item in differences]
+            files = [f"modelfiles/{modelfiles[model.name]}"] if not all(is_weights) else []
+            files += ["modelfiles/models.toml and its pin"] if any(is_weights) else []
+            yield f"{model.name} is still wanted otherwise: {told}; change {', '.join(files)}, {again}"

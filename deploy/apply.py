@@ -376,6 +376,9 @@ def _promote(step: PromoteModel | RestoreModel, site: Site) -> None:
             api.copy(f"{name}:latest", f"{name}:previous")
         api.copy(f"{name}:candidate", f"{name}:latest")
         api.delete(f"{name}:candidate")
+        if step.keeps_previous:
+            # Made from other weights it has a runner of its own, which would keep its memory for ever.
+            api.unload(f"{name}:previous")
 
 
 def swap_with_previous(api: OllamaApi, name: str) -> None:

@@ -51,7 +51,11 @@ def state_before(
     there = _replaced(desired, facts)
     back = _last_change(facts, there, entries) if asked.says_nothing else _chosen(desired, there, asked)
     if back.is_nothing:
-        raise _nothing(desired, "has nothing to go back to", "no release was switched, no model replaced")
+        raise _nothing(
+            desired,
+            "has nothing to go back to",
+            "no release was switched and no model replaced, or the model is pruned",
+        )
     models = tuple(
         replace(model, stored=facts.models[_previous(model.name)])
         if model.name.lower() in back.models
@@ -163,7 +167,11 @@ def _chosen(desired: Desired, there: Replaced, asked: Asked) -> Replaced:
     if asked.release and not there.release:
         raise _nothing(desired, "has no release to go back to", "no release was switched on this host yet")
     if asked.models and not there.models:
-        raise _nothing(desired, "has no model to go back to", "no model was replaced on this host yet")
+        raise _nothing(
+            desired,
+            "has no model to go back to",
+            "no model was replaced on this host, or what was replaced is pruned",
+        )
     return Replaced(release=asked.release, models=there.models if asked.models else frozenset(names))
 
 

@@ -10,10 +10,13 @@ from typing import Any
 
 import pytest
 
+from console.paths import CANARY
 from console.rollback import rollback_asking
 from deploy import ollama_api
 from deploy.errors import ExitCode
 from deploy.rollback import Asked
+from testbed.demo import WEIGHTS_FILE, WEIGHTS_REPO
+from testbed.mirror import MirrorRepo
 from tests.local.conftest import Site
 from tests.local.test_deploy import broken_binary
 
@@ -76,7 +79,8 @@ def test_release_and_model_come_back_together_and_go_forward_again(site: Site) -
     assert [site.served()[name] for name in NAMES] == [digests[name] for name in reversed(NAMES)]
     assert [entry["name"] for entry in site.get("/api/ps")["models"]] == ["myqwen2:latest"]
     assert "set ollama_version=0.17.5, or the next deploy goes forward again" in notes(site)
-    assert "another myqwen2 (PARAMETER temperature is `0.7`, desired `0.5`)" in notes(site)
+    wanted = "myqwen2 is still wanted otherwise: PARAMETER temperature is `0.7`, desired `0.5`"
+    assert f"{wanted}; change modelfiles/myqwen2.Modelfile.j2, or" in notes(site)
     kinds = [type(step).__name__ for step in site.plan().steps]
     assert {"SwitchRelease", "CreateModel"} <= set(kinds)
     assert not {"FetchArchive", "FetchWeights", "UnpackRelease"} & set(kinds)
@@ -86,7 +90,44 @@ def test_release_and_model_come_back_together_and_go_forward_again(site: Site) -
     assert state(site) == ("0.17.6", "0.17.6", "0.5")
     assert site.served() == digests
     assert "still want" not in notes(site)
+    assert "otherwise" not in notes(site)
     assert site.plan().is_empty
+    assert len(site.mirror.requests) == asked_mirror
+
+
+def rendered(site: Site) -> str:
+    """The prompt that the server makes of a question with what is served."""
+    body = {"model": "myqwen2", "messages": [{"role": "user", "content": "hello"}], "stream": False}
+    reply = site.post("/api/chat", {**body, "_debug_render_only": True})
+    return str(reply.json()["_debug_info"]["rendered_template"])
+
+
+def loaded(site: Site) -> list[str]:
+    return [entry["name"] for entry in site.get("/api/ps")["models"]]
+
+
+def test_other_weights_and_another_prompt_come_back_and_one_runner_is_left(
+    site: Site, tmp_path: Path
+) -> None:
+    site.deploy()
+    before, digests = rendered(site), site.served()
+    weights = tmp_path / "other.gguf"
+    weights.write_bytes(CANARY.read_bytes() + bytes(16))
+    site.mirror.repos[WEIGHTS_REPO] = MirrorRepo(
+        repo=WEIGHTS_REPO, revisions={"master": {WEIGHTS_FILE: weights}}
+    )
+    site.pins.unlink()
+    edit_model(site, "PARAMETER temperature 0.7", "SYSTEM You are brief.\nPARAMETER temperature 0.7")
+    assert site.deploy().error is None
+    assert rendered(site) != before
+    # The runner of the old weights would keep its memory beside the new one's.
+    assert loaded(site) == ["myqwen2:latest"]
+    asked_mirror = len(site.mirror.requests)
+    assert rollback(site) is ExitCode.DONE, site.output.getvalue()[-2000:]
+    assert rendered(site) == before
+    assert site.served()["myqwen2:latest"] == digests["myqwen2:latest"]
+    assert loaded(site) == ["myqwen2:latest"]
+    assert "change modelfiles/myqwen2.Modelfile.j2, modelfiles/models.toml and its pin, or" in notes(site)
     assert len(site.mirror.requests) == asked_mirror
 
 
