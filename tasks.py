@@ -403,6 +403,21 @@ def testbed(flags: SimpleNamespace, report: Report) -> int:
     return serve(flags.action, report.say, **given)
 
 
+@command(
+    "json",
+    positional=["action"],
+    action=Flag(None, "converge or kills"),
+    hosts=Flag(4, "converge: how many hosts, of four kinds in turn"),
+    count=Flag(20, "kills: how often the host is killed"),
+    seed=Flag(0, "kills: of the random moments (default: another one each time, which is told)"),
+)
+def bench(flags: SimpleNamespace, report: Report) -> int:
+    """Measure on hosts made for it (root): a converge beside plain OpenSSH, or hosts that are killed."""
+    from bench.run import run_bench
+
+    return run_bench(report, flags.action, hosts=flags.hosts, count=flags.count, seed=flags.seed)
+
+
 @task(help={"pytest": "arguments for pytest in one string"})
 def test(_context: Context, pytest: str = "") -> None:
     """Run every tier of the tests that this machine can run."""

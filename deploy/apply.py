@@ -97,6 +97,7 @@ def apply_step(step: Step, site: Site) -> None:
         case EnableUnits():
             systemd.enable_units(site.transport, step.names)
         case EndLease():
+            systemd.check_alive(site.host, site.probe())
             systemd.end_lease(site.transport, site.desired)
         case StopServer():
             services.stop_server(site.transport, step.server.process)

@@ -199,6 +199,10 @@ class HostPaths:
     def release(self, name: str) -> PurePosixPath:
         return self.releases / name
 
+    def manifest(self, model: str, tag: str) -> PurePosixPath:
+        """What a model's name stands for: Ollama's `manifest/paths.go`."""
+        return self.models_dir / "manifests/registry.ollama.ai/library" / model / tag
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Login:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -174,7 +174,7 @@ def _steps(desired: Desired, facts: HostFacts, release: Release) -> Iterator[Ste
     if archive is not None and unpacks:
         reason = "damaged" if release.name in facts.releases else "not on the host"
         yield UnpackRelease(reason=reason, version=release.name, artefact=archive)
-    service = tuple(_service_steps(desired, facts, release))
+    service = tuple(_with_models(step, desired, models) for step in _service_steps(desired, facts, release))
     yield from service
     starts = any(isinstance(step, StartServer) for step in service)
     is_leased = facts.systemd is not None and facts.systemd.is_leased
@@ -188,6 +188,16 @@ def _steps(desired: Desired, facts: HostFacts, release: Release) -> Iterator[Ste
         if item.differences:
             reason = "promoted" if item.model.stored is None else "brought back"
             yield LoadModel(reason=reason, name=item.model.name, phase=Phase.PROMOTE)
+
+
+def _with_models(step: Step, desired: Desired, models: Sequence[_ModelPlan]) -> Step:
+    """A model that is promoted on a release goes back with it: it was proven on no other."""
+    if not isinstance(step, TakeLease):
+        return step
+    promoted = [item.model.name for item in models if item.differences]
+    tags = ("latest", "previous", "candidate")
+    manifests = (desired.paths.manifest(name, tag) for name in promoted for tag in tags)
+    return replace(step, files=(*step.files, *map(str, manifests)))
 
 
 def _service_steps(desired: Desired, facts: HostFacts, release: Release) -> Iterator[Step]:

@@ -68,6 +68,17 @@ def is_alive(facts: HostFacts) -> bool:
     return unit is not None and unit.main_pid is not None and unit.restarts == 0
 
 
+def check_alive(host: str, facts: HostFacts) -> None:
+    """What was verified must be what is confirmed. Raises ServiceError when it has ended since."""
+    if not is_alive(facts):
+        raise ServiceError(
+            sentence="the server ended after it was verified",
+            host=host,
+            cause=f"`{UNIT}` was started again by systemd, or does not run",
+            hint=f"./fleet logs --limit {host}",
+        )
+
+
 def take_lease(transport: Transport, desired: Desired, step: TakeLease) -> None:
     """From now on the host goes back by itself. Raises CommandFailed."""
     _run(transport, commands.take_lease(desired.paths.lease_program, step.files), "no `lease` was taken")

@@ -17,7 +17,9 @@ import pytest
 
 from console.changes import exit_code
 from console.paths import CANARY, PROJECT
+from deploy import systemd
 from deploy.errors import ExitCode
+from deploy.facts import HostFacts
 from deploy.outcomes import HostOutcome, Outcome
 from testbed.demo import WEIGHTS_FILE, WEIGHTS_REPO
 from testbed.hosts import PracticeFleet
@@ -234,8 +236,70 @@ def test_a_model_made_on_a_release_that_fails_goes_with_it(deployed: HostSite) -
 # Others, and the way back up.
 
 
+def short_lease(site: HostSite) -> None:
+    """A drop-in of the operator's own is no drift of ours."""
+    timer = "/etc/systemd/system/ollama-fleet-lease.timer.d"
+    text = "[Timer]\\nOnActiveSec=\\nOnActiveSec=4s\\n"
+    site.sh(f"mkdir -p {timer}; printf '{text}' >{timer}/short.conf; systemctl daemon-reload")
+
+
+class Killed(BaseException):
+    """The controller ends here; nothing of ours runs any more."""
+
+
+def test_a_controller_killed_between_promote_and_the_end_of_the_lease_leaves_the_old_release_and_model(
+    deployed: HostSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api(deployed, "/api/create", change_temperature())
+    short_lease(deployed)
+
+    def die(*_: object) -> None:
+        raise Killed
+
+    deployed.add_release("0.17.7")
+    deployed.version = "0.17.7"
+    monkeypatch.setattr("deploy.systemd.end_lease", die)
+    with pytest.raises(Killed):
+        deployed.deploy()
+    monkeypatch.undo()
+    assert deployed.current() == "0.17.7"
+    shown = json.loads(api(deployed, "/api/show", {"model": "myqwen2"}))
+    assert "temperature                    0.7" in shown["parameters"]
+    forget_connections()
+    until("the old release serves again", lambda: deployed.running() == "0.17.5")
+    until("its lease is over", lambda: not deployed.facts().systemd.is_leased)  # type: ignore[union-attr]
+    shown = json.loads(api(deployed, "/api/show", {"model": "myqwen2"}))
+    assert "temperature                    0.1" in shown["parameters"]
+    assert served(deployed) == {"myqwen2:latest"}
+    assert deployed.deploy().error is None
+    assert deployed.plan().is_empty
+
+
+def test_a_server_that_ends_after_it_was_verified_is_not_confirmed(
+    deployed: HostSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deployed.add_release("0.17.7")
+    deployed.version = "0.17.7"
+    check = systemd.check_alive
+
+    def kill_first(host: str, _: HostFacts) -> None:
+        deployed.sh("kill -9 $(systemctl show -p MainPID --value ollama)")
+        until("it is started again", lambda: deployed.facts().systemd.unit.restarts > 0)  # type: ignore[union-attr]
+        check(host, deployed.facts())
+
+    monkeypatch.setattr("deploy.systemd.check_alive", kill_first)
+    failed = deployed.deploy()
+    monkeypatch.undo()
+    assert failed.error is not None
+    assert failed.error.sentence == "the server ended after it was verified"
+    assert failed.error.unchanged == "release 0.17.5 serves again, as before"
+    assert (deployed.current(), deployed.running()) == ("0.17.5", "0.17.5")
+
+
 def test_a_second_deploy_at_the_same_time_exits_5_and_names_the_first(deployed: HostSite) -> None:
-    deployed.add_release("0.17.80", broken(deployed, "python=\n", WHEN_SERVING.format("sleep 3")))
+    # Its server starts when it is told to: the first deploy certainly holds the lock until then.
+    waits = "until [ -e /run/second-has-ended ]; do sleep 0.1; done"
+    deployed.add_release("0.17.80", broken(deployed, "python=\n", WHEN_SERVING.format(waits)))
     deployed.version = "0.17.80"
     with start_deploy(deployed) as first:
         until("the first holds the lock", lambda: deployed.sh("cat /var/lib/ollama-fleet/lock") != "")
@@ -245,6 +309,7 @@ def test_a_second_deploy_at_the_same_time_exits_5_and_names_the_first(deployed: 
             (told,) = [item for item in map(json.loads, out.splitlines()) if item["event"] == "error"]
             assert f"pid {first.pid}, deploy, since" in told["sentence"]
         assert first.poll() is None
+        deployed.sh("touch /run/second-has-ended")
         _, err = first.communicate(timeout=60)
         assert first.returncode == ExitCode.DONE, err
     assert deployed.running() == "0.17.80"

@@ -179,6 +179,14 @@ def test_an_upgrade_is_a_switch_under_a_lease() -> None:
     ]
 
 
+def test_a_model_that_is_promoted_in_an_upgrade_goes_back_with_the_release() -> None:
+    facts = replace(converged(), current="0.17.4", releases={"0.17.4": "c" * 64}, models={})
+    lease = next(step for step in plan(DESIRED, facts).steps if isinstance(step, TakeLease))
+    library = STORE / "manifests/registry.ollama.ai/library"
+    tags = ("latest", "previous", "candidate")
+    assert lease.files[-3:] == tuple(str(library / "MyQwen2" / tag) for tag in tags)
+
+
 def test_a_server_whose_program_was_changed_in_place_is_restarted_from_what_was_unpacked() -> None:
     done = converged()
     found = plan(DESIRED, replace(done, releases=dict.fromkeys(done.releases, "")))

@@ -1,0 +1,97 @@
+"""Practice hosts for a bench: made for it, taken away after it, also when an earlier one was killed."""
+
+from __future__ import annotations
+
+import os
+import string
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from console.paths import CANARY, PROJECT
+from console.pin import cache_directory
+from deploy.errors import CommandFailed, HostLocked
+from deploy.sudo import VARIABLE
+from testbed.hosts import FleetBusy, NoFleet, PracticeFleet, alone_in, fleet_directory, open_fleet, take_down
+from testbed.hosts_kinds import Kind
+from testbed.hosts_machine import MachineRefused, Tell
+from testbed.hosts_tree import PASSWORD
+
+SETTINGS = {
+    "ollama_service": "systemd",
+    "ollama_gpu": "none",
+    "ollama_models": "myqwen2",
+    "ollama_version": "0.17.5",
+}
+_PREFIXES = tuple(f"bench{letter}" for letter in string.ascii_lowercase)
+
+
+@contextmanager
+def bench_hosts(kinds: Sequence[Kind], tell: Tell) -> Iterator[PracticeFleet]:
+    """A fleet with one host of each of these kinds, an inventory and pins, while the context lasts.
+
+    Raises CommandFailed where this machine cannot have one, HostLocked where another bench has it.
+    """
+    directory = fleet_directory().with_name("bench")
+    try:
+        with alone_in(directory):
+            with suppress(NoFleet):
+                take_down(directory)
+            directory.mkdir(parents=True, exist_ok=True)
+            fleet = open_fleet(directory, _PREFIXES, tell)
+            try:
+                fleet.offer(CANARY, cache_directory())
+                for kind in kinds:
+                    fleet.add(kind)
+                for host in fleet.hosts:
+                    host.wait_for_ssh()
+                fleet.write_inventory(SETTINGS)
+                yield fleet
+            finally:
+                fleet.down()
+    except FleetBusy as busy:
+        raise HostLocked(
+            sentence="another `bench` has its hosts up", unchanged="everything", hint="wait for it"
+        ) from busy
+    except MachineRefused as refused:
+        raise CommandFailed(
+            sentence=refused.sentence, cause=refused.cause, hint=refused.hint or "./fleet testbed down"
+        ) from refused
+
+
+def environment() -> dict[str, str]:
+    """That of a controller whose practice hosts ask for the password of sudo."""
+    return {**os.environ, VARIABLE: PASSWORD}
+
+
+def fleet_command(*words: str) -> list[str]:
+    """`./fleet WORDS` without the launcher, which has made the environment that runs this."""
+    return [sys.executable, str(PROJECT), *words]
+
+
+def run_fleet(*words: str) -> subprocess.CompletedProcess[str]:
+    """A whole `./fleet` of its own, with its output."""
+    return subprocess.run(
+        fleet_command(*words), env=environment(), capture_output=True, text=True, check=False
+    )
+
+
+def set_in(inventory: Path, settings: Mapping[str, str]) -> None:
+    """Other values for settings that the inventory has already."""
+    lines = inventory.read_text().splitlines()
+    for name, value in settings.items():
+        lines = [f"{name}={value}" if line.startswith(f"{name}=") else line for line in lines]
+    inventory.write_text("\n".join(lines) + "\n")
+
+
+def until(holds: Callable[[], bool], seconds: float) -> bool:
+    """Whether it came true in time."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True

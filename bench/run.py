@@ -1,0 +1,27 @@
+"""`./fleet bench ACTION`: which one, with which numbers."""
+
+from __future__ import annotations
+
+import random
+
+from deploy.errors import UsageError
+from deploy.report import Report
+
+
+def run_bench(report: Report, action: str, *, hosts: int, count: int, seed: int) -> int:
+    """The exit code: 2 when a target was missed. Raises UsageError for what is no bench."""
+    match action:
+        case "converge":
+            from bench import converge
+
+            return converge.run(report, hosts)
+        case "kills":
+            from bench import kills
+
+            return kills.run(report, count, seed or random.randrange(1, 1_000_000))
+        case _:
+            raise UsageError(
+                sentence=f"`bench {action}` is no bench",
+                unchanged="everything",
+                hint="./fleet bench converge|kills",
+            )
