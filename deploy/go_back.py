@@ -101,6 +101,10 @@ def _serve_models_as_before(site: Site, before: HostFacts, todo: Plan) -> str:
 
 def _swap_back(site: Site, before: HostFacts, todo: Plan) -> str:
     """What `rollback` has swapped, as a whole or in part, is what it was; loaded again, as it was."""
+    current = site.probe().current
+    if current != before.current:
+        # A release and the models that were proven on it stay together.
+        return f"release {current or ADOPTED} and its models are confirmed and stay"
     served = []
     names = [step.model.name for step in todo.steps if isinstance(step, RestoreModel)]
     with site.transport.http_url(site.desired.url) as url:

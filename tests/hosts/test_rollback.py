@@ -63,6 +63,12 @@ def told(site: HostSite, event: str) -> Sequence[dict[str, str]]:
     return [line for line in lines if line["event"] == event]
 
 
+def shorten_lease(site: HostSite) -> None:
+    """A drop-in of the operator's own is no drift of ours."""
+    timer = "/etc/systemd/system/ollama-fleet-lease.timer.d"
+    site.sh(f"mkdir -p {timer}; printf '{SHORT_LEASE}' >{timer}/short.conf; systemctl daemon-reload")
+
+
 def leases(site: HostSite) -> str:
     return site.sh(f"ls {STATE} | grep -c lease || true")
 
@@ -126,14 +132,58 @@ def test_a_rollback_whose_proof_fails_leaves_what_served(site: HostSite) -> None
     assert state(site) == OLD
 
 
+class Killed(BaseException):
+    """The controller ends here; nothing of ours runs any more."""
+
+
+def test_a_rollback_cut_before_it_is_confirmed_goes_back_with_its_models(
+    site: HostSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert site.deploy().error is None
+    change_both(site)
+    shorten_lease(site)
+
+    def die(*_: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr("deploy.systemd.end_lease", die)
+        with pytest.raises(Killed):
+            rollback_asking(site.run, Asked(), yes=True)
+    # All of it is made; nobody has said that it may stay.
+    assert state(site) == OLD
+    forget_connections()
+    until("what served is back", lambda: site.running() == "0.17.7")
+    until("the lease is over", lambda: leases(site) == "0")
+    until("the model is loaded", site.loaded)
+    assert (state(site), temperature(site, "previous")) == (NEW, "0.7")
+    assert rollback_asking(site.run, Asked(), yes=True) is ExitCode.DONE, site.output.getvalue()[-2000:]
+    assert state(site) == OLD
+
+
+def test_what_is_confirmed_stays_as_a_whole_whatever_fails_after_it(
+    site: HostSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert site.deploy().error is None
+    change_both(site)
+
+    def fail(*_: object) -> None:
+        raise ConnectionResetError("cut")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("deploy.ollama_api.OllamaApi.load", fail)
+        assert rollback_asking(site.run, Asked(), yes=True) is ExitCode.FAILED
+    assert told(site, "error")[-1]["unchanged"] == "release 0.17.5 and its models are confirmed and stay"
+    assert (state(site), temperature(site, "previous"), leases(site)) == (OLD, "0.5", "0")
+
+
 @pytest.mark.parametrize("end", ["controller", "reboot"])
 def test_a_rollback_cut_between_switch_and_proof_ends_on_what_served(site: HostSite, end: str) -> None:
     # It takes its time to start, so that the rollback is certainly cut before anything is proven.
     site.add_release("0.17.5", broken(site, "python=\n", WHEN_SERVING.format("sleep 3")))
     assert site.deploy().error is None
     change_both(site)
-    timer = "/etc/systemd/system/ollama-fleet-lease.timer.d"
-    site.sh(f"mkdir -p {timer}; printf '{SHORT_LEASE}' >{timer}/short.conf; systemctl daemon-reload")
+    shorten_lease(site)
     command = [sys.executable, str(PROJECT), "rollback", "--yes", "--json", "--inventory", str(site.write())]
     with (
         (site.directory / "rollback.log").open("wb") as log,
