@@ -254,12 +254,37 @@ def status(flags: SimpleNamespace, report: Report) -> int:
     return show_status(_run(flags, report), drift_code=flags.exit_code)
 
 
-@command(*HOSTS, "yes", "database")
+@command(
+    *HOSTS,
+    "yes",
+    "database",
+    iterable=["model"],
+    release=Flag(False, "the release that served before"),
+    models=Flag(False, "all models that were replaced"),
+    model=Flag(None, "only this model; may be given several times"),
+)
 def rollback(flags: SimpleNamespace, report: Report) -> int:
-    """Go back to the release before, without a download; it is verified like any other."""
-    from console.changes import rollback_asking
+    """Go back to what served before the last change, without a download; it is verified like any other."""
+    from console.rollback import rollback_asking
+    from deploy.rollback import Asked
 
-    return rollback_asking(_run(flags, report), yes=flags.yes)
+    asked = Asked(release=flags.release, models=flags.models, names=tuple(flags.model or ()))
+    return rollback_asking(_run(flags, report), asked, yes=flags.yes)
+
+
+@command(
+    *HOSTS,
+    "yes",
+    keep=Flag(
+        2, "how many releases stay, of those unpacked last; the current and the previous one always do"
+    ),
+    models=Flag(False, "the models that rollback could bring back too (`NAME:previous`)"),
+)
+def prune(flags: SimpleNamespace, report: Report) -> int:
+    """Remove old releases, fetched files that nothing needs and what cut runs left behind."""
+    from console.prune import prune_asking
+
+    return prune_asking(_run(flags, report), flags.keep, models=flags.models, yes=flags.yes)
 
 
 @command(*HOSTS, "yes", models=Flag(False, "the model store too, where it lies below our own root"))

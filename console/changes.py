@@ -19,7 +19,6 @@ from deploy.journal import Journal
 from deploy.outcomes import HostOutcome, ModelVerdict, Outcome, VerifyRequest
 from deploy.plan import Plan, Selection, everything, only_service, plan, render_plan
 from deploy.remove import Models, doomed_things, remove_host
-from deploy.rollback import going_back, release_before
 from deploy.transport import Transport
 
 
@@ -84,29 +83,6 @@ def deploy_asking(run: Run, task: str, selection: Selection, *, yes: bool, verif
     return exit_code(outcomes)
 
 
-def rollback_asking(run: Run, *, yes: bool) -> ExitCode:
-    """`rollback`: the release before, by the same way as every deploy; the inventory stays as it is."""
-    wanted: list[Desired] = []
-    failed: list[HostOutcome] = []
-    for desired in run.hosts():
-        try:
-            wanted.append(release_before(desired, probe_host(desired, transport_for(desired))))
-        except FleetError as error:
-            failed.append(tell_outcome(run, _failed(desired, error)))
-    planned = make_plans(run, wanted, going_back)
-    if any(item.changes for item in planned) and not may_change(run.report, yes=yes):
-        outcomes = [item.outcome(Outcome.SKIPPED) for item in planned]
-        run.report.summary([*outcomes, *failed])
-        return max(exit_code([*outcomes, *failed]), ExitCode.USAGE)
-    outcomes = [*deploy_hosts(run, wanted, "rollback", going_back), *failed]
-    for desired, outcome in zip(wanted, outcomes, strict=False):
-        if outcome.error is None:
-            text = f"the inventory still wants another release: set ollama_version={desired.server.version}"
-            run.report("note", desired.host, text=f"{text}, or the next deploy goes forward again")
-    run.report.summary(outcomes, **count_cases(outcomes), **ollama_word(outcomes))
-    return exit_code(outcomes)
-
-
 def deploy_hosts(
     run: Run, hosts: Sequence[Desired], task: str, selection: Selection = everything, *, verify: bool = False
 ) -> tuple[HostOutcome, ...]:
@@ -132,7 +108,7 @@ def deploy_hosts(
             try:
                 transport = transport_for(desired)
             except FleetError as error:
-                return tell_outcome(run, _failed(desired, error))
+                return tell_outcome(run, failed_outcome(desired, error))
             return tell_outcome(run, converge(desired, transport, options))
 
         return each(hosts, one, run.forks)
@@ -248,7 +224,8 @@ def _announce(
     return sum(each(hosts, one, run.forks))
 
 
-def _failed(desired: Desired, error: FleetError) -> HostOutcome:
+def failed_outcome(desired: Desired, error: FleetError) -> HostOutcome:
+    """A host whose work ended with an error."""
     error.host = error.host or desired.host
     return HostOutcome(host=desired.host, outcome=outcome_of_error(error), error=error)
 
@@ -263,7 +240,7 @@ def _outcome_of(desired: Desired, work: Callable[[], int]) -> HostOutcome:
     try:
         changed = work()
     except FleetError as error:
-        return _failed(desired, error)
+        return failed_outcome(desired, error)
     return HostOutcome(
         host=desired.host, outcome=Outcome.CHANGED if changed else Outcome.OK, steps_done=changed
     )

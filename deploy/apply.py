@@ -36,6 +36,7 @@ from deploy.steps import (
     RemoveCandidate,
     RemoveDamagedBlob,
     RemoveLeftovers,
+    RestoreModel,
     StartServer,
     Step,
     StopServer,
@@ -117,7 +118,7 @@ def apply_step(step: Step, site: Site) -> None:
             _create(step.model, site)
         case VerifyModel():
             _verify(step, site)
-        case PromoteModel():
+        case PromoteModel() | RestoreModel():
             _promote(step, site)
         case RemoveCandidate():
             with site.transport.http_url(site.desired.url) as url:
@@ -322,10 +323,10 @@ def _create(model: DesiredModel, site: Site) -> None:
 
 
 def _verify(step: VerifyModel, site: Site) -> None:
-    if step.tag == "candidate":
+    if step.tag != "latest":
         # A runner that is loaded from the same weights would answer from the file it has open, healed or not.
         with site.transport.http_url(site.desired.url) as url:
-            OllamaApi(site.host, url).unload(f"{step.model.name}:candidate")
+            OllamaApi(site.host, url).unload(f"{step.model.name}:{step.tag}")
     prove(site, step.model, step.tag, site.verify)
 
 
@@ -388,15 +389,34 @@ def _load(step: LoadModel, site: Site) -> None:
         systemd.load_models(site.transport)
 
 
-def _promote(step: PromoteModel, site: Site) -> None:
+def _promote(step: PromoteModel | RestoreModel, site: Site) -> None:
     name = step.model.name
     _keep_baseline(step.model, site)
     with site.transport.http_url(site.desired.url) as url:
         api = OllamaApi(site.host, url)
+        if isinstance(step, RestoreModel):
+            swap_with_previous(api, name)
+            return
         if step.keeps_previous:
             api.copy(f"{name}:latest", f"{name}:previous")
         api.copy(f"{name}:candidate", f"{name}:latest")
         api.delete(f"{name}:candidate")
+        if step.keeps_previous:
+            # Made from other weights it has a runner of its own, which would keep its memory for ever.
+            api.unload(f"{name}:previous")
+
+
+def swap_with_previous(api: OllamaApi, name: str) -> None:
+    """`latest` and `previous` change places: done twice, nothing has changed.
+
+    What `previous` holds has another name until it is served: however this is cut, it is not lost.
+    """
+    api.copy(f"{name}:latest", f"{name}:candidate")
+    api.copy(f"{name}:previous", f"{name}:latest")
+    api.copy(f"{name}:candidate", f"{name}:previous")
+    api.delete(f"{name}:candidate")
+    # The runner of the model that is not served any more would keep its memory for ever.
+    api.unload(f"{name}:previous")
 
 
 def _keep_baseline(model: DesiredModel, site: Site) -> None:

@@ -29,6 +29,9 @@ def fingerprint_of(model: StoredModel | DesiredModel) -> str:
     A model that is brought back has the fingerprint that it had before. The digest of its manifest would not
     do: it depends on the store's path (measured on 0.17.5 and 0.24.0).
     """
+    if isinstance(model, DesiredModel) and model.stored is not None:
+        # It is brought back as it is stored, whatever its Modelfile says by now.
+        return fingerprint_of(model.stored)
     if isinstance(model, DesiredModel):
         made = model.modelfile
         told = [model.weights.sha256, made.template, _comparable(made.parameters), made.system or None]
@@ -41,7 +44,7 @@ def make_baseline(model: DesiredModel, release: str, verdict: ModelVerdict, now:
     """What was measured of a model that is about to be promoted."""
     return Baseline(
         fingerprint=fingerprint_of(model),
-        weights=model.weights.digest,
+        weights=f"sha256:{model.stored.model_sha256}" if model.stored is not None else model.weights.digest,
         release=release,
         date=now.astimezone(UTC).isoformat(timespec="seconds"),
         suite=verdict.suite or "",

@@ -243,6 +243,30 @@ for path in "$@"; do
 done
 """
 
+# df(1) before and after would count what others write meanwhile; a file that has another name frees nothing.
+_LAST_NAMES = r"""
+set -u
+blocks=0
+while read -r more; do blocks=$((blocks + more)); done <<END
+$(find "$@" -type f -links 1 -exec stat -c %b {} + 2>/dev/null)
+END
+echo "$((blocks * 512))"
+"""
+
+# By the name of a leftover first: a release is there as a whole or not at all, however this is cut.
+_REMOVE_RELEASE = r"""
+set -eu
+release=$1
+directory=$(dirname "$release")
+doomed=$directory/.unpack-$(basename "$release")-pruned
+for path in "$doomed" "$release"; do
+    [ "$path" = "$doomed" ] || mv -T "$path" "$doomed"
+    [ ! -d "$doomed" ] || chmod -R u+w "$doomed"
+    rm -rf "$doomed"
+done
+sync "$directory" 2>/dev/null || sync
+"""
+
 # What is half gone already is no obstacle: the same command again goes on. An adopted server is started anew
 # without what we gave it, as it ran before us.
 _REMOVE_UNITS = r"""
@@ -381,6 +405,16 @@ def hold_lock(lock: PurePosixPath, owner: str, lease: PurePosixPath = LEASE) -> 
 def remove(paths: Sequence[PurePosixPath | str]) -> Argv:
     """Removes files and directories; absent ones are no error."""
     return shell(_REMOVE, *map(str, paths))
+
+
+def last_names(paths: Sequence[PurePosixPath | str]) -> Argv:
+    """Prints the bytes on disk of the files in these trees that have no other name: what a removal frees."""
+    return shell(_LAST_NAMES, *map(str, paths))
+
+
+def remove_release(release: PurePosixPath | str) -> Argv:
+    """Removes a release directory; cut anywhere, it is whole or a leftover that the next run removes."""
+    return shell(_REMOVE_RELEASE, str(release))
 
 
 def remove_units(paths: Sequence[PurePosixPath], *, adopted: bool) -> Argv:

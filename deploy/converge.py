@@ -28,6 +28,7 @@ from deploy.journal import Journal
 from deploy.outcomes import Events, HostOutcome, Outcome, Verify
 from deploy.plan import Plan, Selection, everything, plan, render_plan
 from deploy.probe import PROBE_SCRIPT, parse_reply
+from deploy.rollback import served_before
 from deploy.steps import OverwriteFile, Step, phase_of, subject_of
 from deploy.transport import Transport
 
@@ -127,7 +128,8 @@ def _converge_locked(site: Site, options: Options, done: list[Step], check_held:
         return
     _check_edits(site, options, todo)
     changes = tuple(dict.fromkeys(subject_of(step) for step in todo.steps))
-    with _journal(site, options).changing(changes, release=site.desired.server.version):
+    replaced = served_before(before, todo.steps)
+    with _journal(site, options).changing(changes, release=site.desired.server.version, before=replaced):
         _make_changes(site, options, done, check_held, before, todo)
 
 

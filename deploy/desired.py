@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import PurePosixPath
 
+from deploy.facts import StoredModel
 from deploy.fit import ModelShape
 
 ADOPTED = "adopted"
@@ -74,6 +75,7 @@ class DesiredModel:
     """A model to be served as `name:latest`; `shape` is known where its weights lie on this machine.
 
     `cases` is "core" or "extended": which cases of the smoke suite prove it.
+    `stored` is what the host keeps of it as `name:previous`, to go back to: nothing is made then.
     """
 
     name: str
@@ -82,6 +84,7 @@ class DesiredModel:
     uses_tools: bool
     shape: ModelShape | None = None
     cases: str = "extended"
+    stored: StoredModel | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -58,11 +58,20 @@ class Blob:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Unpacked:
+    """A release directory, and when it was unpacked: seconds since the epoch by the host's clock."""
+
+    size_bytes: int
+    at: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StoredModel:
     """A manifest of the model store with the small layers read.
 
-    `model_sha256` is the weights' layer. The manifest's own digest is not kept: it depends on the
-    store's path (measured on 0.17.5 and 0.24.0), so it says nothing across hosts.
+    `model_sha256` is the weights' layer, `model_bytes` its size as the manifest tells it. The manifest's own
+    digest is not kept: it depends on the store's path (measured on 0.17.5 and 0.24.0), so it says nothing
+    across hosts.
     """
 
     model_sha256: str | None
@@ -70,6 +79,7 @@ class StoredModel:
     parameters: Mapping[str, Any]
     system: str | None = None
     other_layers: tuple[str, ...] = ()
+    model_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,12 +153,13 @@ class HostFacts:
     """One probe's reply. Absent things are absent from the mappings, never an error.
 
     `releases` maps a version to the sha256 of the archive it was unpacked from, `""` where the directory is
-    not what was unpacked. `current` is the version it links to, or the whole target where that is no release
-    of ours. `artefacts` maps `<sha256>/<file name>` of a verified file to its size. `models` maps `name:tag`
-    in lower case. `leftovers` are temporary files and directories of runs that were cut short. `orphans` are
-    runners whose server was killed: they live on, idle, with their memory (measured on 0.17.5). `gpus` is
-    None where nobody asked. `previous` is the release that `current` was before. `store_owner` owns the model
-    store, None where there is none. `systemd` is None where systemd does not run the host.
+    not what was unpacked; `unpacked` has the same names. `current` is the version it links to, or the whole
+    target where that is no release of ours. `artefacts` maps `<sha256>/<file name>` of a verified file to its
+    size. `models` maps `name:tag` in lower case. `leftovers` are temporary files and directories of runs that
+    were cut short, `parts` what was fetched or copied in part, by its path after `sha256-`, to go on from.
+    `orphans` are runners whose server was killed: they live on, idle, with their memory (measured on 0.17.5).
+    `gpus` is None where nobody asked. `previous` is the release that `current` was before. `store_owner` owns
+    the model store, None where there is none. `systemd` is None where systemd does not run the host.
     """
 
     architecture: str
@@ -158,10 +169,12 @@ class HostFacts:
     tools: Mapping[str, str]
     disks: Mapping[str, Disk] = field(default_factory=dict)
     releases: Mapping[str, str] = field(default_factory=dict)
+    unpacked: Mapping[str, Unpacked] = field(default_factory=dict)
     current: str | None = None
     previous: str | None = None
     artefacts: Mapping[str, int] = field(default_factory=dict)
     leftovers: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ()
     servers: tuple[ServerProcess, ...] = ()
     orphans: tuple[ServerProcess, ...] = ()
     listener: Listener | None = None

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from deploy import commands, services, systemd
-from deploy.apply import Site, start, stop_servers, wait_until_ready
+from deploy.apply import Site, start, stop_servers, swap_with_previous, wait_until_ready
 from deploy.desired import ADOPTED, ServiceBackend
 from deploy.errors import FleetError, designed_error
 from deploy.facts import HostFacts
 from deploy.ollama_api import OllamaApi
 from deploy.plan import Plan
-from deploy.steps import CreateModel, PromoteModel, StartServer, StopServer, SwitchRelease
+from deploy.steps import CreateModel, PromoteModel, RestoreModel, StartServer, StopServer, SwitchRelease
 from deploy.systemd_plan import main_server
 
 DEFAULT_ADDRESS = "127.0.0.1:11434"
@@ -29,6 +29,8 @@ def go_back(site: Site, before: HostFacts, todo: Plan, error: FleetError) -> str
             said.append(_SERVE_AS_BEFORE[site.desired.server.backend](site, before, now))
         if any(isinstance(step, PromoteModel) for step in todo.steps):
             said.append(_serve_models_as_before(site, before, todo))
+        if any(isinstance(step, RestoreModel) for step in todo.steps):
+            said.append(_swap_back(site, before, todo))
         if any(isinstance(step, CreateModel) for step in todo.steps):
             said.append(_drop_candidates(site, todo))
     except Exception as failure:  # noqa: BLE001 - the first error is the one to tell
@@ -95,6 +97,31 @@ def _serve_models_as_before(site: Site, before: HostFacts, todo: Plan) -> str:
                 OllamaApi(site.host, url).copy(previous, latest)
             back.append(f"`{latest}` is again the one that was there before")
     return "; ".join(back)
+
+
+def _swap_back(site: Site, before: HostFacts, todo: Plan) -> str:
+    """What `rollback` has swapped, as a whole or in part, is what it was; loaded again, as it was."""
+    current = site.probe().current
+    if current != before.current:
+        # A release and the models that were proven on it stay together.
+        return f"release {current or ADOPTED} and its models are confirmed and stay"
+    served = []
+    names = [step.model.name for step in todo.steps if isinstance(step, RestoreModel)]
+    with site.transport.http_url(site.desired.url) as url:
+        api = OllamaApi(site.host, url)
+        for name in names if site.probe().servers else ():
+            was, now = before.models[f"{name.lower()}:latest"], site.probe().models
+            if now.get(f"{name.lower()}:latest") != was:
+                if now.get(f"{name.lower()}:previous") == was:
+                    swap_with_previous(api, name)
+                else:
+                    api.copy(f"{name}:candidate", f"{name}:latest")
+            api.delete(f"{name}:candidate")
+            # Verified under this name: the runner would go on under it.
+            api.unload(f"{name}:previous")
+            api.load(f"{name}:latest")
+            served.append(f"`{name}:latest` is the one that was there before")
+    return "; ".join(served)
 
 
 def _drop_candidates(site: Site, todo: Plan) -> str:

@@ -41,9 +41,13 @@ def render_entry(
     result: str,
     changes: Sequence[str] = (),
     release: str | None = None,
+    before: Mapping[str, Any] | None = None,
     seconds: float | None = None,
 ) -> str:
-    """One line of JSON, pure ASCII. `at` has a time zone and is written in UTC; what is None is left out."""
+    """One line of JSON, pure ASCII. `at` has a time zone and is written in UTC; what is None is left out.
+
+    `before` is what the run replaces, as `deploy.rollback.served_before` tells it.
+    """
     entry = {
         "at": at.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
         "who": who,
@@ -51,6 +55,7 @@ def render_entry(
         "result": result,
         "changes": list(changes),
         "release": release,
+        "before": before or None,
         "seconds": seconds,
     }
     return json.dumps({key: value for key, value in entry.items() if value is not None})
@@ -110,6 +115,7 @@ class Journal:
         *,
         changes: Sequence[str] = (),
         release: str | None = None,
+        before: Mapping[str, Any] | None = None,
         seconds: float | None = None,
     ) -> None:
         """One entry. A journal that cannot be written (a full disk) is told and stops nothing."""
@@ -120,6 +126,7 @@ class Journal:
             result=result,
             changes=changes,
             release=release,
+            before=before,
             seconds=seconds,
         )
         try:
@@ -133,15 +140,17 @@ class Journal:
         self.events("note", self.transport.host, text=text)
 
     @contextmanager
-    def changing(self, changes: Sequence[str], *, release: str | None = None) -> Iterator[None]:
+    def changing(
+        self, changes: Sequence[str], *, release: str | None = None, before: Mapping[str, Any] | None = None
+    ) -> Iterator[None]:
         """`started` before, `done` or `failed` after: a run that was killed has no end."""
         started = time.monotonic()
 
         def end(result: str) -> None:
             seconds = round(time.monotonic() - started, 1)
-            self.write(result, changes=changes, release=release, seconds=seconds)
+            self.write(result, changes=changes, release=release, before=before, seconds=seconds)
 
-        self.write("started", changes=changes, release=release)
+        self.write("started", changes=changes, release=release, before=before)
         try:
             yield
         except Exception as failure:

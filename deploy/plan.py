@@ -12,6 +12,7 @@ from deploy.facts import HostFacts, StoredModel
 from deploy.fit_plan import Running, fit_notes
 from deploy.preflight import check_disks, check_port, check_preconditions
 from deploy.process_plan import process_steps
+from deploy.rollback import check_previous
 from deploy.server_plan import Release, choose_release
 from deploy.steps import (
     CreateModel,
@@ -24,6 +25,7 @@ from deploy.steps import (
     PromoteModel,
     RemoveCandidate,
     RemoveLeftovers,
+    RestoreModel,
     StartServer,
     Step,
     StopServer,
@@ -103,22 +105,21 @@ def model_differences(stored: StoredModel | None, model: DesiredModel) -> tuple[
     if stored is None:
         return (Difference(what=f"model {model.name}", actual=None, desired="present"),)
     found = []
-    if stored.model_sha256 != model.weights.sha256:
-        found.append(
-            Difference(what="weights", actual=_digest(stored.model_sha256), desired=model.weights.digest)
-        )
-    if stored.template != model.modelfile.template:
-        found.append(_template_difference(stored.template, model.modelfile.template))
-    wanted = model.modelfile.parameters
-    for name in sorted({*stored.parameters, *wanted}):
-        actual, value = stored.parameters.get(name), wanted.get(name)
-        if actual != value:
-            found.append(Difference(what=f"PARAMETER {name}", actual=actual, desired=value))
-    if (stored.system or None) != (model.modelfile.system or None):
-        found.append(Difference(what="SYSTEM", actual=stored.system, desired=model.modelfile.system))
-    found += [
-        Difference(what=f"layer {kind}", actual="present", desired=None) for kind in stored.other_layers
-    ]
+    wanted = model.stored or _as_stored(model)
+    if stored.model_sha256 != wanted.model_sha256:
+        actual, value = _digest(stored.model_sha256), _digest(wanted.model_sha256)
+        found.append(Difference(what="weights", actual=actual, desired=value))
+    if stored.template != wanted.template:
+        found.append(_template_difference(stored.template, wanted.template))
+    for name in sorted({*stored.parameters, *wanted.parameters}):
+        parameter, other = stored.parameters.get(name), wanted.parameters.get(name)
+        if parameter != other:
+            found.append(Difference(what=f"PARAMETER {name}", actual=parameter, desired=other))
+    if (stored.system or None) != (wanted.system or None):
+        found.append(Difference(what="SYSTEM", actual=stored.system, desired=wanted.system))
+    for kind in sorted({*stored.other_layers} ^ {*wanted.other_layers}):
+        there, here = ("present", None) if kind in stored.other_layers else (None, "present")
+        found.append(Difference(what=f"layer {kind}", actual=there, desired=here))
     return tuple(found)
 
 
@@ -149,7 +150,11 @@ def render_plan(plan: Plan) -> dict[str, Any]:
 
 
 def _steps(desired: Desired, facts: HostFacts, release: Release) -> Iterator[Step]:
-    models = [_ModelPlan(model, facts, desired.server) for model in desired.models]
+    models = [
+        _ModelPlan(model, facts, desired.server)
+        for model in desired.models
+        if _is_planned(model, desired, facts)
+    ]
     archive = release.archive
     unpacks = archive is not None and facts.releases.get(release.name) != archive.sha256
 
@@ -181,7 +186,8 @@ def _steps(desired: Desired, facts: HostFacts, release: Release) -> Iterator[Ste
         yield EndLease(reason="what runs now is verified")
     for item in models:
         if item.differences:
-            yield LoadModel(reason="promoted", name=item.model.name, phase=Phase.PROMOTE)
+            reason = "promoted" if item.model.stored is None else "brought back"
+            yield LoadModel(reason=reason, name=item.model.name, phase=Phase.PROMOTE)
 
 
 def _with_models(step: Step, desired: Desired, models: Sequence[_ModelPlan]) -> Step:
@@ -210,20 +216,31 @@ def _is_on_host(artefact: Artefact, facts: HostFacts) -> bool:
 def _model_steps(models: Sequence[_ModelPlan], facts: HostFacts, *, proves_all: bool) -> Iterator[Step]:
     """Phase by phase over all models: nothing is promoted before every candidate has passed."""
     for item in models:
-        if item.differences:
+        if item.differences and item.model.stored is None:
             yield CreateModel(
                 reason="; ".join(map(str, item.differences)), differences=item.differences, model=item.model
             )
     for item in models:
         if item.differences:
-            yield VerifyModel(reason="nothing is promoted unproven", model=item.model, tag="candidate")
+            tag = "candidate" if item.model.stored is None else "previous"
+            yield VerifyModel(reason="nothing is promoted unproven", model=item.model, tag=tag)
         elif proves_all:
             yield VerifyModel(reason="its server is not verified yet", model=item.model, tag="latest")
     for item in models:
-        if item.differences:
+        if item.differences and item.model.stored is not None:
+            check_previous(item.model, facts)
+            yield RestoreModel(
+                reason="; ".join(map(str, item.differences)), differences=item.differences, model=item.model
+            )
+        elif item.differences:
             yield PromoteModel(reason="verified", model=item.model, keeps_previous=item.is_another)
         elif f"{item.name}:candidate" in facts.models:
             yield RemoveCandidate(reason="an earlier run was cut short", name=item.model.name)
+
+
+def _is_planned(model: DesiredModel, desired: Desired, facts: HostFacts) -> bool:
+    """Whoever goes back makes no model: one that the host has not is left out."""
+    return desired.server.release is None or f"{model.name.lower()}:latest" in facts.models
 
 
 class _ModelPlan:
@@ -234,8 +251,8 @@ class _ModelPlan:
         self.name = model.name.lower()
         stored = facts.models.get(f"{self.name}:latest")
         # Whoever goes back makes no model: what is served is proven as it is stored.
-        as_stored = server.release is not None and stored is not None
-        differences = [] if as_stored else list(model_differences(stored, model))
+        as_stored = server.release is not None
+        differences = [] if as_stored and model.stored is None else list(model_differences(stored, model))
         # Healing damaged weights makes the same model again: `previous` stays what it was.
         self.is_another = stored is not None and bool(differences)
         blob = facts.blobs.get(model.weights.sha256)
@@ -245,13 +262,24 @@ class _ModelPlan:
             wanted = f"{model.weights.size_bytes} bytes"
             differences.append(Difference(what="weights in the store", actual=actual, desired=wanted))
         self.differences = tuple(differences)
-        self.needs_weights = bool(differences) and not healthy
+        self.needs_weights = bool(differences) and not healthy and not as_stored
 
 
-def _template_difference(actual: str | None, desired: str) -> Difference:
+def _as_stored(model: DesiredModel) -> StoredModel:
+    """What the store has of a model that was made as desired."""
+    return StoredModel(
+        model_sha256=model.weights.sha256,
+        template=model.modelfile.template,
+        parameters=model.modelfile.parameters,
+        system=model.modelfile.system,
+    )
+
+
+def _template_difference(actual: str | None, desired: str | None) -> Difference:
     """The first line that differs, since a whole template says nothing to a reader."""
-    if actual is None:
-        return Difference(what="TEMPLATE", actual=None, desired="present")
+    if actual is None or desired is None:
+        told = (None if text is None else "present" for text in (actual, desired))
+        return Difference(what="TEMPLATE", actual=next(told), desired=next(told))
     old, new = actual.splitlines(), desired.splitlines()
     number = next((i for i, pair in enumerate(zip(old, new, strict=False)) if pair[0] != pair[1]), None)
     if number is None:

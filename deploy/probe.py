@@ -23,6 +23,7 @@ from deploy.facts import (
     StoredModel,
     SystemdFacts,
     UnitState,
+    Unpacked,
 )
 from deploy.gpu import GpuReading, Problem, parse_nvidia_smi, problem_of
 
@@ -178,6 +179,7 @@ def _facts(parsed: _Reply, root: PurePosixPath) -> HostFacts:
         tools={name: path for name, path in parsed.rows.get("@tool", []) if path},
         disks=_disks(parsed),
         releases=_releases(parsed),
+        unpacked=_unpacked(parsed),
         current=_link(parsed, "@current"),
         previous=_link(parsed, "@previous"),
         artefacts={
@@ -185,6 +187,7 @@ def _facts(parsed: _Reply, root: PurePosixPath) -> HostFacts:
             for name, size in parsed.sizes_under(f"{paths.state}/artefacts").items()
         },
         leftovers=tuple(fields[0] for fields in parsed.rows.get("@leftover", [])),
+        parts=tuple(fields[0] for fields in parsed.rows.get("@part", [])),
         servers=_servers(processes),
         orphans=_orphans(processes),
         listener=_listener(parsed),
@@ -297,21 +300,31 @@ def _blobs(reply: _Reply) -> dict[str, Blob]:
 
 def _releases(reply: _Reply) -> dict[str, str]:
     """The sha256 of its archive for each release, `""` for one that is not what was unpacked."""
-    found: dict[str, int] = {}
-    for line in reply.sections.get("@release_files", []):
-        size, _, path = line.partition(" ")
-        name = path.partition("/")[0]
-        found[name] = found.get(name, 0) + int(size)
+    found = _unpacked(reply)
     programs = {fields[0]: fields[1] for fields in reply.rows.get("@program", [])}
     releases = {}
     for path, data in reply.under(reply.paths.releases).items():
         name = path.removesuffix("/release.json")
         record = _json_object(data) or {}
-        bytes_found, program = found.get(name, 0), record.get("program_sha256")
+        bytes_found, program = found[name].size_bytes, record.get("program_sha256")
         is_whole = record.get("bytes", bytes_found) == bytes_found
         is_unchanged = program is None or programs.get(name, program) == program
         releases[name] = str(record.get("archive_sha256", "")) if is_whole and is_unchanged else ""
     return releases
+
+
+def _unpacked(reply: _Reply) -> dict[str, Unpacked]:
+    """What was unpacked of each release, and when: its record is the last file that is written."""
+    sizes: dict[str, int] = {}
+    times: dict[str, int] = {}
+    for line in reply.sections.get("@release_files", []):
+        size, modified, path = line.split(" ", 2)
+        name, _, file = path.partition("/")
+        if file == "release.json":
+            times[name] = int(modified)
+        else:
+            sizes[name] = sizes.get(name, 0) + int(size)
+    return {name: Unpacked(size_bytes=sizes.get(name, 0), at=at) for name, at in times.items()}
 
 
 def _listener(reply: _Reply) -> Listener | None:
@@ -386,11 +399,13 @@ def _models(reply: _Reply) -> dict[str, StoredModel]:
 
 def _stored_model(manifest: Mapping[str, Any], layers: Mapping[str, bytes]) -> StoredModel:
     digests: dict[str, str] = {}
+    sizes: dict[str, Any] = {}
     layers_told = manifest.get("layers")
     for layer in layers_told if isinstance(layers_told, list) else []:
         if not isinstance(layer, dict):
             continue
         digests[str(layer.get("mediaType"))] = str(layer.get("digest", "")).removeprefix("sha256:")
+        sizes[str(layer.get("mediaType"))] = layer.get("size")
 
     def text(kind: str) -> str | None:
         data = layers.get(digests.pop(kind, ""))
@@ -404,6 +419,7 @@ def _stored_model(manifest: Mapping[str, Any], layers: Mapping[str, bytes]) -> S
         system=system,
         parameters=_json_object((parameters or "{}").encode()) or {},
         other_layers=tuple(sorted(digests)),
+        model_bytes=size if isinstance(size := sizes.get(_MODEL_LAYER), int) else None,
     )
 
 

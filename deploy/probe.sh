@@ -161,9 +161,9 @@ for path in "$releases"/*/release.json; do
     [ -f "$path/release.json" ] && set -- "$@" "${path##*/}"
 done
 if [ "$#" -gt 0 ] && cd "$releases"; then
-    # As many bytes as were unpacked, or somebody has been at it.
+    # As many bytes as were unpacked, or somebody has been at it. Our own record tells when that was.
     say @release_files
-    find "$@" -type f ! -name release.json ! -name release.env ! -name release.stamp -exec stat -c '%s %n' {} + 2>/dev/null
+    find "$@" -type f ! -name release.env ! -name release.stamp -exec stat -c '%s %Y %n' {} + 2>/dev/null
     # A program that is no longer the file that it was when its release came is read: deploy.commands.stamp_release.
     for name in "$@"; do
         shift
@@ -184,6 +184,10 @@ done
 for path in "$releases"/.unpack-* "$prefix/opt/ollama"/.current-* "$prefix/opt/ollama"/.previous-* \
     "$models/blobs"/.place-*; do
     if [ -e "$path" ] || [ -L "$path" ]; then say @leftover "$path"; fi
+done
+# Fetches and copies that were cut: they go on from there.
+for path in "$state/artefacts"/sha256-*.part "$state/artefacts"/sha256-*/.*.part; do
+    [ -e "$path" ] && say @part "${path#"$state/artefacts/sha256-"}"
 done
 
 # ---- processes

@@ -319,6 +319,7 @@ _LINES: Mapping[str, Callable[[Mapping[str, Any]], str | None]] = {
     "log": lambda f: str(f["line"]),
     "journal": lambda f: render_entry_line(f["entry"]),
     "command": _command,
+    "pruned": lambda f: f"{f['freed_bytes'] / _MIB:.1f} MiB freed",
     "host_done": lambda f: f"{f['outcome']}, {_count(f['steps_done'], 'step')}, {f['seconds']:.1f} s",
     "summary": _summary,
 }

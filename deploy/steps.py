@@ -176,6 +176,13 @@ class PromoteModel(_Step):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RestoreModel(_Step):
+    """`latest` and `previous` change places: the model before is served again, and one can go forward."""
+
+    model: DesiredModel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RemoveCandidate(_Step):
     """A candidate that a cut run left behind."""
 
@@ -211,6 +218,7 @@ Step = (
     | CreateModel
     | VerifyModel
     | PromoteModel
+    | RestoreModel
     | RemoveCandidate
     | LoadModel
 )
@@ -233,6 +241,7 @@ PHASES: dict[type, Phase] = {
     CreateModel: Phase.MODEL,
     VerifyModel: Phase.VERIFY,
     PromoteModel: Phase.PROMOTE,
+    RestoreModel: Phase.PROMOTE,
     RemoveCandidate: Phase.PROMOTE,
 }
 
@@ -269,7 +278,7 @@ def subject_of(step: Step) -> str:  # noqa: PLR0911 - one short arm for each kin
             return f"{step.model.name}:candidate"
         case VerifyModel():
             return f"{step.model.name}:{step.tag}"
-        case PromoteModel():
+        case PromoteModel() | RestoreModel():
             return f"{step.model.name}:latest"
         case RemoveCandidate():
             return f"{step.name}:candidate"

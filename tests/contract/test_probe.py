@@ -17,7 +17,7 @@ import pytest
 
 from deploy import commands
 from deploy.errors import ProbeFailed
-from deploy.facts import Blob, HostFacts
+from deploy.facts import Blob, HostFacts, Unpacked
 from deploy.probe import PROBE_SCRIPT, parse_reply
 
 SHELLS = [shell for shell in (("sh",), ("bash", "--posix"), ("busybox", "sh")) if shutil.which(shell[0])]
@@ -90,6 +90,9 @@ def test_releases_artefacts_blobs_and_leftovers_are_found(tmp_path: Path, shell:
     artefact = root / "var/lib/ollama-fleet/artefacts/sha256-beef"
     artefact.mkdir(parents=True)
     (artefact / "w.gguf").write_bytes(b"12345")
+    (artefact / ".w.gguf.part").write_bytes(b"12")
+    artefact.with_name("sha256-cafe.part").mkdir()
+    os.utime(release / "release.json", (1_700_000_000, 1_700_000_000))
     (models / "blobs").mkdir(parents=True)
     (models / "blobs/sha256-0001").write_bytes(b"GGUF and more")
     (models / "blobs/sha256-0002").write_bytes(b"<htm")
@@ -97,7 +100,9 @@ def test_releases_artefacts_blobs_and_leftovers_are_found(tmp_path: Path, shell:
     facts = probe(root, models, shell=shell)
     assert facts.releases == {"0.17.5": "abc"}
     assert facts.current == "0.17.5"
+    assert facts.unpacked == {"0.17.5": Unpacked(size_bytes=3, at=1_700_000_000)}
     assert facts.artefacts == {"beef/w.gguf": 5}
+    assert facts.parts == ("cafe.part", "beef/.w.gguf.part")
     assert facts.leftovers == (str(root / "opt/ollama/releases/.unpack-0.17.6-1"),)
     assert facts.blobs == {
         "0001": Blob(size_bytes=13, is_gguf=True),

@@ -38,6 +38,7 @@ class HostSite:
     version: str = "0.17.5"
     settings: dict[str, str] = field(default_factory=dict)
     overwrite: bool = False
+    modelfiles: Path = MODELFILES
     output: io.StringIO = field(default_factory=io.StringIO)
 
     def add_release(self, version: str, binary: Path = SIMULATED) -> None:
@@ -74,7 +75,9 @@ class HostSite:
         inventory = self.write()
         return Run(
             report=Report(as_json=True, stdout=self.output, stderr=io.StringIO()),
-            sources=Sources(inventory=inventory, modelfiles=MODELFILES, pins=self.directory / "pins.toml"),
+            sources=Sources(
+                inventory=inventory, modelfiles=self.modelfiles, pins=self.directory / "pins.toml"
+            ),
             limit=None,
             forks=1,
             stop_requested=threading.Event(),
@@ -103,6 +106,16 @@ class HostSite:
         done = self.host.shell(script)
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
+
+    def edit_model(self, old: str, new: str) -> None:
+        """Another text in the Modelfile of the project: the next deploy makes another model of it."""
+        target = self.directory / "modelfiles"
+        if not target.exists():
+            self.modelfiles = shutil.copytree(self.modelfiles, target)
+        template = self.modelfiles / "myqwen2.Modelfile.j2"
+        text = template.read_text()
+        assert old in text
+        template.write_text(text.replace(old, new))
 
     def current(self) -> str:
         return self.sh("readlink /opt/ollama/current || true").removeprefix("releases/")

@@ -13,11 +13,13 @@ import time
 
 import pytest
 
-from console.changes import remove_hosts, rollback_asking
+from console.changes import remove_hosts
 from console.paths import PROJECT
+from console.rollback import rollback_asking
 from deploy.errors import EditedByHand, ExitCode
 from deploy.outcomes import Outcome
 from deploy.remove import Models
+from deploy.rollback import Asked
 from healthchecks.case import load_cases
 from testbed.hosts_kinds import Kind
 from testbed.hosts_tree import PYTHON
@@ -81,7 +83,7 @@ def test_a_host_lives_from_the_first_deploy_to_a_removal_without_a_trace(site: H
     assert site.deploy().error is None
     assert (site.current(), site.running()) == ("0.17.7", "0.17.7")
     began = time.monotonic()
-    assert rollback_asking(site.run, yes=True) is ExitCode.DONE, site.output.getvalue()[-2000:]
+    assert rollback_asking(site.run, Asked(), yes=True) is ExitCode.DONE, site.output.getvalue()[-2000:]
     assert time.monotonic() - began < 60
     assert (site.current(), site.running()) == ("0.17.5", "0.17.5")
 
@@ -220,7 +222,7 @@ def test_an_official_installation_is_adopted_upgraded_and_given_back(site: HostS
     site.version = "0.17.7"
     assert site.deploy().error is None
     assert site.running() == "0.17.7"
-    assert rollback_asking(site.run, yes=True) is ExitCode.DONE
+    assert rollback_asking(site.run, Asked(), yes=True) is ExitCode.DONE
     assert "/usr/local/bin/ollama" in site.sh("systemctl show -p ExecStart ollama")
     assert remove_hosts(site.run, site.run.hosts(), Models.REMOVE)[0].error is None
     assert site.sh("cat /etc/systemd/system/ollama.service") == unit

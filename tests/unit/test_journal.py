@@ -35,7 +35,7 @@ def test_an_entry_says_when_in_utc_who_what_and_how_it_ended() -> None:
 
 
 def test_what_is_not_known_is_left_out() -> None:
-    line = render_entry(at=AT, who="ana@laptop", what="remove", result="started")
+    line = render_entry(at=AT, who="ana@laptop", what="remove", result="started", before={})
     assert sorted(json.loads(line)) == ["at", "changes", "result", "what", "who"]
 
 
