@@ -1,1 +1,1 @@
-"""For us: figures that anyone can make again, each a ratio or a rate of one run, and pages that are generated."""
+"""For us: figures that anyone can make again, all of one run, and pages that are generated."""

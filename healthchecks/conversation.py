@@ -18,13 +18,13 @@ from healthchecks.database import FACTS, DatabaseTool, describe_schema
 from healthchecks.endpoint import Answered, Endpoint, ask
 from healthchecks.expectations import unmet, unmet_error, unmet_growth
 from healthchecks.toolcalls import BEHAVIOURAL, INTEROP, WARN, Call, Finding, Reply
-from healthchecks.toolcalls.findings import KnownFault
+from healthchecks.toolcalls.known import TOOL_CHOICE_IGNORED, KnownFault
 
 MOST_ROUNDS_OF_CALLS = 4
 
 # The server's doing; what a case expects besides is the model's.
 SERVERS_RULES = (59, 60, 61, 62)
-_KNOWN: Mapping[int, KnownFault] = {59: KnownFault("ollama#17921")}
+_KNOWN: Mapping[int, KnownFault] = {59: TOOL_CHOICE_IGNORED}
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Conversation:
     def _find_unmet(self, rule: int, reason: str) -> None:
         known = _KNOWN.get(rule)
         if known is not None and known.concerns(self.stage.endpoint.server):
-            self.find(rule, WARN, reason, known.label)
+            self.find(rule, WARN, reason, known.issue)
         else:
             self.find(rule, INTEROP if rule in SERVERS_RULES else BEHAVIOURAL, reason)
 

@@ -4846,7 +4846,8 @@ class Simulation:
             if not fields["messages"]:
                 raise ApiError(400, "[] is too short - 'messages'")
             self._refuse_if_asked(fields["messages"])
-            self._run_chat(convert_chat_request(fields, self.release), self._openai_face(response, fields, chat=True))
+            converted = convert_chat_request(fields, self.release)
+            self._run_chat(converted, self._openai_face(response, fields, chat=True))
         except ApiError as error:
             response.json(error.status, openai_error_value(error.message, "invalid_request_error"))
         if "soft-errors" in self.settings.faults:
