@@ -64,15 +64,18 @@ def help_wanted(argv: list[str]) -> list[str]:
     return argv
 
 
-# Invoke has no optional positional argument: what these tasks act on when no word is given.
-FIRST_WORDS = {"service": "converge", "render": "myqwen2"}
+# Invoke has no optional positional argument: its name, and what these tasks act on when no word is given.
+FIRST_WORDS = {"service": ("action", "converge"), "render": ("model", "myqwen2")}
 
 
 def with_first_word(argv: list[str]) -> list[str]:
-    """`service --json` as `service converge --json`."""
-    if argv and argv[0] in FIRST_WORDS and (len(argv) == 1 or argv[1].startswith("-")):
-        return [argv[0], FIRST_WORDS[argv[0]], *argv[1:]]
-    return argv
+    """`service --json` as `service converge --json`, `render --model canary` as it stands."""
+    task, *words = argv or [""]
+    if task not in FIRST_WORDS or (words and not words[0].startswith("-")):
+        return argv
+    name, first = FIRST_WORDS[task]
+    flags = (f"--{name}", f"-{name[0]}")
+    return argv if any(word.partition("=")[0] in flags for word in words) else [task, first, *words]
 
 
 def with_question(argv: list[str]) -> list[str]:

@@ -28,6 +28,10 @@ def testbed(c, action, port=0):
     """A fleet to practise on."""
     print(action, port)
 
+@task(positional=["model"])
+def render(c, model, plain=False):
+    print(model, plain)
+
 @task
 def slow(c):
     print("started", flush=True)
@@ -54,6 +58,21 @@ def run(project: Path, *words: str) -> subprocess.CompletedProcess[str]:
         timeout=DEADLINE_SECONDS,
         check=False,
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("", "myqwen2 False"),
+        ("--plain", "myqwen2 True"),
+        ("canary", "canary False"),
+        ("--model canary", "canary False"),
+        ("--plain --model=canary", "canary True"),
+        ("-m canary", "canary False"),
+    ],
+)
+def test_a_first_word_may_be_left_out_or_given_as_a_flag(project: Path, words: str, said: str) -> None:
+    assert run(project, "render", *words.split()).stdout == f"{said}\n"
 
 
 def test_a_task_runs_in_the_callers_directory(project: Path) -> None:
