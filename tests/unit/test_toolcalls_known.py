@@ -16,7 +16,7 @@ def fired(reply: GoodReply, server: str | None) -> set[tuple[int, str | None]]:
 
 def test_every_known_fault_names_an_issue_and_rules() -> None:
     for fault in KNOWN_FAULTS:
-        assert fault.issue.startswith("ollama#")
+        assert fault.label.startswith("ollama#")
         assert set(fault.rules) <= set(RULES)
 
 
@@ -46,7 +46,7 @@ def test_a_missing_index_is_excused_before_0_4_7() -> None:
     reply = faultless("one_call", stream=True)
     for made in reply.calls:
         del made["index"]
-    assert fired(reply, "ollama/0.4.6") == {(37, NO_INDEX.issue)}
+    assert fired(reply, "ollama/0.4.6") == {(37, NO_INDEX.label)}
     assert fired(reply, "ollama/0.4.7") == {(37, None)}
 
 
@@ -60,7 +60,7 @@ def test_an_index_that_is_always_0_is_excused_where_it_was_seen() -> None:
     reply = faultless("three_calls_mixed_tools", stream=True)
     for made in reply.calls:
         made["index"] = 0
-    assert fired(reply, "ollama/0.20.4") == {(39, INDEX_ALWAYS_0.issue)}
+    assert fired(reply, "ollama/0.20.4") == {(39, INDEX_ALWAYS_0.label)}
     assert fired(reply, "ollama/0.24.0") == {(39, None)}
 
 
