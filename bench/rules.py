@@ -100,7 +100,7 @@ def render_page(matrix: Mapping[int, Shown]) -> str:
         bounds = [f"from {_version(fault.since)}"] if fault.since else []
         bounds += [f"before {_version(fault.before)}"] if fault.before else []
         rules = ", ".join(map(str, fault.rules))
-        known.append(f"| {fault.issue} | {rules} | {', '.join(bounds) or 'all'} | {fault.about} |")
+        known.append(f"| {fault.label} | {rules} | {', '.join(bounds) or 'all'} | {fault.about} |")
     return HEAD + "\n".join(lines) + "\n" + KNOWN_HEAD + "\n".join(known) + "\n"
 
 

@@ -89,7 +89,7 @@ class Conversation:
     def _find_unmet(self, rule: int, reason: str) -> None:
         known = _KNOWN.get(rule)
         if known is not None and known.concerns(self.stage.endpoint.server):
-            self.find(rule, WARN, reason, known.issue)
+            self.find(rule, WARN, reason, known.label)
         else:
             self.find(rule, INTEROP if rule in SERVERS_RULES else BEHAVIOURAL, reason)
 

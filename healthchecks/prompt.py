@@ -25,10 +25,10 @@ _KEPT_KEYWORDS = frozenset(
     ("anyOf", "type", "items", "description", "enum", "properties", "required", "$defs")
 )
 # `required` of a nested object: dropped by 0.17.5, kept by 0.24.0 (measured; a new field in api/types.go).
-NESTED_REQUIRED = KnownFault(None, "ollama: `required` of nested objects is dropped", (), before=(0, 24, 0))
-OTHER_KEYWORDS = KnownFault(None, "ollama: only a few keywords of a schema are kept", ())
+NESTED_REQUIRED = KnownFault("ollama: `required` of nested objects is dropped", before=(0, 24, 0))
+OTHER_KEYWORDS = KnownFault("ollama: only a few keywords of a schema are kept")
 # Measured on 0.17.5, 0.24.0 and 0.32.15 (`v1_chat_render_tool_parts` of the recordings).
-PART_IS_MESSAGE = KnownFault(None, "ollama: each part of a tool's result is a message", ())
+PART_IS_MESSAGE = KnownFault("ollama: each part of a tool's result is a message")
 
 # What fmt and text/template print for values that nobody turned into text.
 _GO_SYNTAX = re.compile(r"<nil>|<no value>|\bmap\[|%!\w?\(|\b0xc0[0-9a-f]{8}\b")
@@ -368,7 +368,7 @@ def _find_other_template(prompt: str, template: str) -> Iterator[PromptFault]:
 def _as_known(fault: PromptFault, known: KnownFault | None, server: str | None) -> PromptFault:
     if known is None or not known.concerns(server):
         return fault
-    return replace(fault, severity=WARN, known=known.about)
+    return replace(fault, severity=WARN, known=known.label)
 
 
 def _shown(value: Any) -> str:

@@ -81,7 +81,7 @@ def judge_conversation(
         with suppress(RecursionError):
             check(turns, found)
     findings += found.all()
-    judged.update(set(RULES) - set(found.not_judged()))
+    judged.update(set(RULES) - set(found.not_judged()), (finding.rule for finding in findings))
     return ConversationVerdict(
         findings=tuple(sorted(findings, key=lambda finding: finding.rule)),
         not_judged=tuple(rule for rule in RULES if rule not in judged),

@@ -9,6 +9,8 @@ from healthchecks.toolcalls.exchange import WARN, Finding
 from healthchecks.toolcalls.known import KnownFault
 from healthchecks.toolcalls.rules import RULES
 
+__all__ = ["Findings", "KnownFault", "error_text", "names", "printable", "show"]
+
 _FINDINGS_PER_RULE = 8
 _SHOWN_CHARACTERS = 120
 
@@ -39,7 +41,7 @@ class Findings:
             return
         finding = Finding(rule, severity, where, reason)
         if known is not None and known.concerns(self._server):
-            finding = Finding(rule, WARN, where, reason, known.issue)
+            finding = Finding(rule, WARN, where, reason, known.label)
         # Each severity has its own share: warnings must not crowd out a fault.
         kind = (rule, finding.severity)
         if self._kinds.get(kind, 0) == _FINDINGS_PER_RULE:

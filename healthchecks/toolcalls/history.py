@@ -93,7 +93,8 @@ def _check_acceptance(turns: Sequence[Turn], found: Findings) -> None:
 
 def _form_of(turn: Turn) -> _Form | None:
     """None for a history without calls, and for one in which the client made a mistake."""
-    if not any(calls_of(message) for message in turn.messages) or not _are_answered(turn.messages):
+    has_calls = any(calls_of(message) for message in turn.messages)
+    if not has_calls or not _are_answered(turn.messages) or not all(map(_has_content, turn.messages)):
         return None
     results = [message.get("content") for message in turn.messages if message.get("role") == "tool"]
     return _Form(
@@ -101,6 +102,14 @@ def _form_of(turn: Turn) -> _Form | None:
         text_results=any(isinstance(content, str) for content in results),
         part_results=any(isinstance(content, list) for content in results),
     )
+
+
+def _has_content(message: Mapping[str, Any]) -> bool:
+    """A text or parts; null beside calls only."""
+    content = message.get("content")
+    if isinstance(content, list):
+        return all(isinstance(part, dict) for part in content)
+    return isinstance(content, str) or (content is None and bool(calls_of(message)))
 
 
 def _are_answered(messages: Sequence[Mapping[str, Any]]) -> bool:

@@ -14,13 +14,12 @@ from dataclasses import dataclass
 class KnownFault:
     """A fault of the Ollama versions from `since` up to, not including, `before`; None is no such end.
 
-    `issue` is Ollama's issue or pull request about it, None where there is none; `about` is what the server
-    does, `rules` what it breaks.
+    `label` is Ollama's issue or pull request about it, `about` what the server does, `rules` what it breaks.
     """
 
-    issue: str | None
-    about: str
-    rules: tuple[int, ...]
+    label: str
+    about: str = ""
+    rules: tuple[int, ...] = ()
     since: tuple[int, int, int] | None = None
     before: tuple[int, int, int] | None = None
 

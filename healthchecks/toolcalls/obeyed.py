@@ -42,7 +42,7 @@ def _check_refusal(turn: Turn, found: Findings) -> None:
     status, expect = turn.exchange.status, turn.exchange.expect or {}
     if status is None:
         return
-    due = list_of(expect.get("error"))
+    due = [given for given in list_of(expect.get("error")) if is_integer(given)]
     if due:
         found.looked_at(60)
         if status not in due:

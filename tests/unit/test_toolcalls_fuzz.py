@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from console.judge import describe_verdict, render_verdict
@@ -142,6 +142,8 @@ EXCHANGES = st.builds(
 )
 
 
+@example([Exchange({}, 200, None, b"", expect={"error": ["\x1f"]})], None)
+@example([Exchange({"messages": 7}, 400, None, b"", error="cut")], None)
 @given(st.lists(EXCHANGES, max_size=4), st.none() | st.lists(ANYTHING, max_size=2))
 def test_any_exchanges(exchanges: list[Exchange], tools: Any) -> None:
     verdict = judge_conversation(exchanges, tools=tools, server="ollama/0.17.5")
