@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from healthchecks import provenance as provenance_module
 from healthchecks.api import server_version
 from healthchecks.case import load_cases
 from healthchecks.check import Check
@@ -16,7 +17,7 @@ from healthchecks.context import check_context
 from healthchecks.database import make_database
 from healthchecks.endpoint import Endpoint
 from healthchecks.provenance import check_provenance
-from healthchecks.wire import send
+from healthchecks.wire import Answer, send
 from testbed.ollama import ARTICLE_TEMPLATE, CHATML_TEMPLATE, CORRECTED_TEMPLATE, start_server
 from tests.contract.ollama_binaries import free_address, serve, wait_ready
 from tests.contract.test_smoke_suite import create_canary
@@ -106,6 +107,19 @@ def test_a_server_that_does_not_render_is_not_judged_and_does_not_pass(database:
         check = check_provenance(endpoint, load_cases(["no_tools"]), database=database, deadline_seconds=0.3)
     assert (check.ok, check.data["judged"]) == (False, True)
     assert "no answer within 0.3 s" in check.reason
+
+
+def test_a_server_that_answers_instead_of_rendering_is_not_judged_and_does_not_pass(
+    url: str, database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def send_as_to_another_server(method: str, url: str, payload: Any, **options: Any) -> Answer:
+        known = {key: value for key, value in payload.items() if key != "_debug_render_only"}
+        return send(method, url, known, **options)
+
+    monkeypatch.setattr(provenance_module, "send", send_as_to_another_server)
+    check = provenance(url, "canary", database)
+    assert (check.ok, check.data) == (False, {"judged": False, "faults": []})
+    assert check.reason.startswith("not judged: the server does not say what it renders")
 
 
 def test_the_context_is_counted(url: str, database: Path) -> None:

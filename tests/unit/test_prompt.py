@@ -156,6 +156,11 @@ def test_a_prompt_that_holds_everything_has_no_fault() -> None:
         ),
         ('"required": ["word"]', '"required": []', "`look_up.parameters.required` is not in the prompt"),
         (', "required": ["word"]', "", "`look_up.parameters.required` is not in the prompt"),
+        (
+            '"required": ["word"]',
+            '"required": ["word"], "title": "t"',
+            "`look_up.parameters.title` is not in",
+        ),
         ('"look_up", "desc', '"look_down", "desc', "1 tool of 1 not in the prompt as JSON: `look_up`"),
         ("Be short.", "Be short. map[a:1]", "the prompt holds `map[`"),
         ("Be short.", "Be short. [INST]", "the prompt holds `[INST]`, a mark of Llama 2 and Mistral"),
@@ -189,6 +194,14 @@ def test_markers_that_a_user_wrote_are_the_users_own() -> None:
     request = {"messages": [{"role": "user", "content": "what does [INST] <nil> mean?"}]}
     prompt = "<|im_start|>user\nwhat does [INST] <nil> mean?<|im_end|>\n<|im_start|>assistant\n"
     assert find_prompt_faults(request, prompt, template="<|im_start|>{{ .Role }}") == ()
+
+
+def test_a_prompt_without_any_mark_was_not_made_by_a_template_that_has_them() -> None:
+    request = {"messages": [{"role": "user", "content": "What is a fjord?"}]}
+    fault = one_error(
+        find_prompt_faults(request, "User: What is a fjord?", template="<|im_start|>{{ .Role }}")
+    )
+    assert fault.reason == "the TEMPLATE writes the marks of ChatML, and the prompt has none of them"
 
 
 def test_a_template_whose_marks_and_texts_are_not_there_was_not_used() -> None:

@@ -45,6 +45,29 @@ def test_a_loose_expectation_leaves_the_only_fitting_call_to_a_strict_one() -> N
     assert why(expected, ("f", {"x": 1}), ("f", {"x": 2})) == "met"
 
 
+@pytest.mark.parametrize(
+    ("sent", "came", "fits"),
+    [
+        ({"a": {"b": 1}}, {"a": {"b": 1}}, True),
+        ({"a": {"b": 1}}, {"a": {"b": 1, "c": 2}}, False),
+        ({"a": {"b": 1, "c": 2}}, {"a": {"b": 1}}, False),
+        ({"a": {"b": 1}}, {"a": {"b": "1"}}, False),
+        ([1, 2], [1, 2, 3], False),
+        ([True], [1], False),
+        ([{"x": 0}], [{"x": False}], False),
+    ],
+)
+def test_objects_and_arrays_are_the_same_all_the_way_down(sent: object, came: object, fits: bool) -> None:
+    assert (why([("f", {"x": {"equals": sent}})], ("f", {"x": came})) == "met") is fits
+
+
+def test_no_other_tool_may_be_called_beside_the_named_one() -> None:
+    named = Expectation(59, None, {}, call_of=("f", "g"))
+    assert unmet(named, reply(None, ("f", {}), ("g", {})), FACTS) is None
+    said = unmet(named, reply(None, ("f", {}), ("h", {})), FACTS)
+    assert said == "a call of `f` or `g` expected, 2 calls (`f({})`, `h({})`) came"
+
+
 def test_one_call_does_not_stand_for_two() -> None:
     expected = [("f", {"x": {"equals": 1}}), ("f", {"x": {"equals": 1}})]
     assert why(expected, ("f", {"x": 1}), ("f", {"x": 2})) == "`f` came with `x` = 2, expected 1"
