@@ -18,7 +18,7 @@ from healthchecks.database import describe_schema, make_database, most_tracks_al
 from testbed.ollama import start_server
 from tests.conftest import CALLER
 from tests.contract import openai_conversation
-from tests.contract.ollama_binaries import BINARIES, SIMULATED, free_address, serve
+from tests.contract.ollama_binaries import BINARIES, SIMULATED, free_address, serve, wait_ready
 from tests.contract.openai_clients import NotInstalledError, openai1_python
 from tests.contract.test_smoke_suite import create_canary
 
@@ -49,6 +49,7 @@ def url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         return
     state = tmp_path_factory.mktemp("real")
     with serve(request.param, state, free_address()) as server:
+        wait_ready(server)
         create_canary(server.url)
         yield server.url
 
