@@ -229,6 +229,23 @@ def smoke(flags: SimpleNamespace, report: Report) -> int:
     return smoke_task(report, task, asked, lambda: _run(flags, report), selected)
 
 
+@command(
+    positional=["file"],
+    file=Flag(None, "a saved reply (JSON or an event stream) or an exchange file; `-` is standard input"),
+    tools=Flag(None, "JSON file with the tools that were sent, where FILE does not say"),
+    server=Flag(None, "ollama/VERSION: what is known of that version is a warning (default: nothing is)"),
+    json=Flag(False, "the verdict as one JSON object on standard output"),
+)
+def judge(flags: SimpleNamespace, report: Report) -> int:
+    """Judge a saved reply or exchange by the 63 rules; exit 2 when one is broken."""
+    from console.judge import JudgeTask, judge_file
+
+    wanted = JudgeTask(
+        report=report, file=flags.file, tools=flags.tools, server=flags.server, as_json=flags.json
+    )
+    return judge_file(wanted)
+
+
 @command(*HOSTS, "exit_code")
 def status(flags: SimpleNamespace, report: Report) -> int:
     """Say what every host serves and how it differs from what is desired."""
@@ -397,6 +414,14 @@ def testbed(flags: SimpleNamespace, report: Report) -> int:
 
     given = {name: value for name, value in vars(flags).items() if name != "action"}
     return serve(flags.action, report.say, **given)
+
+
+@command(positional=["action"], action=Flag(None, "judge, rules or verdicts"))
+def bench(flags: SimpleNamespace, report: Report) -> int:
+    """For us: measure the judge; write the pages of the rules and of the recordings' verdicts."""
+    from bench import run_bench
+
+    return run_bench(flags.action, report)
 
 
 @task(help={"pytest": "arguments for pytest in one string"})

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from healthchecks.toolcalls import Exchange
+from healthchecks.toolcalls.expected import why_invalid
 from healthchecks.toolcalls.sse import looks_like_events
 from healthchecks.toolcalls.strict_json import parse_body
 
@@ -27,6 +28,10 @@ class InvalidExchangeFileError(ValueError):
         super().__init__(f"{where}: {reason}")
         self.where = where
         self.reason = reason
+
+
+class InvalidToolsError(ValueError):
+    """A text that is no list of tools; the message says what it is instead."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +71,30 @@ def parse_saved(data: bytes) -> SavedExchanges:
         raise InvalidExchangeFileError(where, "not a list of exchanges, or an empty one")
     exchanges = tuple(_exchange(entry, f"{where}[{number}]") for number, entry in enumerate(entries))
     return SavedExchanges(exchanges, _tools(tools), bare=False)
+
+
+def parse_tools(data: bytes) -> tuple[Mapping[str, Any], ...]:
+    """Read a list of tools in OpenAI's form, or `{"tools": [...]}`; a tool may be its bare function object.
+
+    Raises:
+        InvalidToolsError: it is something else.
+    """
+    try:
+        document = parse_body(data.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as problem:
+        raise InvalidToolsError(f"it is not JSON: {problem}") from None
+    if isinstance(document, dict):
+        document = document.get("tools", [document])
+    if not isinstance(document, list):
+        raise InvalidToolsError("it holds no list")
+    return tuple(_tool(entry, number) for number, entry in enumerate(document, 1))
+
+
+def _tool(entry: Any, number: int) -> Mapping[str, Any]:
+    function = entry.get("function", entry) if isinstance(entry, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise InvalidToolsError(f"entry {number} is no function with a name")
+    return {"type": "function", "function": function}
 
 
 def render_exchange_file(
@@ -110,6 +139,10 @@ def _exchange(entry: Any, where: str) -> Exchange:
     request = entry.get("request")
     if request is not None and not isinstance(request, dict):
         raise InvalidExchangeFileError(where + ".request", "not the object that was sent as JSON")
+    expect = _optional(entry, "expect", dict, where, "an object")
+    wrong = None if expect is None else why_invalid(expect)
+    if wrong is not None:
+        raise InvalidExchangeFileError(where + ".expect", wrong)
     return Exchange(
         request=request or {},
         status=_optional(entry, "status", int, where, "a number such as 200"),
@@ -118,7 +151,7 @@ def _exchange(entry: Any, where: str) -> Exchange:
         started_seconds=_seconds(entry, "started_seconds", where),
         seconds=_seconds(entry, "seconds", where),
         error=_optional(entry, "error", str, where, "a text"),
-        expect=_optional(entry, "expect", dict, where, "an object"),
+        expect=expect,
     )
 
 

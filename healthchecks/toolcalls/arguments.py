@@ -11,13 +11,15 @@ from typing import Any
 
 from healthchecks.toolcalls.asked import Asked
 from healthchecks.toolcalls.exchange import INTEROP, MUST, WARN
-from healthchecks.toolcalls.findings import NUMBERS_AS_FLOAT64, Findings, names, show
+from healthchecks.toolcalls.findings import Findings, names, show
+from healthchecks.toolcalls.known import NUMBERS_AS_FLOAT64
 from healthchecks.toolcalls.leaks import find_token
 from healthchecks.toolcalls.strict_json import parse_arguments, walk
 
 _LARGEST_EXACT_FLOAT = 2**53
-_LONG_INTEGER = re.compile(r"(?<![\d.])-?\d{16,300}(?![\d.])")
 _BROKEN_CHARACTER = re.compile("[\ufffd\ud800-\udfff]")
+_SHORTEST_COMPARED = 6
+_MOST_COMPARED = 200
 _NEEDS_ESCAPING = re.compile(r"""["'\\<>&\x00-\x1f]|[^\x00-\x7f]""")
 
 
@@ -84,29 +86,44 @@ def _is_json_object(text: str) -> bool:
 
 def _check_values(arguments: dict[str, Any], where: str, asked: Asked, found: Findings) -> None:
     found.looked_at(25, 29)
-    integers = {int(digits) for digits in _LONG_INTEGER.findall(asked.text)}
+    compared = 0
     for value in walk(arguments):
         if isinstance(value, str):
-            _check_text(value, where, asked, found)
+            _check_characters(value, where, asked, found)
+            # Each comparison reads the whole conversation.
+            if compared < _MOST_COMPARED and _NEEDS_ESCAPING.search(value):
+                compared += 1
+                _check_round_trip(value, where, asked, found)
         elif isinstance(value, (int, float)) and abs(value) >= _LARGEST_EXACT_FLOAT:
-            if value in integers:
+            given = asked.long_integers.get(float(value), frozenset())
+            if value in given:
                 found.looked_at(27)
-            elif any(float(value) == float(given) for given in integers):
+            elif given:
                 reason = f"{show(value)} is not the integer of the conversation, only its nearest float64"
                 found.add(27, INTEROP, where, reason, NUMBERS_AS_FLOAT64)
 
 
-def _check_text(text: str, where: str, asked: Asked, found: Findings) -> None:
-    if _BROKEN_CHARACTER.search(text):
+def _check_characters(text: str, where: str, asked: Asked, found: Findings) -> None:
+    """Rules 25 and 29, for what was not in the conversation before."""
+    broken = _BROKEN_CHARACTER.search(text)
+    if broken and broken.group() not in asked.text:
         found.add(25, INTEROP, where, f"a string holds U+FFFD or half a surrogate pair: {show(text)}")
-    token = find_token(text)
+    token = find_token(text, asked)
     if token:
         found.add(29, INTEROP, where, f"a string holds {show(token)}")
-    if not _NEEDS_ESCAPING.search(text):
-        return
+
+
+def _check_round_trip(text: str, where: str, asked: Asked, found: Findings) -> None:
+    """Rule 26, where it can be known: the conversation holds the text, or what it was before an escape.
+
+    Not where it was asked for, and not for a few characters, which are anywhere.
+    """
     if text in asked.text:
         found.looked_at(26)
-    elif any(plain != text and plain in asked.text for plain in _with_one_escape_less(text)):
+    elif not asked.speaks_of_escapes and any(
+        plain != text and len(plain) >= _SHORTEST_COMPARED and plain in asked.text
+        for plain in _with_one_escape_less(text)
+    ):
         found.add(26, INTEROP, where, f"{show(text)} is an escaped form of what the conversation holds")
 
 

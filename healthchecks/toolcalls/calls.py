@@ -79,8 +79,10 @@ def _check_name(name: Any, at: str, asked: Asked, found: Findings) -> None:
         return
     if asked.tools is not None:
         found.looked_at(17)
+    if asked.tools is not None and name in asked.tools:
+        return  # Whatever its spelling: it is what the request says.
     if name != name.strip() or not _NAME.fullmatch(name):
         found.add(17, INTEROP, at, f"the called name {show(name)} is not [A-Za-z0-9_-]{{1,64}}")
-    elif asked.tools is not None and name not in asked.tools:
+    elif asked.tools is not None:
         declared = names(list(asked.tools)) if asked.tools else "none"
         found.add(17, INTEROP, at, f"no tool {show(name)} was declared; declared: {declared}")

@@ -6,6 +6,7 @@ from typing import Any
 
 from healthchecks.toolcalls.exchange import INTEROP, MUST
 from healthchecks.toolcalls.findings import Findings, show
+from healthchecks.toolcalls.known import INDEX_ALWAYS_0, NO_INDEX
 from healthchecks.toolcalls.turn import is_integer
 
 
@@ -62,7 +63,8 @@ class CallDeltas:
         index = piece.get("index")
         if not is_integer(index):
             reason = "has no index" if index is None else f"has the index {show(index)}"
-            found.add(37, MUST, at + ".index", "a tool delta " + reason)
+            known = NO_INDEX if "index" not in piece else None
+            found.add(37, MUST, at + ".index", "a tool delta " + reason, known)
             index = None
         function = piece.get("function")
         name = function.get("name") if isinstance(function, dict) else None
@@ -79,7 +81,8 @@ class CallDeltas:
         call = self._by_index.get(index)
         # Another id together with a name is another call; another id alone is a change of mind (rule 41).
         if call is not None and id_ and call.id and id_ != call.id and name:
-            self._found.add(39, INTEROP, at, f"the index {index} is used for several ids")
+            known = INDEX_ALWAYS_0 if index == 0 and len(self._by_index) == 1 else None
+            self._found.add(39, INTEROP, at, f"the index {index} is used for several ids", known)
             return same_id
         return call
 

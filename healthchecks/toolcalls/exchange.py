@@ -42,7 +42,7 @@ class Finding:
     `severity` is "must", "interop", "behavioural" or "warn". `where` is a path into the reply, such as
     `choices[0].message.tool_calls[1].id` or `events[3].choices[0].delta.role`; for what shows only when a
     stream is put together, into the message that results: `tool_calls[1].function.name`. `known` names the
-    known fault of the server version that the caller stated ("ollama <0.32.6"), which is then a "warn".
+    known fault of the server version that the caller stated ("ollama#17485"), which is then a "warn".
     """
 
     rule: int

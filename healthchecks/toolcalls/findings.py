@@ -1,53 +1,32 @@
-"""Where the checks put what they find, and what is known of single server versions."""
+"""Where the checks put what they find."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from healthchecks.toolcalls.exchange import WARN, Finding
+from healthchecks.toolcalls.known import KnownFault
 from healthchecks.toolcalls.rules import RULES
+
+__all__ = ["Findings", "KnownFault", "error_text", "names", "printable", "show"]
 
 _FINDINGS_PER_RULE = 8
 _SHOWN_CHARACTERS = 120
 
 
-@dataclass(frozen=True)
-class KnownFault:
-    """A fault of every Ollama before the version `before` (None: of all measured), whatever the model."""
-
-    label: str
-    before: tuple[int, ...] | None = None
-
-    def concerns(self, server: str | None) -> bool:
-        """Is `server` ("ollama/0.17.5") one of those? Never for a server that is not known or not Ollama."""
-        version = re.match(r"ollama/v?(\d+)\.(\d+)\.(\d+)", server or "", re.IGNORECASE)
-        if version is None:
-            return False
-        return self.before is None or tuple(int(part) for part in version.groups()) < self.before
-
-
-# Mended by Ollama change #17485 in 0.32.6: recorded from 0.17.5 and 0.24.0, gone in 0.32.15.
-ROLE_IN_EVERY_DELTA = KnownFault("ollama <0.32.6", before=(0, 32, 6))
-CREATED_PER_CHUNK = KnownFault("ollama <0.32.6", before=(0, 32, 6))
-# Arguments pass through map[string]any (Ollama tools/tools.go), so every number becomes a float64.
-NUMBERS_AS_FLOAT64 = KnownFault("ollama: numbers pass through float64")
-
-
 class Findings:
     """Collects the findings of one exchange and which rules there was something to look at for.
 
-    The same fault in many places is one finding, at the first of them, and no rule has more than a few: a
-    stream of 50,000 chunks makes no 50,000 findings.
+    The same fault in many places is one finding, at the first of them, and no rule has more than a few of
+    a severity: a stream of 50,000 chunks makes no 50,000 findings.
     """
 
     def __init__(self, server: str | None) -> None:
         self._server = server
         self._first: dict[tuple[int, str, str], Finding] = {}
         self._count: dict[tuple[int, str, str], int] = {}
-        self._kinds: dict[int, int] = {}
+        self._kinds: dict[tuple[int, str], int] = {}
         self._looked_at: set[int] = set()
 
     def looked_at(self, *rules: int) -> None:
@@ -60,14 +39,16 @@ class Findings:
         if key in self._count:
             self._count[key] += 1
             return
-        if self._kinds.get(rule, 0) == _FINDINGS_PER_RULE:
-            return
-        self._kinds[rule] = self._kinds.get(rule, 0) + 1
-        self._count[key] = 1
+        finding = Finding(rule, severity, where, reason)
         if known is not None and known.concerns(self._server):
-            self._first[key] = Finding(rule, WARN, where, reason, known.label)
-        else:
-            self._first[key] = Finding(rule, severity, where, reason)
+            finding = Finding(rule, WARN, where, reason, known.label)
+        # Each severity has its own share: warnings must not crowd out a fault.
+        kind = (rule, finding.severity)
+        if self._kinds.get(kind, 0) == _FINDINGS_PER_RULE:
+            return
+        self._kinds[kind] = self._kinds.get(kind, 0) + 1
+        self._count[key] = 1
+        self._first[key] = finding
 
     def all(self) -> tuple[Finding, ...]:
         """In the order of the rules; a fault met several times says so."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from healthchecks.toolcalls.asked import Asked, parse_request
@@ -16,17 +16,24 @@ from healthchecks.toolcalls.strict_json import parse_body
 MAX_BODY_BYTES = 32 * 1024 * 1024
 
 
-def judge(exchange: Exchange, *, server: str | None = None, max_body_bytes: int = MAX_BODY_BYTES) -> Verdict:
+def judge(
+    exchange: Exchange,
+    *,
+    server: str | None = None,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    max_body_bytes: int = MAX_BODY_BYTES,
+) -> Verdict:
     """Judge one exchange by the rules of scope EXCHANGE; raises nothing, whatever the bytes.
 
     `server`, such as "ollama/0.17.5", turns the faults known for that version into warnings; without it every
-    rule is absolute. The version is never guessed from the reply. A body above `max_body_bytes` is not read.
+    rule is absolute. The version is never guessed from the reply. `tools` are those of a request that is not
+    known, or does not say. A body above `max_body_bytes` is not read.
     """
     found = Findings(server)
     reply = None
     try:
         if len(exchange.body) <= max_body_bytes:
-            reply = _judge(exchange, parse_request(exchange.request), found)
+            reply = _judge(exchange, parse_request(exchange.request, tools), found)
         else:
             reason = f"the reply has {len(exchange.body)} bytes; no more than {max_body_bytes} are read"
             found.add(1, MUST, "body", reason)

@@ -8,6 +8,7 @@ from healthchecks.toolcalls.asked import Asked
 from healthchecks.toolcalls.calls import check_calls
 from healthchecks.toolcalls.exchange import INTEROP, MUST, Reply
 from healthchecks.toolcalls.findings import Findings, show
+from healthchecks.toolcalls.known import NO_FINAL_MESSAGE, KnownFault
 from healthchecks.toolcalls.leaks import check_content
 from healthchecks.toolcalls.turn import (
     check_finish_word,
@@ -16,6 +17,7 @@ from healthchecks.toolcalls.turn import (
     check_usage,
     first_choice,
     is_integer,
+    look_beside,
     make_reply,
 )
 
@@ -30,12 +32,14 @@ def check_plain(completion: Any, asked: Asked, found: Findings) -> Reply | None:
         found.add(2, MUST, "object", "`object` is {}".format(show(completion.get("object"))))
     check_identity(completion, "", asked, found)
     usage = completion.get("usage")
-    check_usage(usage, "usage", found)
     choice = first_choice(completion.get("choices"), "choices", asked, found)
     if choice is None:
+        check_usage(usage, "usage", found)
         return None
     finish, message = choice.get("finish_reason"), choice.get("message")
-    check_finish_word(finish, "choices[0].finish_reason", found)
+    known = _no_final_message(finish, usage, message)
+    check_usage(usage, "usage", found, known)
+    check_finish_word(finish, "choices[0].finish_reason", found, known)
     if not isinstance(message, dict):
         found.add(4, MUST, "choices[0].message", f"the message is {show(message)}, not an object")
         return None
@@ -43,8 +47,17 @@ def check_plain(completion: Any, asked: Asked, found: Findings) -> Reply | None:
     where = "choices[0].message.tool_calls"
     entries = _call_entries(message, where, found)
     calls = check_calls(entries, where, from_stream=False, finish_reason=finish, asked=asked, found=found)
-    check_outcome(content, calls, finish, usage, asked, found)
+    check_outcome(content, calls, look_beside(message), finish, usage, asked, found)
     return make_reply(content, calls, finish, usage)
+
+
+def _no_final_message(finish: Any, usage: Any, message: Any) -> KnownFault | None:
+    """What a reply of Ollama looks like whose runner ended early: nothing counted, no reason to finish."""
+    if not isinstance(message, dict) or message.get("role") != "assistant" or not isinstance(usage, dict):
+        return None
+    counts = [usage.get(key) for key in ("prompt_tokens", "completion_tokens", "total_tokens")]
+    as_without_end = finish == ("tool_calls" if message.get("tool_calls") else None)
+    return NO_FINAL_MESSAGE if counts == [0, 0, 0] and as_without_end else None
 
 
 def _check_message(message: dict[str, Any], asked: Asked, found: Findings) -> str | None:
@@ -53,7 +66,7 @@ def _check_message(message: dict[str, Any], asked: Asked, found: Findings) -> st
     where = "choices[0].message."
     if message.get("role") != "assistant":
         found.add(6, MUST, where + "role", "the role is {}".format(show(message.get("role"))))
-    if message.get("function_call") is not None:
+    if message.get("function_call") is not None and not asked.legacy_functions:
         found.add(10, INTEROP, where + "function_call", "the legacy `function_call` is used")
     content = message.get("content")
     if "content" not in message:

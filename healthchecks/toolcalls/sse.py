@@ -6,7 +6,10 @@ fields, data over several lines, no space after the colon.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+
+_MORE_BLANK_LINES = re.compile("\n{3,}")
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,8 @@ def parse_events(text: str) -> Events:
     text = text.removeprefix("\ufeff")
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
+    if "\n\n\n" in text:
+        text = _MORE_BLANK_LINES.sub("\n\n", text)
     data: list[str] = []
     strays: list[str] = []
     stray_count = 0

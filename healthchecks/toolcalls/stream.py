@@ -9,26 +9,28 @@ from healthchecks.toolcalls.calls import check_calls
 from healthchecks.toolcalls.deltas import CallDeltas
 from healthchecks.toolcalls.exchange import INTEROP, MUST, WARN, Reply
 from healthchecks.toolcalls.findings import (
-    CREATED_PER_CHUNK,
-    ROLE_IN_EVERY_DELTA,
     Findings,
     error_text,
     show,
 )
+from healthchecks.toolcalls.known import CREATED_PER_CHUNK, NO_FINAL_CHUNK, ROLE_IN_EVERY_DELTA, KnownFault
 from healthchecks.toolcalls.leaks import check_content
 from healthchecks.toolcalls.sse import Events, parse_events
 from healthchecks.toolcalls.strict_json import parse_body
 from healthchecks.toolcalls.turn import (
+    Beside,
     check_finish_word,
     check_identity,
     check_outcome,
     check_usage,
     first_choice,
     is_integer,
+    look_beside,
     make_reply,
 )
 
 _DONE = "[DONE]"
+MOST_EVENTS = 1_000_000
 
 
 def check_stream(text: str, asked: Asked, found: Findings) -> Reply | None:
@@ -39,27 +41,34 @@ def check_stream(text: str, asked: Asked, found: Findings) -> Reply | None:
     if not events.data:
         found.add(31, INTEROP, "body", "the reply holds no event")
         return None
-    data = _check_last_event(events, found)
+    if len(events.data) > MOST_EVENTS:
+        reason = f"the stream has {len(events.data)} events; no more than {MOST_EVENTS} are read"
+        found.add(31, INTEROP, f"events[{MOST_EVENTS}]", reason)
+        return None
+    data = _check_last_event(events, asked, found)
     end = next((number for number, event in enumerate(data) if event.strip() == _DONE), None)
-    if end is None:
-        found.add(32, INTEROP, f"events[{len(data)}]", "no `data: [DONE]` ends the stream")
-    elif end + 1 < len(data):
-        found.add(32, INTEROP, f"events[{end + 1}]", "events follow `data: [DONE]`")
     found.looked_at(32, 47)
     chunks = _Chunks(asked, found)
     for number, event in enumerate(data[:end]):
         _read_chunk(event, f"events[{number}]", chunks, found)
-    return chunks.finish(ended=end is not None)
+    known = None if events.unended or not chunks.simply_stop else NO_FINAL_CHUNK
+    if end is None:
+        found.add(32, INTEROP, f"events[{len(data)}]", "no `data: [DONE]` ends the stream", known)
+    elif end + 1 < len(data):
+        found.add(32, INTEROP, f"events[{end + 1}]", "events follow `data: [DONE]`")
+    return chunks.finish(ended=end is not None, known=known)
 
 
-def _check_last_event(events: Events, found: Findings) -> tuple[str, ...]:
+def _check_last_event(events: Events, asked: Asked, found: Findings) -> tuple[str, ...]:
     """The data of the events, less a last one that was cut."""
     if not events.unended:
         return events.data
     where = f"events[{len(events.data) - 1}]"
     last = events.data[-1]
     if last.strip() == _DONE or _is_json(last):
-        found.add(31, INTEROP, where, "no blank line ends the last event")
+        # Of a reply alone, as an editor saved it, nobody knows whether the server sent that line.
+        severity = WARN if asked.stream is None else INTEROP
+        found.add(31, severity, where, "no blank line ends the last event")
         return events.data
     found.add(47, INTEROP, where, "the stream is cut inside an event")
     return events.data[:-1]
@@ -89,6 +98,15 @@ def _read_chunk(text: str, where: str, chunks: _Chunks, found: Findings) -> None
         chunks.add(chunk, where)
 
 
+def _is_an_annotation(chunk: dict[str, Any]) -> bool:
+    """Azure's content filter sends chunks of its own, with empty id, object and model."""
+    choices = chunk.get("choices")
+    if choices == []:
+        return "prompt_filter_results" in chunk
+    first = choices[0] if isinstance(choices, list) else None
+    return isinstance(first, dict) and "content_filter_offsets" in first
+
+
 class _Chunks:
     """Takes the chunks in order and keeps what the rules compare."""
 
@@ -102,10 +120,14 @@ class _Chunks:
         self._usage: Any = None
         self._usages = 0
         self._finish_reasons: list[Any] = []
+        self._beside = Beside(answer=False, reasoning=False)
+        self._model_changed = False
         self.failed = False
 
     def add(self, chunk: dict[str, Any], where: str) -> None:
         found = self._found
+        if _is_an_annotation(chunk):
+            return
         if chunk.get("object") != "chat.completion.chunk":
             found.add(33, MUST, where + ".object", "`object` is {}".format(show(chunk.get("object"))))
         if self._first is None:
@@ -136,6 +158,7 @@ class _Chunks:
             known = CREATED_PER_CHUNK if is_integer(created) else None
             found.add(35, MUST, where + ".created", "`created` is not that of the first chunk", known)
         if chunk.get("model") != first.get("model"):
+            self._model_changed = True
             found.add(35, INTEROP, where + ".model", "the model is not that of the first chunk")
 
     def _add_usage(self, usage: Any, where: str, *, alone: bool) -> None:
@@ -145,6 +168,8 @@ class _Chunks:
         self._usage = usage
         if self._asked.include_usage is False:
             found.add(46, INTEROP, where, "usage comes though `include_usage` was not sent")
+        elif self._asked.usage_in_every_chunk:
+            return
         elif not alone:
             found.add(46, INTEROP, where, "usage comes in a chunk that has a choice")
         elif self._usages == 2:
@@ -163,10 +188,12 @@ class _Chunks:
             found.add(4, MUST, where + "delta", f"the delta is {show(delta)}, not an object")
         finish = choice.get("finish_reason")
         if finish is not None:
+            check_finish_word(finish, where + "finish_reason", found)
+        # An empty one is no reason to finish: rule 5 has said what there is to say.
+        if finish is not None and finish != "":
             if self._finish_reasons:
                 found.add(44, INTEROP, where + "finish_reason", "a second chunk has a finish reason")
             self._finish_reasons.append(finish)
-            check_finish_word(finish, where + "finish_reason", found)
 
     def _add_delta(self, delta: dict[str, Any], where: str) -> None:
         found = self._found
@@ -181,7 +208,11 @@ class _Chunks:
         if pieces is not None:
             found.looked_at(48)
             self._calls.add(pieces, where + ".tool_calls")
-        if delta.get("function_call") is not None:
+        beside = look_beside(delta)
+        self._beside = Beside(
+            self._beside.answer or beside.answer, self._beside.reasoning or beside.reasoning
+        )
+        if delta.get("function_call") is not None and not self._asked.legacy_functions:
             found.add(10, INTEROP, where + ".function_call", "the legacy `function_call` is used")
         if pieces and content == "":
             found.add(48, WARN, where + ".content", "an empty text stands beside a tool delta")
@@ -202,16 +233,29 @@ class _Chunks:
         if role is not None and role != "assistant":
             found.add(6, MUST, where, f"the role is {show(role)}")
 
-    def finish(self, *, ended: bool) -> Reply | None:
-        """The rules that need the whole stream; `ended`: `data: [DONE]` came."""
+    @property
+    def simply_stop(self) -> bool:
+        """Something came, and then nothing: no finish reason, no usage, no error."""
+        came = any(self._content) or bool(self._calls.entries())
+        return came and not (self.failed or self._finish_reasons or self._usages or self._model_changed)
+
+    def finish(self, *, ended: bool, known: KnownFault | None) -> Reply | None:
+        """The rules that need the whole stream.
+
+        Args:
+            ended: `data: [DONE]` came.
+            known: the fault that explains a missing end.
+        """
         found = self._found
         if self._first is None:
             return None
         found.looked_at(44, 45)
         if not self._finish_reasons:
-            found.add(44, INTEROP, "body", "no chunk has a finish reason")
+            known = None if ended else known
+            found.add(44, INTEROP, "body", "no chunk has a finish reason", known)
             if not (ended or self.failed):
-                found.add(47, INTEROP, "body", "the stream ends without finish reason and `data: [DONE]`")
+                reason = "the stream ends without finish reason and `data: [DONE]`"
+                found.add(47, INTEROP, "body", reason, known)
         if ended and not self.failed and self._asked.include_usage is not None:
             found.looked_at(46)
             if self._asked.include_usage and not self._usages:
@@ -230,5 +274,5 @@ class _Chunks:
         calls = check_calls(
             entries, "tool_calls", from_stream=True, finish_reason=finish, asked=asked, found=found
         )
-        check_outcome(content, calls, finish, self._usage, asked, found)
+        check_outcome(content, calls, self._beside, finish, self._usage, asked, found)
         return make_reply(content, calls, finish, self._usage)

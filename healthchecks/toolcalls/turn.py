@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from healthchecks.toolcalls.asked import Asked
 from healthchecks.toolcalls.exchange import INTEROP, MUST, WARN, Call, Reply
 from healthchecks.toolcalls.findings import Findings, show
+from healthchecks.toolcalls.known import SWALLOWED, KnownFault
 
 _FINISH_REASONS = ("stop", "length", "tool_calls", "content_filter", "function_call")
 
@@ -29,31 +32,50 @@ def check_identity(completion: dict[str, Any], where: str, asked: Asked, found: 
         found.add(3, MUST, where + "model", f"the model is {show(model)}, not a string")
     elif asked.model is not None and model != asked.model:
         reason = f"the model is {show(model)}, asked for was {show(asked.model)}"
-        found.add(3, INTEROP, where + "model", reason)
+        severity = WARN if _is_a_fuller_name(model, asked.model) else INTEROP
+        found.add(3, severity, where + "model", reason)
+
+
+def _is_a_fuller_name(one: str, other: str) -> bool:
+    """As `gpt-4o-2024-08-06` is for `gpt-4o`, `qwen:latest` for `qwen` and `openai/gpt-4o` for `gpt-4o`."""
+    short, long = sorted((one, other), key=len)
+    behind, before = long[len(short) :], long[: -len(short) or None]
+    named_on = long.startswith(short) and behind[:1] in ("-", ":", "@")
+    return bool(short) and (named_on or (long.endswith(short) and before.endswith("/")))
 
 
 def first_choice(choices: Any, where: str, asked: Asked, found: Findings) -> dict[str, Any] | None:
-    """Rule 4; the choice that the other rules look at."""
+    """Rule 4; the choice that the other rules look at: the one of index 0.
+
+    Where `n` was sent the others are not looked at; where nobody knows, that there are any is a warning.
+    """
     found.looked_at(4)
     if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
         found.add(4, MUST, where, "`choices` is not a list that begins with an object")
         return None
-    if len(choices) > asked.choices:
+    given = [choice.get("index") if isinstance(choice, dict) else None for choice in choices]
+    indices = [index for index in given if isinstance(index, int) and is_integer(index)]
+    are_numbered = len(set(indices)) == len(choices) and min(indices) >= 0
+    others = are_numbered and max(indices) > 0
+    if others and asked.choices is None:
+        found.add(4, WARN, where, "there are several choices; whether `n` was sent is not known")
+    if others and (asked.choices is None or max(indices) < asked.choices):
+        return choices[indices.index(0)] if 0 in indices else None
+    if len(choices) > (asked.choices or 1):
         found.add(4, INTEROP, where, f"there are {len(choices)} choices")
-    index = choices[0].get("index")
-    if not is_integer(index) or index != 0:
-        found.add(4, INTEROP, where + "[0].index", f"the index of the choice is {show(index)}")
+    if not is_integer(given[0]) or given[0] != 0:
+        found.add(4, INTEROP, where + "[0].index", f"the index of the choice is {show(given[0])}")
     return choices[0]
 
 
-def check_finish_word(word: Any, where: str, found: Findings) -> None:
+def check_finish_word(word: Any, where: str, found: Findings, known: KnownFault | None = None) -> None:
     """Rule 5."""
     found.looked_at(5)
     if word not in _FINISH_REASONS:
-        found.add(5, MUST, where, f"the finish reason is {show(word)}")
+        found.add(5, MUST, where, f"the finish reason is {show(word)}", known)
 
 
-def check_usage(usage: Any, where: str, found: Findings) -> None:
+def check_usage(usage: Any, where: str, found: Findings, known: KnownFault | None = None) -> None:
     """Rule 11."""
     found.looked_at(11)
     if not isinstance(usage, dict):
@@ -68,11 +90,33 @@ def check_usage(usage: Any, where: str, found: Findings) -> None:
     if total != prompt + completion:
         found.add(11, INTEROP, where, f"{prompt} + {completion} tokens are not {total}")
     if completion <= 0:
-        found.add(11, INTEROP, where, "no completion tokens were counted")
+        found.add(11, INTEROP, where, "no completion tokens were counted", known)
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What a message has beside text and calls: another `answer` (refusal, legacy call, audio), thoughts."""
+
+    answer: bool
+    reasoning: bool
+
+
+def look_beside(message: Mapping[str, Any]) -> Beside:
+    """Of a message or a delta."""
+    reasoning = any(message.get(key) for key in ("reasoning_content", "reasoning", "thinking"))
+    other_form = bool(message.get("content")) and not isinstance(message["content"], str)
+    answer = other_form or any(message.get(key) for key in ("refusal", "function_call", "audio"))
+    return Beside(answer, reasoning)
 
 
 def check_outcome(
-    content: str | None, calls: tuple[Call, ...], finish: Any, usage: Any, asked: Asked, found: Findings
+    content: str | None,
+    calls: tuple[Call, ...],
+    beside: Beside,
+    finish: Any,
+    usage: Any,
+    asked: Asked,
+    found: Findings,
 ) -> None:
     """Rules 9 and 12: what came, against the finish reason and against what was billed."""
     if finish in _FINISH_REASONS:
@@ -82,15 +126,16 @@ def check_outcome(
         found.add(9, severity, "finish_reason", f"calls came, and the finish reason is {show(finish)}")
     if finish == "tool_calls" and not calls:
         found.add(9, INTEROP, "finish_reason", "the finish reason is `tool_calls`, and no call came")
-    something = bool(calls) or bool(content and content.strip())
+    something = bool(calls) or bool(content and content.strip()) or beside.answer
     tokens = usage.get("completion_tokens") if isinstance(usage, dict) else None
     if something or is_integer(tokens):
         found.looked_at(12)
     if not something and is_integer(tokens) and int(tokens or 0) > 0 and finish != "content_filter":
         # Cut by max_tokens inside a call, a server has nothing to show; that it says `length` is right.
-        severity = WARN if finish == "length" else INTEROP
+        severity = WARN if finish == "length" or beside.reasoning else INTEROP
         reason = f"{tokens} completion tokens were counted, and there is neither text nor a call"
-        found.add(12, severity, "content", reason)
+        known = SWALLOWED if asked.tools and finish == "stop" and severity != WARN else None
+        found.add(12, severity, "content", reason, known)
 
 
 def make_reply(content: str | None, calls: tuple[Call, ...], finish: Any, usage: Any) -> Reply:

@@ -29,7 +29,7 @@ EXCHANGES = st.builds(
     SECONDS,
     SECONDS,
     st.none() | st.text(max_size=8),
-    st.none() | OBJECTS,
+    st.sampled_from([None, {"rule": 60, "error": [404]}, {"rule": 57, "text": {"any_of": ["a", "b"]}}]),
 )
 
 
@@ -112,6 +112,9 @@ def test_bytes_that_are_no_text_are_kept_as_base64() -> None:
         ({"seconds": 10**400}, "[0].seconds"),
         ({"error": 7}, "[0].error"),
         ({"expect": []}, "[0].expect"),
+        ({"expect": {"rule": 1, "text": {}}}, "[0].expect"),
+        ({"expect": {"rule": 55}}, "[0].expect"),
+        ({"expect": {"rule": 60, "error": [200]}}, "[0].expect"),
     ],
 )
 def test_an_exchange_that_is_none_is_refused_with_its_place(change: dict[str, Any], where: str) -> None:

@@ -1,105 +1,116 @@
-"""The verdict on every recorded reply of Ollama 0.17.5 to scripted model output, each looked at by a person.
+"""The verdict on every recorded exchange of Ollama 0.17.5, 0.24.0 and 0.32.15, each looked at by a person.
 
-Not to be seen from one exchange, and so not in the table: the call that `text_before_call_single_chunk` lost
-behind its text, the tool that `unknown_tool_containing_known_name` did not mean, and the last characters that
-`text_ending_with_partial_tag` lost.
+`verdicts.json` is written by `./fleet bench verdicts`, and its differences are read before they are kept.
 """
 
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
 
-from healthchecks.toolcalls import WARN, Exchange, Verdict, judge
-from tests.unit.toolcalls_good_replies import CAPTURES, captured
+from bench.verdicts import NOTABLE, PAGE, render_page
+from healthchecks.toolcalls import WARN, judge
+from tests.unit.toolcalls_captures import VERDICTS, VERSIONS, captures, verdict_on
 
-NAMES = sorted(path.stem for path in (CAPTURES / "scripted").glob("*.json"))
-STREAM_ENDS_EARLY = {32, 44, 47}
+WRITTEN: Mapping[str, Mapping[str, Sequence[Any]]] = json.loads(VERDICTS.read_bytes())
+BY_NAME = {capture.name: capture for capture in captures()}
+SCRIPTED = sorted({capture.name.rpartition("/")[0] for capture in captures() if "/scripted/" in capture.name})
+# Streams of Ollama before 0.32.6 have the role in every delta (36); all have an empty text beside calls (48).
+USUAL = {35, 36, 48}
 
-# The rules that fire above "warn": in the plain reply and in the stream with usage.
-FIRED: dict[str, tuple[set[int], set[int]]] = {}
-
-
-def _expect(names: str, plain: set[int], streamed: set[int] | None = None) -> None:
-    for name in names.split():
-        FIRED[name] = (plain, plain if streamed is None else streamed)
-
-
-# Tokens were counted, and nothing came.
-_expect("arguments_as_broken_string call_name_only_tail flat_object malformed_missing_brace", {12})
-_expect("malformed_single_quotes malformed_trailing_comma stop_in_call strings_raw_newline", {12})
-_expect("tag_then_text unknown_tool whitespace_output xml_function_style", {12})
-_expect("empty_output", {11})
-# The call came as text, in the stream mostly in pieces.
-_expect("bare_fenced bare_json bare_text_before_call bare_two_calls_list text_then_bare_json", {30}, {50})
-_expect("closing_tag_only other_tag_functools", {30}, {50})
-_expect("bare_with_tool_call_tag call_text_no_tools", {30}, {30, 50})
-_expect("bare_malformed bare_missing_arguments bare_truncated bare_two_calls_lines bare_unknown_tool", {30})
-# The model's doing, or the wrong tool got the arguments.
-_expect("missing_required_argument", {21})
-_expect("enum_violation_and_wrong_type", {22})
-_expect("known_name_in_arguments_of_known_args_first known_name_in_arguments_of_unknown", {24})
-_expect("unknown_then_known_tool", {21, 24})
-_expect("strings_lone_surrogate", {25})
-_expect("string_contains_close_tag", {29})
-# Errors and ends without an end; the chunk that stands for the error has an empty model (35).
-_expect("error_before_first_token error_before_first_token_status error_mid_call error_runner_gone", {1})
-_expect("error_after_call error_mid_stream error_mid_stream_no_tools", {1}, {35} | STREAM_ENDS_EARLY)
-_expect("no_final_message no_final_message_no_tools", {5, 11}, STREAM_ENDS_EARLY)
-_expect("no_final_message_after_call", {11}, STREAM_ENDS_EARLY)
-
-# Warnings beside 36 (role in every delta) and 48 (empty text beside a call), which most streams have.
-WARNED = {"key_order": {24}, "truncated_before_tag_closed": {12}, "truncated_in_call": {12}}
+# What is worth a sentence in words, so that a change of the data is seen for what it is.
+ABOVE_WARN = {
+    "one_call": set(),
+    "unknown_tool": {12},
+    "flat_object": {12},
+    "malformed_single_quotes": {12},
+    "unknown_then_known_tool": {21, 24},
+    "known_name_in_arguments_of_unknown": {24},
+    "known_name_in_arguments_of_known_args_first": {24},
+    "text_before_call_single_chunk": set(),
+    "missing_required_argument": {21},
+    "enum_violation_and_wrong_type": {22},
+    "string_contains_close_tag": {29},
+    "bare_json": {30},
+    "no_final_message": {5, 11},
+    "error_mid_call": {1},
+    "tool_choice_none": {59},
+    "truncated_in_call": set(),
+}
 
 
-def verdict_on(exchange: dict[str, Any]) -> Verdict:
-    response = exchange["response"]
-    events = response.get("events")
-    body = json.dumps(response.get("body")) if events is None else "".join(f"{event}\n\n" for event in events)
-    request = exchange["request"]["body"]
-    given = Exchange(request, response["status"], response["headers"], body.encode())
-    return judge(given, server="ollama/0.17.5")
+def above_warn(fired: Sequence[Sequence[Any]]) -> set[int]:
+    return {rule for rule, severity, _ in fired if severity != WARN}
 
 
-def fired(verdict: Verdict) -> set[int]:
-    return {finding.rule for finding in verdict.findings if finding.severity != WARN}
+def test_every_recorded_exchange_has_its_verdict() -> None:
+    assert list(WRITTEN) == list(BY_NAME)
+    assert len(WRITTEN) > 900
+    assert {name.split("/")[0] for name in WRITTEN} == set(VERSIONS)
 
 
-def warned(verdict: Verdict) -> set[int]:
-    return {finding.rule for finding in verdict.findings if finding.severity == WARN} - {36, 48}
+def test_a_recorded_exchange_gets_the_verdict_that_was_written_down() -> None:
+    given = {capture.name: verdict_on(capture) for capture in captures()}
+    assert {name: verdict for name, verdict in given.items() if verdict != WRITTEN[name]} == {}
 
 
-def test_the_table_names_recorded_cases() -> None:
-    assert FIRED.keys() | WARNED.keys() <= set(NAMES)
-    assert len(NAMES) > 90
+def test_the_page_explains_recordings_that_exist() -> None:
+    notable = re.findall(r"^- `(\w+/\w+)`", NOTABLE, re.MULTILINE)
+    assert len(notable) > 20
+    recorded = {"/".join(name.split("/")[1:3]) for name in BY_NAME}
+    assert set(notable) <= recorded
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_recorded_reply_gets_the_verdict_that_was_written_down(name: str) -> None:
-    plain, streamed = FIRED.get(name, (set(), set()))
-    exchanges = captured(name)
-    verdict = verdict_on(exchanges["v1"])
-    assert fired(verdict) == plain
-    assert warned(verdict) == WARNED.get(name, set())
-    if "v1-stream-usage" in exchanges:
-        verdict = verdict_on(exchanges["v1-stream-usage"])
-        assert fired(verdict) == streamed
-        assert warned(verdict) == WARNED.get(name, set())
-    # Without usage nobody can tell an empty reply from a swallowed one.
-    verdict = verdict_on(exchanges["v1-stream"])
-    assert fired(verdict) == streamed - {11, 12}
-    assert warned(verdict) == WARNED.get(name, set()) - {12}
+@pytest.mark.parametrize("case", ABOVE_WARN)
+@pytest.mark.parametrize("version", ["0.17.5", "0.24.0"])
+def test_the_telling_ones_get_the_verdict_they_must(version: str, case: str) -> None:
+    fired = WRITTEN[f"{version}/scripted/{case}/v1"]["absolute"]
+    assert above_warn(fired) == ABOVE_WARN[case]
 
 
-@pytest.mark.parametrize("name", NAMES)
+def test_what_a_server_is_known_for_is_what_it_was_seen_to_do() -> None:
+    excused: dict[str, set[int]] = {}
+    for verdict in WRITTEN.values():
+        for rule, severity, known in verdict["with_server"]:
+            if known is not None:
+                assert severity == WARN
+                excused.setdefault(known, set()).add(rule)
+    assert excused == {
+        "ollama#17485": {35, 36},
+        "ollama#17274": {12},
+        "ollama#17118": {32, 44, 47},
+        "ollama#17921": {59},
+        "ollama#7547": {5, 11},
+    }
+    assert not any(known for verdict in WRITTEN.values() for _, _, known in verdict["absolute"])
+
+
+def test_with_the_server_named_the_same_rules_fire() -> None:
+    for verdict in WRITTEN.values():
+        absolute, named = ({rule for rule, _, _ in verdict[kind]} for kind in ("absolute", "with_server"))
+        assert absolute == named
+
+
+def test_0_32_15_is_excused_nothing_of_what_it_mended() -> None:
+    for name, verdict in WRITTEN.items():
+        if name.startswith("0.32.15/"):
+            assert {35, 36}.isdisjoint(rule for rule, _, _ in verdict["absolute"])
+
+
+@pytest.mark.parametrize("name", SCRIPTED)
 def test_plain_and_streamed_give_the_same_calls(name: str) -> None:
-    exchanges = captured(name)
-    plain, streamed = verdict_on(exchanges["v1"]).reply, verdict_on(exchanges["v1-stream"]).reply
+    plain, streamed = (judge(BY_NAME[f"{name}/{variant}"].exchange).reply for variant in ("v1", "v1-stream"))
     if plain is None or streamed is None:
-        assert 1 in FIRED[name][0]
+        assert 1 in above_warn(WRITTEN[f"{name}/v1"]["absolute"])
         return
     assert [(call.name, call.arguments) for call in plain.calls] == [
         (call.name, call.arguments) for call in streamed.calls
     ]
+
+
+def test_the_page_is_the_one_that_is_generated() -> None:
+    assert PAGE.read_text() == render_page()

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from bench.rules import PAGE, play_mutations, render_page
 from healthchecks.toolcalls import RULES, WARN, Scope, judge
 from tests.unit.toolcalls_good_replies import CASES, faultless, recorded
 from tests.unit.toolcalls_mutation import Mutation
-from tests.unit.toolcalls_mutations_of_calls import MUTATIONS as OF_CALLS
-from tests.unit.toolcalls_mutations_of_replies import MUTATIONS as OF_REPLIES
-from tests.unit.toolcalls_mutations_of_streams import MUTATIONS as OF_STREAMS
-
-MUTATIONS = (*OF_REPLIES, *OF_CALLS, *OF_STREAMS)
+from tests.unit.toolcalls_mutations import MUTATIONS
 
 LETTERS = {"M": "must", "I": "interop", "B": "behavioural"}
 
@@ -19,7 +16,8 @@ LETTERS = {"M": "must", "I": "interop", "B": "behavioural"}
 @pytest.mark.parametrize("stream", [False, True], ids=["plain", "streamed"])
 @pytest.mark.parametrize("case", CASES)
 def test_recorded_good_replies_fire_nothing_above_warn_for_their_server(case: str, stream: bool) -> None:
-    verdict = judge(recorded(case, stream=stream).exchange(), server="ollama/0.17.5")
+    version = case.rpartition("/")[0] or "0.17.5"
+    verdict = judge(recorded(case, stream=stream).exchange(), server=f"ollama/{version}")
     assert verdict.ok
     assert {finding.rule for finding in verdict.findings} <= {36, 48}
 
@@ -60,3 +58,10 @@ def test_every_rule_that_one_exchange_can_break_has_a_mutation() -> None:
 def test_there_are_63_rules_in_order() -> None:
     assert list(RULES) == list(range(1, 64))
     assert all(rule.title and rule.source for rule in RULES.values())
+
+
+def test_the_page_of_the_rules_is_the_one_that_is_generated() -> None:
+    matrix = play_mutations()
+    assert {rule: shown.failures for rule, shown in matrix.items() if shown.failures} == {}
+    assert all(shown.mutations for shown in matrix.values())
+    assert PAGE.read_text() == render_page(matrix)

@@ -11,8 +11,11 @@ from typing import Any
 
 from healthchecks.toolcalls import Exchange
 
-CAPTURES = Path(__file__).parents[1] / "captures" / "0.17.5"
-CASES = ("one_call", "two_calls_parallel", "three_calls_mixed_tools", "text_before_call", "plain_text")
+CAPTURES = Path(__file__).parents[1] / "captures"
+SCRIPTED = ("one_call", "two_calls_parallel", "three_calls_mixed_tools", "text_before_call", "plain_text")
+REAL = "0.32.15/v1_real_tool_call"
+# Of 0.17.5 where nothing else is said.
+CASES = (*SCRIPTED, *(f"0.24.0/{case}" for case in SCRIPTED), REAL)
 DONE = "[DONE]"
 
 
@@ -21,14 +24,22 @@ def _read(path: Path) -> Any:
     return json.loads(path.read_bytes())
 
 
-def captured(case: str) -> dict[str, Any]:
-    """The recorded exchanges of a case by variant (`v1`, `v1-stream`, `v1-stream-usage`), tools filled in."""
-    document = copy.deepcopy(_read(CAPTURES / "scripted" / f"{case}.json"))
-    for exchange in document["exchanges"]:
-        body = exchange["request"]["body"]
-        if body.get("tools") == "@../tools.json":
-            body["tools"] = copy.deepcopy(_read(CAPTURES / "tools.json"))
-    return {exchange["variant"]: exchange for exchange in document["exchanges"]}
+def captured(case: str, *, stream: bool) -> dict[str, Any]:
+    """The recorded exchange of a case, tools filled in; a streamed one has usage."""
+    version, _, name = case.rpartition("/")
+    directory = CAPTURES / (version or "0.17.5")
+    if case == REAL:
+        suffix = "stream_usage" if stream else "no_stream"
+        exchange = copy.deepcopy(_read(directory / "http" / f"{name}_{suffix}.json"))
+    else:
+        document = copy.deepcopy(_read(directory / "scripted" / f"{name}.json"))
+        variant = "v1-stream-usage" if stream else "v1"
+        exchange = next(entry for entry in document["exchanges"] if entry["variant"] == variant)
+    body = exchange["request"]["body"]
+    if body.get("tools") == "@../tools.json":
+        body["tools"] = copy.deepcopy(_read(directory / "tools.json"))
+    found: dict[str, Any] = exchange
+    return found
 
 
 @dataclass
@@ -42,6 +53,9 @@ class GoodReply:
     status: int | None = 200
     headers: dict[str, str] | None = field(default_factory=dict)
     raw: bytes | None = None
+    started_seconds: float | None = None
+    seconds: float | None = None
+    expect: dict[str, Any] | None = None
 
     @property
     def streamed(self) -> bool:
@@ -99,12 +113,20 @@ class GoodReply:
         return "".join(f"data: {text}\n\n" for text in texts).encode()
 
     def exchange(self) -> Exchange:
-        return Exchange(self.request, self.status, self.headers, self.body())
+        return Exchange(
+            self.request,
+            self.status,
+            self.headers,
+            self.body(),
+            started_seconds=self.started_seconds,
+            seconds=self.seconds,
+            expect=self.expect,
+        )
 
 
 def recorded(case: str, *, stream: bool) -> GoodReply:
-    """As Ollama 0.17.5 sent it."""
-    exchange = captured(case)["v1-stream-usage" if stream else "v1"]
+    """As Ollama sent it."""
+    exchange = captured(case, stream=stream)
     request, response = exchange["request"]["body"], exchange["response"]
     if not stream:
         return GoodReply(case, request, response["body"], None, headers=response["headers"])
@@ -119,7 +141,7 @@ def faultless(case: str, *, stream: bool) -> GoodReply:
     if stream:
         for number, delta in enumerate(reply.deltas):
             if number:
-                del delta["role"]
-            if not delta["content"]:
-                del delta["content"]
+                delta.pop("role", None)
+            if not delta.get("content"):
+                delta.pop("content", None)
     return reply
