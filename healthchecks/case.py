@@ -213,6 +213,24 @@ def _turn(turn: Mapping[str, Any]) -> Turn:
     )
 
 
+def render_expectation(expect: Expectation) -> dict[str, Any]:
+    """As a case says it: what was read from `expect` of `case.schema.json`."""
+    said: dict[str, Any] = {"rule": expect.rule}
+    if expect.calls is not None:
+        said["calls"] = list(expect.calls)
+    elif expect.call_of:
+        said["call_of"] = list(expect.call_of)
+    elif expect.finish is not None:
+        said["finish"] = expect.finish
+    elif expect.prompt_grows:
+        said["prompt_grows"] = True
+    elif expect.error:
+        said["error"] = list(expect.error)
+    else:
+        said["text"] = dict(expect.text)
+    return {**said, "may_refuse": True} if expect.may_refuse else said
+
+
 def _check_turn(name: str, where: str, turn: Mapping[str, Any]) -> None:
     """What stands in for something else stands alone."""
     if ("user" in turn) == ("results" in turn):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from healthchecks.case import DATABASE_SCHEMA_MARK, Case, Expectation, Turn
+from healthchecks.case import DATABASE_SCHEMA_MARK, Case, Expectation, Turn, render_expectation
 from healthchecks.database import FACTS, DatabaseTool, describe_schema
 from healthchecks.endpoint import Answered, Endpoint, ask
 from healthchecks.expectations import unmet, unmet_error, unmet_growth
@@ -69,12 +69,14 @@ class Conversation:
         for turn in self.case.turns:
             if turn.expect.error:
                 self._send_error(turn)
+                self._keep_expectation(turn)
                 continue
             if turn.user is not None:
                 self.messages.append({"role": "user", "content": turn.user})
                 reply = self._ask(turn)
             elif reply is not None:
                 reply = self._send_results(turn, reply)
+            self._keep_expectation(turn)
             if reply is None:
                 return
             reason = self._unmet(turn.expect, reply)
@@ -92,6 +94,11 @@ class Conversation:
             self.find(rule, WARN, reason, known.label)
         else:
             self.find(rule, INTEROP if rule in SERVERS_RULES else BEHAVIOURAL, reason)
+
+    def _keep_expectation(self, turn: Turn) -> None:
+        """With the exchange that it is about: whoever reads it from a file can judge it again."""
+        exchange = dataclasses.replace(self.answers[-1].exchange, expect=render_expectation(turn.expect))
+        self.answers[-1] = dataclasses.replace(self.answers[-1], exchange=exchange)
 
     def _unmet(self, expect: Expectation, reply: Reply) -> str | None:
         if expect.prompt_grows:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -43,8 +44,18 @@ class Answered:
 
 def ask(endpoint: Endpoint, request: Mapping[str, Any], deadline_seconds: float) -> Answered:
     """Send `request`, the JSON body, and judge what comes back; an answer that is not whole is a finding."""
+    started = time.time()
+    clock = time.monotonic()
     answer = send("POST", endpoint.chat_url, request, deadline_seconds=deadline_seconds, key=endpoint.key)
-    exchange = Exchange(request, answer.status, answer.headers, answer.body)
+    exchange = Exchange(
+        request,
+        answer.status,
+        answer.headers,
+        answer.body,
+        started_seconds=round(started, 3),
+        seconds=round(time.monotonic() - clock, 3),
+        error=answer.error,
+    )
     if answer.status is None:
         nothing = Finding(1, MUST, "the whole answer", answer.error or "no answer")
         return Answered(exchange, (nothing,), None, answer.error)

@@ -34,6 +34,8 @@ def check_expected(turns: Sequence[Turn], facts: Mapping[str, Sequence[str]], fo
             continue
         if "prompt_grows" in (turn.exchange.expect or {}):
             continue  # Rule 61 compares the exchanges themselves.
+        if expect.rule == 59:
+            continue  # What `tool_choice` asks for stands in the request, and servers are known to ignore it.
         found.looked_at(expect.rule)
         reason = unmet(expect, turn.reply, facts)
         if reason is None and expect.rule == 53 and turn.reply.finish_reason != "stop":

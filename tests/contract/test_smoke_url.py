@@ -13,8 +13,11 @@ from typing import Any
 
 import pytest
 
-from healthchecks.exchange_file import parse_saved
+from healthchecks.database import make_database
+from healthchecks.exchange_file import parse_saved, render_exchange_file
+from healthchecks.runner import Endpoint, load_cases, run_suite
 from healthchecks.toolcalls import WARN, judge
+from healthchecks.toolcalls.conversation import judge_conversation
 from healthchecks.wire import send
 from testbed.ollama import start_server
 from tests.contract.gateway import KEY, gateway
@@ -164,6 +167,39 @@ def test_every_play_leaves_an_exchange_file_that_is_judged_to_the_same_verdict(t
         said = [(f["rule"], f["severity"], f["reason"]) for f in event["findings"]]
         assert again == said
     assert any(f["rule"] == 28 for event in found for f in event["findings"])
+
+
+def test_judge_reads_what_smoke_wrote(tmp_path: Path) -> None:
+    def judged(file: Path) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(PROJECT), "judge", str(file), "--server", "ollama/0.17.5", "--json"]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+    done = []
+    for faults, folder in (([], "good"), (["missing-argument"], "bad")):
+        with start_server(faults=faults) as server:
+            words = ["--url", server.url, "--model", "canary", "--case", "weather_parallel"]
+            smoke(*words, "--exchanges", folder, cwd=tmp_path)
+        (file,) = (tmp_path / folder).rglob("*.plain.1.json")
+        done.append(judged(file))
+    assert [one.returncode for one in done] == [0, 2], done[0].stdout
+    fired = json.loads(done[1].stdout)["fired"]
+    assert {finding["rule"] for finding in fired if finding["severity"] != WARN} == {21, 55}
+
+
+@pytest.mark.parametrize("faults", [[], ["text-calls"], ["no-done"], ["die-after-call"]], ids=str)
+def test_every_case_is_judged_alike_when_it_is_played_and_when_it_is_read(
+    tmp_path: Path, faults: list[str]
+) -> None:
+    make_database(tmp_path / "music.sqlite", seed=1)
+    with start_server(faults=faults) as server:
+        endpoint = Endpoint(server.url, "myqwen2", server="ollama/0.17.5")
+        results = run_suite(endpoint, load_cases(), database=tmp_path / "music.sqlite")
+    for result in results:
+        read = parse_saved(render_exchange_file(result.exchanges)).exchanges
+        assert judge_conversation(read, server="ollama/0.17.5").ok is result.passed, (
+            result.case,
+            result.mode,
+        )
 
 
 def test_several_runs_give_rates_with_intervals(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from healthchecks.case import (
     load_cases,
     numbered_case,
     parse_case,
+    render_expectation,
 )
 from healthchecks.decoys import MOST_DECOYS, make_decoys
 
@@ -276,3 +277,11 @@ def test_a_wrong_case_is_refused_with_the_place(text: str, where: str, reason: s
     assert caught.value.where == where
     assert reason in caught.value.reason
     assert "case `broken`" in str(caught.value)
+
+
+def test_an_expectation_is_written_as_the_case_says_it() -> None:
+    files = sorted((Path(__file__).parents[2] / "healthchecks/cases").glob("*.json"))
+    for file in files:
+        written = [turn["expect"] for turn in json.loads(file.read_text())["turns"]]
+        (case,) = load_cases([file.stem])
+        assert [render_expectation(turn.expect) for turn in case.turns] == written
