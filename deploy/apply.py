@@ -15,7 +15,7 @@ from deploy import commands, mirror, services, systemd
 from deploy.baselines import find_baseline, make_baseline, read_baselines, with_baseline, write_baselines
 from deploy.desired import ADOPTED, Artefact, Desired, DesiredModel, ServiceBackend
 from deploy.errors import ChecksumMismatch, CommandFailed, FleetError, ModelRefused, VerifyFailed
-from deploy.facts import HostFacts
+from deploy.facts import HostFacts, ProcessId
 from deploy.ollama_api import OllamaApi
 from deploy.outcomes import Baseline, Events, ModelVerdict, Verify, VerifyRequest
 from deploy.plan import model_differences
@@ -46,6 +46,7 @@ from deploy.steps import (
     VerifyModel,
     WriteFile,
 )
+from deploy.systemd_plan import main_server
 from deploy.transport import Transport
 
 # Hashing 5 GiB on a slow disk takes minutes.
@@ -58,6 +59,8 @@ MOST_REASONS = 12
 class Site:
     """One host being changed: what it should be, how it is reached, and who is asked and told.
 
+    `verified` are the processes that systemd ran the server as while it was verified.
+
     `cache` is a directory of this machine: what a host elsewhere needs is fetched and verified there first.
     """
 
@@ -69,6 +72,7 @@ class Site:
     endpoint: str | None
     cache: Path
     verdicts: dict[str, ModelVerdict]
+    verified: list[ProcessId]
 
     @property
     def host(self) -> str:
@@ -101,7 +105,7 @@ def apply_step(step: Step, site: Site) -> None:
         case EnableUnits():
             systemd.enable_units(site.transport, step.names)
         case EndLease():
-            systemd.check_alive(site.host, site.probe())
+            systemd.check_confirmed(site.host, site.probe(), site.verified)
             systemd.end_lease(site.transport, site.desired)
         case StopServer():
             services.stop_server(site.transport, step.server.process)
@@ -327,6 +331,9 @@ def _verify(step: VerifyModel, site: Site) -> None:
         # A runner that is loaded from the same weights would answer from the file it has open, healed or not.
         with site.transport.http_url(site.desired.url) as url:
             OllamaApi(site.host, url).unload(f"{step.model.name}:{step.tag}")
+    server = main_server(site.probe())
+    if server is not None:
+        site.verified.append(server.process)
     prove(site, step.model, step.tag, site.verify)
 
 

@@ -86,6 +86,7 @@ def converge(desired: Desired, transport: Transport, options: Options) -> HostOu
         endpoint=options.endpoint,
         cache=options.cache,
         verdicts={},
+        verified=[],
     )
     done: list[Step] = []
     error: FleetError | None = None
@@ -169,7 +170,7 @@ def _make_changes(
         raise
     except Exception as failure:
         error = designed_error(failure)
-        error.unchanged = go_back(site, before, todo, error)
+        error.unchanged = go_back(site, before, todo, error, done=done)
         if error is failure:
             raise
         raise error from failure

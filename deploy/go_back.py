@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from deploy import commands, services, systemd
@@ -12,15 +12,31 @@ from deploy.errors import FleetError, designed_error
 from deploy.facts import HostFacts
 from deploy.ollama_api import OllamaApi
 from deploy.plan import Plan
-from deploy.steps import CreateModel, PromoteModel, RestoreModel, StartServer, StopServer, SwitchRelease
+from deploy.steps import (
+    CreateModel,
+    EndLease,
+    PromoteModel,
+    RestoreModel,
+    StartServer,
+    Step,
+    StopServer,
+    SwitchRelease,
+)
 from deploy.systemd_plan import main_server
 
 DEFAULT_ADDRESS = "127.0.0.1:11434"
 """Where a server listens whose environment does not say: Ollama's `envconfig/config.go`."""
 
 
-def go_back(site: Site, before: HostFacts, todo: Plan, error: FleetError) -> str:
-    """Bring back what served before a failed run; returns what was left unchanged, in words."""
+def go_back(
+    site: Site, before: HostFacts, todo: Plan, error: FleetError, *, done: Sequence[Step] = ()
+) -> str:
+    """Bring back what served before a failed run; returns what was left unchanged, in words.
+
+    What a run has confirmed stays: a release, and the models that were proven on it.
+    """
+    if any(isinstance(step, EndLease) for step in done):
+        return error.unchanged or "what was verified and confirmed serves on"
     said = []
     try:
         now = site.probe()
@@ -101,10 +117,6 @@ def _serve_models_as_before(site: Site, before: HostFacts, todo: Plan) -> str:
 
 def _swap_back(site: Site, before: HostFacts, todo: Plan) -> str:
     """What `rollback` has swapped, as a whole or in part, is what it was; loaded again, as it was."""
-    current = site.probe().current
-    if current != before.current:
-        # A release and the models that were proven on it stay together.
-        return f"release {current or ADOPTED} and its models are confirmed and stay"
     served = []
     names = [step.model.name for step in todo.steps if isinstance(step, RestoreModel)]
     with site.transport.http_url(site.desired.url) as url:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 from deploy import commands
 from deploy.desired import ADOPTED, Desired, HostFile
 from deploy.errors import CommandFailed, FleetError, ServiceError
-from deploy.facts import HostFacts
+from deploy.facts import HostFacts, ProcessId
 from deploy.steps import MakeAccount, TakeLease
+from deploy.systemd_plan import main_server
 from deploy.transport import Transport
 from deploy.units import LOAD_UNIT, UNIT
 
@@ -68,9 +70,10 @@ def is_alive(facts: HostFacts) -> bool:
     return unit is not None and unit.main_pid is not None and unit.restarts == 0
 
 
-def check_alive(host: str, facts: HostFacts) -> None:
+def check_confirmed(host: str, facts: HostFacts, verified: Sequence[ProcessId]) -> None:
     """What was verified must be what is confirmed. Raises ServiceError when it has ended since."""
-    if not is_alive(facts):
+    server = main_server(facts)
+    if server is None or not all(server.process.same_as(process) for process in verified):
         raise ServiceError(
             sentence="the server ended after it was verified",
             host=host,

@@ -59,7 +59,8 @@ def ask(endpoint: Endpoint, request: Mapping[str, Any], deadline_seconds: float)
     if answer.status is None:
         nothing = Finding(1, MUST, "the whole answer", answer.error or "no answer")
         return Answered(exchange, (nothing,), None, answer.error)
-    verdict = judge(exchange, server=endpoint.server)
+    # Whoever asks for a proof wants to know what is lost, be it an old acquaintance.
+    verdict = judge(exchange, server=endpoint.server, excuses_losses=False)
     if answer.error is None:
         return Answered(exchange, verdict.findings, verdict.reply, None)
     cut = Finding(47, INTEROP, "the whole answer", answer.error)

@@ -22,8 +22,9 @@ class Findings:
     a severity: a stream of 50,000 chunks makes no 50,000 findings.
     """
 
-    def __init__(self, server: str | None) -> None:
+    def __init__(self, server: str | None, *, excuses_losses: bool = True) -> None:
         self._server = server
+        self._excuses_losses = excuses_losses
         self._first: dict[tuple[int, str, str], Finding] = {}
         self._count: dict[tuple[int, str, str], int] = {}
         self._kinds: dict[tuple[int, str], int] = {}
@@ -40,7 +41,7 @@ class Findings:
             self._count[key] += 1
             return
         finding = Finding(rule, severity, where, reason)
-        if known is not None and known.concerns(self._server):
+        if known is not None and self._excuses(known):
             finding = Finding(rule, WARN, where, reason, known.label)
         # Each severity has its own share: warnings must not crowd out a fault.
         kind = (rule, finding.severity)
@@ -49,6 +50,9 @@ class Findings:
         self._kinds[kind] = self._kinds.get(kind, 0) + 1
         self._count[key] = 1
         self._first[key] = finding
+
+    def _excuses(self, known: KnownFault) -> bool:
+        return known.concerns(self._server) and (self._excuses_losses or not known.loses)
 
     def all(self) -> tuple[Finding, ...]:
         """In the order of the rules; a fault met several times says so."""

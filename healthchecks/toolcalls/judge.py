@@ -22,14 +22,16 @@ def judge(
     server: str | None = None,
     tools: Sequence[Mapping[str, Any]] | None = None,
     max_body_bytes: int = MAX_BODY_BYTES,
+    excuses_losses: bool = True,
 ) -> Verdict:
     """Judge one exchange by the rules of scope EXCHANGE; raises nothing, whatever the bytes.
 
     `server`, such as "ollama/0.17.5", turns the faults known for that version into warnings; without it every
     rule is absolute. The version is never guessed from the reply. `tools` are those of a request that is not
-    known, or does not say. A body above `max_body_bytes` is not read.
+    known, or does not say. A body above `max_body_bytes` is not read. Without `excuses_losses` a fault by
+    which something of the reply is lost stays one, known or not.
     """
-    found = Findings(server)
+    found = Findings(server, excuses_losses=excuses_losses)
     reply = None
     try:
         if len(exchange.body) <= max_body_bytes:

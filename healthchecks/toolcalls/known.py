@@ -15,6 +15,7 @@ class KnownFault:
     """A fault of the Ollama versions from `since` up to, not including, `before`; None is no such end.
 
     `label` is Ollama's issue or pull request about it, `about` what the server does, `rules` what it breaks.
+    `loses`: of what the model wrote, something does not arrive.
     """
 
     label: str
@@ -22,6 +23,7 @@ class KnownFault:
     rules: tuple[int, ...] = ()
     since: tuple[int, int, int] | None = None
     before: tuple[int, int, int] | None = None
+    loses: bool = False
 
     def concerns(self, server: str | None) -> bool:
         """Is `server` ("ollama/0.17.5") one of those? Never for a server that is not known or not Ollama."""
@@ -57,12 +59,14 @@ NO_FINAL_MESSAGE = KnownFault(
     "after more than 30 equal tokens there is no final message: no finish reason (`null`) and usage 0, 0, 0",
     (5, 11),
     before=(0, 33, 4),
+    loses=True,
 )
 NO_FINAL_CHUNK = KnownFault(
     "ollama#17118",
     "the same in a stream: it ends with its last delta, without finish reason, usage and `data: [DONE]`",
     (32, 44, 47),
     before=(0, 33, 4),
+    loses=True,
 )
 # Recorded from all three versions, open.
 SWALLOWED = KnownFault(
@@ -70,6 +74,7 @@ SWALLOWED = KnownFault(
     "where tools were sent and what the model wrote is no call that can be parsed, it is thrown away: empty"
     " text, no call, finish reason `stop`",
     (12,),
+    loses=True,
 )
 TOOL_CHOICE_IGNORED = KnownFault("ollama#17921", "`tool_choice` is no field of a request", (59,))
 # Seen with 0.20.2 and 0.20.4; the recordings of 0.17.5 and 0.24.0 count from 0 as they should.

@@ -18,10 +18,11 @@ from deploy import commands, host_lock
 from deploy.errors import HostLocked
 from deploy.journal import Journal, parse_entries, this_user
 from deploy.local import LocalTransport
+from tests.contract.shells import need
 
 BOX = LocalTransport("box")
 OWNER = '{"owner": "ana@laptop", "pid": 1, "since": "2026-03-01T04:30:05Z", "what": "deploy"}'
-SHELLS = [shell for shell in ("sh", "bash --posix", "busybox sh") if shutil.which(shell.split()[0])]
+SHELLS = ("sh", "bash --posix", "busybox sh")
 
 Start = Callable[[], subprocess.Popen[str]]
 
@@ -30,6 +31,7 @@ Start = Callable[[], subprocess.Popen[str]]
 def start(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Start]:
     """Starts a holder of `state/lock`, whose lease program notes what it is asked."""
     words = request.param.split()
+    need(words[0])
     lease = tmp_path / "lease program"
     lease.write_text(f'#!/bin/sh\necho "$@" >>"{tmp_path}/renewed"\necho noise\necho noise >&2\n')
     lease.chmod(0o755)

@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from tests.contract.shells import need
+
 LEASE = Path(__file__).parents[2] / "deploy/templates/lease.sh"
 UNIT = "/etc/systemd/system/ollama.service"
 DROP_IN = "/etc/systemd/system/ollama.service.d/50-fleet.conf"
@@ -244,6 +246,7 @@ SHELLS = {
 
 @pytest.fixture(params=SHELLS)
 def bare(request: pytest.FixtureRequest, tmp_path: Path) -> Host:
+    need("busybox" if "busybox" in request.param else "dash")
     return empty_host(tmp_path / "host", *SHELLS[request.param])
 
 

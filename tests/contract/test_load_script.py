@@ -22,10 +22,11 @@ from tests.contract.ollama_binaries import (
     serve,
     wait_ready,
 )
+from tests.contract.shells import need
 from tests.contract.test_smoke_suite import create_canary
 
 SCRIPT = Path(__file__).parents[2] / "deploy/templates/load.sh"
-SHELLS = [shell for shell in (("sh",), ("bash", "--posix"), ("busybox", "sh")) if shutil.which(shell[0])]
+SHELLS = (("sh",), ("bash", "--posix"), ("busybox", "sh"))
 
 NOTHING: Mapping[str, str] = {}
 NO_PATIENCE = {"LOAD_WAIT_SECONDS": "0"}
@@ -87,6 +88,12 @@ def scripted(tmp_path: Path) -> dict[str, str]:
         "CALLS": str(tmp_path / "calls"),
         "FAILURES": "0",
     }
+
+
+@pytest.fixture(autouse=True)
+def _shell_is_there(request: pytest.FixtureRequest) -> None:
+    if "shell" in request.fixturenames:
+        need(request.getfixturevalue("shell")[0])
 
 
 def calls(scripted: dict[str, str]) -> list[str]:

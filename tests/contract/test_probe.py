@@ -19,8 +19,9 @@ from deploy import commands
 from deploy.errors import ProbeFailed
 from deploy.facts import Blob, HostFacts, Unpacked
 from deploy.probe import PROBE_SCRIPT, parse_reply
+from tests.contract.shells import need
 
-SHELLS = [shell for shell in (("sh",), ("bash", "--posix"), ("busybox", "sh")) if shutil.which(shell[0])]
+SHELLS = (("sh",), ("bash", "--posix"), ("busybox", "sh"))
 
 
 def probe(root: Path, models: Path, port: int = 1, shell: tuple[str, ...] = ("sh",)) -> HostFacts:
@@ -34,6 +35,7 @@ def probe(root: Path, models: Path, port: int = 1, shell: tuple[str, ...] = ("sh
 
 @pytest.fixture(params=SHELLS, ids=lambda shell: shell[0])
 def shell(request: pytest.FixtureRequest) -> tuple[str, ...]:
+    need(request.param[0])
     return tuple(request.param)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -523,7 +524,8 @@ def test_a_release_is_unpacked_on_the_host_and_replaces_one_of_its_name(server: 
     record = json.loads((release / "release.json").read_text())
     ours = [(release / name).stat().st_size for name in ("release.json", "release.env")]
     assert record.pop("bytes") == sum(sizes) - sum(ours)
-    assert record == {"version": "0.17.5", "archive_sha256": "e" * 64}
+    program = hashlib.sha256((release / "bin/ollama").read_bytes()).hexdigest()
+    assert record == {"version": "0.17.5", "archive_sha256": "e" * 64, "program_sha256": program}
     assert max(told) >= sum(sizes) - 1000
     assert [path.name for path in release.parent.iterdir()] == ["0.17.5"]
 

@@ -10,7 +10,7 @@ import random
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -19,7 +19,7 @@ from console.changes import exit_code
 from console.paths import CANARY, PROJECT
 from deploy import systemd
 from deploy.errors import ExitCode
-from deploy.facts import HostFacts
+from deploy.facts import HostFacts, ProcessId
 from deploy.outcomes import HostOutcome, Outcome
 from testbed.demo import WEIGHTS_FILE, WEIGHTS_REPO
 from testbed.hosts import PracticeFleet
@@ -270,9 +270,18 @@ def test_a_controller_killed_between_promote_and_the_end_of_the_lease_leaves_the
     until("its lease is over", lambda: not deployed.facts().systemd.is_leased)  # type: ignore[union-attr]
     shown = json.loads(api(deployed, "/api/show", {"model": "myqwen2"}))
     assert "temperature                    0.1" in shown["parameters"]
-    assert served(deployed) == {"myqwen2:latest"}
+    assert "myqwen2:candidate" not in served(deployed)
     assert deployed.deploy().error is None
     assert deployed.plan().is_empty
+
+
+def test_a_server_that_systemd_has_started_again_long_ago_is_confirmed_too(deployed: HostSite) -> None:
+    deployed.sh("kill -9 $(systemctl show -p MainPID --value ollama)")
+    until("it is started again", lambda: deployed.facts().systemd.unit.restarts > 0)  # type: ignore[union-attr]
+    until("with its model", deployed.loaded)
+    deployed.sh("rm /opt/ollama/current")
+    assert deployed.deploy().error is None
+    assert deployed.current() == "0.17.5"
 
 
 def test_a_server_that_ends_after_it_was_verified_is_not_confirmed(
@@ -280,14 +289,14 @@ def test_a_server_that_ends_after_it_was_verified_is_not_confirmed(
 ) -> None:
     deployed.add_release("0.17.7")
     deployed.version = "0.17.7"
-    check = systemd.check_alive
+    check = systemd.check_confirmed
 
-    def kill_first(host: str, _: HostFacts) -> None:
+    def kill_first(host: str, _: HostFacts, verified: Sequence[ProcessId]) -> None:
         deployed.sh("kill -9 $(systemctl show -p MainPID --value ollama)")
         until("it is started again", lambda: deployed.facts().systemd.unit.restarts > 0)  # type: ignore[union-attr]
-        check(host, deployed.facts())
+        check(host, deployed.facts(), verified)
 
-    monkeypatch.setattr("deploy.systemd.check_alive", kill_first)
+    monkeypatch.setattr("deploy.systemd.check_confirmed", kill_first)
     failed = deployed.deploy()
     monkeypatch.undo()
     assert failed.error is not None
