@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from console.pin import cache_directory
-from console.proof import check_served, smoke_database, verify_model
 from console.run import Run, may_change, transport_for
+from console.served import check_served
 from deploy import services, systemd
 from deploy.converge import Edits, Options, converge, probe_host
 from deploy.desired import Desired, ServiceBackend
@@ -16,7 +19,7 @@ from deploy.facts import HostFacts, ServerProcess
 from deploy.fleet import each, interrupts
 from deploy.host_lock import host_lock
 from deploy.journal import Journal
-from deploy.outcomes import HostOutcome, ModelVerdict, Outcome, VerifyRequest
+from deploy.outcomes import HostOutcome, ModelVerdict, Outcome, Verify, VerifyRequest
 from deploy.plan import Plan, Selection, everything, only_service, plan, render_plan
 from deploy.remove import Models, doomed_things, remove_host
 from deploy.transport import Transport
@@ -87,11 +90,7 @@ def deploy_hosts(
     run: Run, hosts: Sequence[Desired], task: str, selection: Selection = everything, *, verify: bool = False
 ) -> tuple[HostOutcome, ...]:
     """Converge every host; with `verify` a host that needed no change runs the suite too."""
-    with smoke_database(run.database) as database, interrupts(run.stop_requested, run.report.say):
-
-        def prove(request: VerifyRequest) -> ModelVerdict:
-            return verify_model(request, database, run.report)
-
+    with _prover(run) as prove, interrupts(run.stop_requested, run.report.say):
         options = Options(
             task=task,
             verify=prove,
@@ -112,6 +111,34 @@ def deploy_hosts(
             return tell_outcome(run, converge(desired, transport, options))
 
         return each(hosts, one, run.forks)
+
+
+@contextmanager
+def _prover(run: Run) -> Iterator[Verify]:
+    """The suite; loaded, and given its database, when the first model is proven: most converges prove none.
+
+    Raises UsageError at once for a database that was given and cannot be used.
+    """
+    opened: list[Path] = []
+    opening = threading.Lock()
+    with ExitStack() as stack:
+
+        def database() -> Path:
+            from console.proof import smoke_database
+
+            with opening:
+                if not opened:
+                    opened.append(stack.enter_context(smoke_database(run.database)))
+            return opened[0]
+
+        def prove(request: VerifyRequest) -> ModelVerdict:
+            from console.proof import verify_model
+
+            return verify_model(request, database(), run.report)
+
+        if run.database is not None:
+            database()
+        yield prove
 
 
 def service_asking(run: Run, action: str, *, yes: bool) -> ExitCode:

@@ -9,24 +9,21 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from console.served import check_basics
 from deploy import outcomes
 from deploy.errors import UsageError
 from deploy.outcomes import ModelVerdict, VerifyRequest
 from deploy.report import Report
-from healthchecks.api import load_model, server_version
 from healthchecks.case import LEVELS, Case, UnknownCaseError
-from healthchecks.check import Check
 from healthchecks.context import check_context
 from healthchecks.database import UnusableDatabaseError, check_database, make_database
 from healthchecks.gate import Baseline, Decision, judge_candidate, judge_strictly, suite_fingerprint
-from healthchecks.gpu import check_residency
 from healthchecks.provenance import check_provenance
 from healthchecks.runner import CaseResult, Endpoint, load_cases, run_suite
 from healthchecks.statistics import Rate, Rates, rates
 from healthchecks.suite_report import SuiteReport
 from healthchecks.toolcalls import RULES
 
-LOAD_SECONDS = 600.0
 DATABASE_SEED = 7
 
 
@@ -106,7 +103,7 @@ def prove_model(request: VerifyRequest, suite: Suite, gate: Gate) -> SuiteReport
 
 def examine_model(request: VerifyRequest, suite: Suite, cases: Sequence[Case]) -> SuiteReport:
     """All that can be known of a model before the suite is played."""
-    version, checks = _basics(request)
+    version, checks = check_basics(request)
     told = SuiteReport(
         request.host,
         request.model,
@@ -145,13 +142,6 @@ def play_suite(
         rates=counted,
         decision=decide(results, counted, cases),
     )
-
-
-def check_served(request: VerifyRequest) -> ModelVerdict:
-    """The cheap checks of a host that needs no change: server, load, and where the model sits."""
-    version, checks = _basics(request)
-    reasons = tuple(check.reason for check in checks if not check.ok)
-    return ModelVerdict(passed=not reasons, reasons=reasons, ollama=_kind(version))
 
 
 def verdict_of(told: SuiteReport) -> ModelVerdict:
@@ -198,17 +188,6 @@ def _comparable(known: outcomes.Baseline | None, cases: Sequence[Case]) -> Basel
     return Baseline(f"promoted {known.date} on release {known.release}", counted)
 
 
-def _basics(request: VerifyRequest) -> tuple[Check, Sequence[Check]]:
-    """The version check, and all checks up to the first that makes the next ones meaningless."""
-    version = server_version(request.url)
-    checks = [version]
-    if version.ok:
-        checks.append(load_model(request.url, request.model, LOAD_SECONDS))
-    if checks[-1].ok:
-        checks.append(check_residency(request.url, request.model, request.gpu))
-    return version, checks
-
-
 def check_cases(names: Sequence[str] | None, level: str | None = None) -> None:
     """Raises UsageError for the name of a case that does not exist, or of a level."""
     if level not in (None, *LEVELS):
@@ -246,10 +225,6 @@ def smoke_database(given: Path | None) -> Iterator[Path]:
             hint="give a SQLite file with Chinook's tables, or leave it out",
         ) from error
     yield given
-
-
-def _kind(version: Check) -> str | None:
-    return ("simulated" if version.data.get("simulated") else "real") if version.ok else None
 
 
 def _case_fields(result: CaseResult) -> dict[str, Any]:
