@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from console.changes import count_cases, exit_code, ollama_word, outcome_of_error, tell_outcome
+from console.paths import MODELFILES
 from console.proof import Suite, check_cases, play_suite, smoke_database, smoke_model, verdict_of
 from console.run import Run, transport_for
 from deploy.baselines import find_baseline
@@ -19,6 +20,7 @@ from deploy.desired import Desired, DesiredModel
 from deploy.errors import ExitCode, FleetError, HostUnreachable, UsageError, designed_error
 from deploy.facts import StoredModel
 from deploy.fleet import each
+from deploy.models import parse_models
 from deploy.outcomes import Baseline, HostOutcome, Outcome, VerifyRequest
 from deploy.report import Report
 from deploy.transport import Transport
@@ -243,8 +245,16 @@ def smoke_url(report: Report, asked: AskedEndpoint, task: SmokeTask) -> ExitCode
         return _finish(report, task, [_not_smoked(asked.host, [endpoint.model], error)])
     with smoke_database(task.database) as database:
         suite = task.suite(database, report)
-        told = _tell(report, play_suite(told, suite, endpoint, suite.chosen(LEVELS[-1]), judge_strictly))
+        cases = suite.chosen(_level_of(endpoint.model))
+        told = _tell(report, play_suite(told, suite, endpoint, cases, judge_strictly))
     return _finish(report, task, [_smoked(asked.host, {endpoint.model: told})])
+
+
+def _level_of(model: str) -> str:
+    """As models.toml says it of a model of this name: the canary is a toy, wherever it is served."""
+    specs = {name.lower(): spec for name, spec in parse_models(MODELFILES).items()}
+    spec = specs.get(model.partition(":")[0].lower())
+    return spec.cases if spec is not None else LEVELS[-1]
 
 
 def reach(host: str, endpoint: Endpoint) -> tuple[Endpoint, SuiteReport]:

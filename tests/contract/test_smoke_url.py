@@ -55,6 +55,15 @@ def test_an_ollama_says_its_version_and_passes(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("model", "plays"), [("canary", 10), ("canary:latest", 10), ("myqwen2", 82)])
+def test_a_model_that_is_known_plays_the_cases_of_its_own_level(
+    tmp_path: Path, model: str, plays: int
+) -> None:
+    with start_server() as server:
+        done = smoke("--url", server.url, "--model", model, "--json", cwd=tmp_path)
+    assert len(events(done, "case")) == plays
+
+
 def test_an_endpoint_that_only_knows_chat_completions_is_judged_without_mercy(tmp_path: Path) -> None:
     with gateway() as url:
         words = ["--url", url, "--model", "canary", "--key-env", "FLEET_KEY", *CASES, "--json"]

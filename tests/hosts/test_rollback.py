@@ -173,7 +173,7 @@ def test_what_is_confirmed_stays_as_a_whole_whatever_fails_after_it(
     with monkeypatch.context() as patch:
         patch.setattr("deploy.ollama_api.OllamaApi.load", fail)
         assert rollback_asking(site.run, Asked(), yes=True) is ExitCode.FAILED
-    assert told(site, "error")[-1]["unchanged"] == "release 0.17.5 and its models are confirmed and stay"
+    assert told(site, "error")[-1]["unchanged"] == "what was verified and confirmed serves on"
     assert (state(site), temperature(site, "previous"), leases(site)) == (OLD, "0.5", "0")
 
 
