@@ -63,7 +63,7 @@ def bench_hosts(kinds: Sequence[Kind], tell: Tell) -> Iterator[PracticeFleet]:
 
 
 def environment() -> dict[str, str]:
-    """That of a controller whose practice hosts ask for the password of sudo."""
+    """That of a controller whose practice hosts ask for the password of sudo, as `./fleet` leaves it."""
     return {**os.environ, VARIABLE: PASSWORD}
 
 
