@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ from deploy.journal import Journal
 from deploy.outcomes import HostOutcome, ModelVerdict, Outcome, Verify, VerifyRequest
 from deploy.plan import Plan, Selection, everything, only_service, plan, render_plan
 from deploy.remove import Models, doomed_things, remove_host
+from deploy.rollback import check_confirmed
 from deploy.transport import Transport
 
 
@@ -185,7 +187,9 @@ def _stop(desired: Desired, run: Run) -> HostOutcome:
             transport=transport, path=desired.paths.journal, what="service stop", events=run.report
         )
         with host_lock(transport, desired.paths.lock, "service stop", journal):
-            servers = probe_host(desired, transport).servers
+            facts = probe_host(desired, transport)
+            check_confirmed(desired, facts)
+            servers = facts.servers
             for server in servers:
                 with journal.changing([f"the server, pid {server.process.pid}"]):
                     _stop_one(desired, transport, server)
@@ -264,12 +268,16 @@ def outcome_of_error(error: FleetError) -> Outcome:
 
 def _outcome_of(desired: Desired, work: Callable[[], int]) -> HostOutcome:
     """An operation that is no converge, as an outcome; `work` returns how many things it changed."""
+    started = time.monotonic()
     try:
         changed = work()
     except FleetError as error:
         return failed_outcome(desired, error)
     return HostOutcome(
-        host=desired.host, outcome=Outcome.CHANGED if changed else Outcome.OK, steps_done=changed
+        host=desired.host,
+        outcome=Outcome.CHANGED if changed else Outcome.OK,
+        steps_done=changed,
+        seconds=round(time.monotonic() - started, 3),
     )
 
 

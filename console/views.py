@@ -94,7 +94,8 @@ def _status_fields(desired: Desired, facts: HostFacts) -> dict[str, Any]:
         "address": desired.server.environment["OLLAMA_HOST"],
         "ollama": ollama,
         "models": sorted(facts.models),
-        "log": str(desired.paths.log),
+        # Under systemd it is in journald: `./fleet logs`.
+        "log": None if supervised is not None else str(desired.paths.log),
     }
 
 

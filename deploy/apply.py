@@ -266,18 +266,20 @@ def _artefact_path(artefact: Artefact, site: Site) -> Path:
 
 
 def _damaged(artefact: Artefact, site: Site) -> ChecksumMismatch:
-    """It was verified when it came, and is not what it was: away with it, so that it is fetched anew."""
-    path = _artefact_path(artefact, site)
-    on_host = site.desired.paths.artefact(artefact).parent
-    _run(site, commands.remove([on_host]), f"`{on_host}` could not be removed")
-    # A copy here that is damaged would only be sent once more.
-    shutil.rmtree(path.parent, ignore_errors=True)
+    """It was verified when it came, and is not what it was: away with it, so that it comes anew."""
+    here, there = _artefact_path(artefact, site), site.desired.paths.artefact(artefact)
+    _run(site, commands.remove([there.parent]), f"`{there.parent}` could not be removed")
+    # A copy on this machine that is damaged would only be sent once more; a good one serves other hosts too.
+    is_good = _is_pinned(here, artefact)
+    if not is_good:
+        shutil.rmtree(here.parent, ignore_errors=True)
     return ChecksumMismatch(
-        sentence=f"`{path}` has changed since it was verified",
+        sentence=f"`{there if is_good else here}` has changed since it was verified",
+        host=site.host,
         expected=artefact.digest,
         actual="another sha256",
         cause="a failing disk or a hand; the file was removed",
-        hint="run the same command again: it is fetched anew",
+        hint=f"run the same command again: it is {'copied' if is_good else 'fetched'} anew",
     )
 
 

@@ -105,10 +105,11 @@ class UnitState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileFact:
-    """A file that is ours or in the way: its text, and its mode in octal digits as stat(1) says it."""
+    """A file that is ours or in the way: its text, its mode in octal digits as stat(1) says it, its owner."""
 
     text: str
     mode: str
+    owner: str = "root"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

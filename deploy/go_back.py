@@ -8,7 +8,7 @@ from dataclasses import replace
 from deploy import commands, services, systemd
 from deploy.apply import Site, start, stop_servers, swap_with_previous, wait_until_ready
 from deploy.desired import ADOPTED, ServiceBackend
-from deploy.errors import FleetError, designed_error
+from deploy.errors import FleetError, HostUnreachable, designed_error
 from deploy.facts import HostFacts
 from deploy.ollama_api import OllamaApi
 from deploy.plan import Plan
@@ -21,6 +21,7 @@ from deploy.steps import (
     Step,
     StopServer,
     SwitchRelease,
+    TakeLease,
 )
 from deploy.systemd_plan import main_server
 
@@ -51,9 +52,14 @@ def go_back(
             said.append(_drop_candidates(site, todo))
     except Exception as failure:  # noqa: BLE001 - the first error is the one to tell
         second = designed_error(failure)
-        said.append(f"going back failed too: {second.sentence} ({second.cause})")
+        if any(isinstance(step, TakeLease) for step in done):
+            said.append("the host goes back by itself, when its lease runs out or at its next start")
+        else:
+            said.append(f"going back failed too: {second.sentence} ({second.cause})")
     kept = "; ".join(part for part in said if part)
-    return "; ".join(part for part in (error.unchanged, kept) if part) or "what was served before"
+    # What could not be reached says nothing of what was done before.
+    first = None if done and isinstance(error, HostUnreachable) else error.unchanged
+    return "; ".join(part for part in (first, kept) if part) or "what was served before"
 
 
 def _start_as_before(site: Site, before: HostFacts, now: HostFacts) -> str:

@@ -178,6 +178,10 @@ def _steps(desired: Desired, facts: HostFacts, release: Release) -> Iterator[Ste
     yield from service
     starts = any(isinstance(step, StartServer) for step in service)
     is_leased = facts.systemd is not None and facts.systemd.is_leased
+    promoted = _manifests(desired, models)
+    if is_leased and promoted:
+        # The lease of the run that was cut need not know of these.
+        yield TakeLease(reason="until the new models are verified", files=promoted)
     for item in models:
         if starts and not item.differences:
             yield LoadModel(reason="the server was started anew", name=item.model.name, phase=Phase.SERVICE)
@@ -194,10 +198,14 @@ def _with_models(step: Step, desired: Desired, models: Sequence[_ModelPlan]) -> 
     """A model that is promoted on a release goes back with it: it was proven on no other."""
     if not isinstance(step, TakeLease):
         return step
+    return replace(step, files=(*step.files, *_manifests(desired, models)))
+
+
+def _manifests(desired: Desired, models: Sequence[_ModelPlan]) -> tuple[str, ...]:
+    """What the names of the models that are promoted stand for."""
     promoted = [item.model.name for item in models if item.differences]
     tags = ("latest", "previous", "candidate")
-    manifests = (desired.paths.manifest(name, tag) for name in promoted for tag in tags)
-    return replace(step, files=(*step.files, *map(str, manifests)))
+    return tuple(str(desired.paths.manifest(name, tag)) for name in promoted for tag in tags)
 
 
 def _service_steps(desired: Desired, facts: HostFacts, release: Release) -> Iterator[Step]:

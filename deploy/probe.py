@@ -26,6 +26,7 @@ from deploy.facts import (
     Unpacked,
 )
 from deploy.gpu import GpuReading, Problem, parse_nvidia_smi, problem_of
+from deploy.server_plan import render_mark
 
 PROBE_SCRIPT = Path(__file__).with_name("probe.sh")
 FIRST_LINE = b"@fleet-probe\t2"
@@ -220,7 +221,9 @@ def _systemd(reply: _Reply) -> SystemdFacts | None:
     return SystemdFacts(
         units={values["Id"]: _unit(values) for values in blocks},
         files={
-            path: FileFact(text=data.decode(errors="replace"), mode=reply.stats[path].mode)
+            path: FileFact(
+                text=data.decode(errors="replace"), mode=reply.stats[path].mode, owner=reply.stats[path].owner
+            )
             for path, data in reply.files.items()
             if path.startswith("/") and not path.startswith(others)
         },
@@ -304,12 +307,17 @@ def _releases(reply: _Reply) -> dict[str, str]:
     programs = {fields[0]: fields[1] for fields in reply.rows.get("@program", [])}
     releases = {}
     for path, data in reply.under(reply.paths.releases).items():
+        if not path.endswith("/release.json"):
+            continue
         name = path.removesuffix("/release.json")
         record = _json_object(data) or {}
         bytes_found, program = found[name].size_bytes, record.get("program_sha256")
         is_whole = record.get("bytes", bytes_found) == bytes_found
         is_unchanged = program is None or programs.get(name, program) == program
-        releases[name] = str(record.get("archive_sha256", "")) if is_whole and is_unchanged else ""
+        sha256 = str(record.get("archive_sha256", ""))
+        # Without its mark no unit starts from it.
+        is_marked = reply.files.get(f"{reply.paths.releases}/{name}/release.env") == render_mark(sha256)
+        releases[name] = sha256 if is_whole and is_unchanged and is_marked else ""
     return releases
 
 

@@ -130,8 +130,8 @@ if [ "$#" -gt 0 ]; then
 fi
 
 set --
-for path in "$releases"/*/release.json; do
-    [ -f "$path" ] && set -- "$@" "$path"
+for path in "$releases"/*/release.json "$releases"/*/release.env; do
+    [ -f "$path" ] && [ -r "$path" ] && set -- "$@" "$path"
 done
 if [ "$service" = systemd ]; then
     for path in ${server_drop_ins:-} "${server_fragment:-}" "$units/ollama.service" \

@@ -11,6 +11,7 @@ from deploy.server_plan import (
     Release,
     damaged_blobs,
     environment_differences,
+    previous_release,
     replaced_program,
     server_environment,
 )
@@ -28,7 +29,7 @@ def process_steps(desired: Desired, facts: HostFacts, release: Release) -> Itera
     if facts.current != version:
         change = Difference(what="current release", actual=facts.current, desired=version)
         yield SwitchRelease(
-            reason=str(change), differences=(change,), previous=facts.current, version=version
+            reason=str(change), differences=(change,), previous=previous_release(facts), version=version
         )
     for server in facts.servers:
         if server is not keep:

@@ -77,20 +77,23 @@ def plan_prune(
     """All but the `keep` releases that were unpacked last, and what only those needed that go.
 
     Never `current`, `previous`, what a process runs from or what the inventory wants, however old; nothing
-    that is not ours. Under an open lease no release goes: the host may go back to any of them.
+    that is not ours. Under an open lease only leftovers go: the host may go back to everything else.
     """
+    leftovers = tuple(
+        Removal(kind=Kind.LEFTOVER, target=path, reason="a run was cut short") for path in facts.leftovers
+    )
+    if facts.systemd is not None and facts.systemd.is_leased:
+        told = "releases, models and files stay: what was switched to is not confirmed yet"
+        return PrunePlan(host=desired.host, removals=leftovers, notes=(told,))
     notes = []
     models = tuple(_models(desired, facts, previous))
     if models and not facts.servers:
         notes.append(f"no server runs that could remove {', '.join(models)}")
         models = ()
     releases = tuple(_releases(desired, facts, keep))
-    if releases and facts.systemd is not None and facts.systemd.is_leased:
-        notes.append("every release stays: what was switched to is not confirmed yet")
-        releases = ()
     needed = _needed(desired, facts, models, {PurePosixPath(removal.target).name for removal in releases})
     removals = (
-        *(Removal(kind=Kind.LEFTOVER, target=path, reason="a run was cut short") for path in facts.leftovers),
+        *leftovers,
         *_remove_models(facts, models, needed),
         *_remove_fetched(desired, facts, needed),
         *releases,

@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, cast
 
 from deploy.errors import ArchiveRefused, FleetError
+from deploy.server_plan import render_mark
 
 RECORD = "release.json"
 MARK = "release.env"
@@ -103,7 +104,7 @@ def render_records(version: str, sha256: str, contents: Contents) -> dict[str, b
         "program_sha256": contents.program_sha256,
     }
     return {
-        MARK: f"OLLAMA_FLEET_RELEASE={sha256}\n".encode(),
+        MARK: render_mark(sha256),
         RECORD: json.dumps(record).encode() + b"\n",
     }
 

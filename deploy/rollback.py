@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -48,6 +49,7 @@ def state_before(
     everything that was replaced is taken back. The settings of the server, and which models there are, stay
     those of the inventory. Raises UsageError, or ServiceError before anything is stopped.
     """
+    check_confirmed(desired, facts)
     there = _replaced(desired, facts)
     back = _last_change(facts, there, entries) if asked.says_nothing else _chosen(desired, there, asked)
     if back.is_nothing:
@@ -64,6 +66,22 @@ def state_before(
     )
     server = _server_before(desired, facts) if back.release else _server_now(desired, facts)
     return replace(desired, server=server, models=models)
+
+
+def check_confirmed(desired: Desired, facts: HostFacts) -> None:
+    """Nothing is taken back or stopped while the host may still go back by itself. Raises ServiceError."""
+    if facts.systemd is None or not facts.systemd.is_leased:
+        return
+    now = "./fleet run --yes 'systemctl start ollama-fleet-lease.service'"
+    raise ServiceError(
+        sentence=f"what `{desired.host}` was switched to is not confirmed yet",
+        host=desired.host,
+        cause="a run was cut before it had verified the switch: the host goes back by itself, three minutes "
+        "after that at the latest, or at its next start",
+        unchanged="everything",
+        hint=f"wait for it, or have it go back now: {now} --limit {shlex.quote(desired.host)}; "
+        "then the same command again",
+    )
 
 
 def check_previous(model: DesiredModel, facts: HostFacts) -> None:

@@ -39,6 +39,11 @@ class Release:
         return self.name == ADOPTED
 
 
+def render_mark(sha256: str) -> bytes:
+    """The environment file of a release: its server tells by it which one it was started from."""
+    return f"{MARK_NAME}={sha256}\n".encode()
+
+
 def choose_release(desired: Desired, facts: HostFacts) -> Release:
     """The release that the server should run from. Raises PinError when no archive of it is pinned."""
     there = desired.server.release
@@ -86,6 +91,11 @@ def replaced_program(server: ServerProcess, facts: HostFacts, release: Release) 
     if release.is_adopted or not runs_from_it or facts.releases.get(release.name) == release.mark:
         return ()
     return (Difference(what="release directory", actual="damaged", desired="as it was unpacked"),)
+
+
+def previous_release(facts: HostFacts) -> str | None:
+    """What a switch leaves as the way back: `current`, or, where that leads to no release, what it was."""
+    return facts.current if facts.current in facts.releases else facts.previous
 
 
 def damaged_blobs(desired: Desired, facts: HostFacts) -> Iterator[RemoveDamagedBlob]:

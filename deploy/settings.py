@@ -66,6 +66,11 @@ DEFAULT_ENVIRONMENT = {
 """Stated always, since Ollama's own defaults differ between its versions."""
 
 _SYSTEMD_MODELS_DIR = PurePosixPath("/usr/share/ollama/.ollama/models")  # of Ollama's own install.sh
+_SYSTEM_DIRECTORIES = frozenset(
+    "/ /bin /boot /dev /etc /home /lib /lib64 /media /mnt /opt /proc /root /run /sbin /srv /sys /tmp /usr "
+    "/var".split()
+)
+"""hier(7): what lies there is not only Ollama's."""
 _CONNECTIONS = {
     "local": Connection.LOCAL,
     **dict.fromkeys(("ssh", "smart", "paramiko", "paramiko_ssh"), Connection.SSH),
@@ -181,6 +186,13 @@ def _read_directory(value: Any) -> PurePosixPath:
     return path
 
 
+def _read_store(value: Any) -> PurePosixPath:
+    path = _read_directory(value)
+    if str(path) in _SYSTEM_DIRECTORIES:
+        raise ValueError("a directory of its own, not one of the system's")
+    return path
+
+
 def _read_word(value: Any) -> str:
     text = plain_text(value)
     if not text or re.search(r"\s", text) or text.startswith("-"):
@@ -219,7 +231,7 @@ class _Variables(BaseModel):
     )
     ollama_version: Annotated[str | None, BeforeValidator(_read_version)] = None
     ollama_models: Annotated[tuple[str, ...], BeforeValidator(_read_models)] = ()
-    ollama_models_dir: Annotated[PurePosixPath | None, BeforeValidator(_read_directory)] = None
+    ollama_models_dir: Annotated[PurePosixPath | None, BeforeValidator(_read_store)] = None
     ollama_gpu: Annotated[GpuKind, BeforeValidator(_read_choice)] = GpuKind.NVIDIA
     ollama_service: Annotated[ServiceBackend, BeforeValidator(_read_choice)] = ServiceBackend.SYSTEMD
     ollama_root: Annotated[PurePosixPath | None, BeforeValidator(_read_directory)] = None

@@ -16,6 +16,7 @@ from deploy.server_plan import (
     Release,
     damaged_blobs,
     environment_differences,
+    previous_release,
     replaced_program,
     server_environment,
 )
@@ -36,6 +37,8 @@ from deploy.units import ENABLED_UNITS, Hand, host_files, load_unit, server_file
 # What a drop-in that is read after ours can undo of it.
 _UNDOES = re.compile(r"^\s*(ExecStart|Environment|EnvironmentFile|User)\s*=.*$", re.MULTILINE)
 _MODELS_SETTING = re.compile(r"""^\s*Environment\s*=.*?\bOLLAMA_MODELS=([^\s"']+)""", re.MULTILINE)
+_SETTINGS = re.compile(r"^\s*Environment\s*=.*\bOLLAMA_\w+=.*$", re.MULTILINE)
+_NAME = re.compile(r"\b(OLLAMA_\w+)=")
 _ROOT_ID = 0
 
 
@@ -52,6 +55,7 @@ def systemd_steps(desired: Desired, facts: HostFacts, release: Release) -> Itera
     changed = tuple(_write(desired, found, files))
     loader = load_unit(desired, facts, release)
     environment = server_environment(desired, facts, release)
+    _check_settings(desired, found, environment)
     server, differences = _server(found, facts, environment, release)
     differences += tuple(
         Difference(what=step.file.path.name, actual=step.reason, desired="that of the inventory")
@@ -152,7 +156,8 @@ def _check_store(desired: Desired, facts: HostFacts, found: SystemdFacts) -> Non
             actual=facts.store_owner,
             cause="a server that does not own its blobs fails to create models (measured on 0.24.0)",
             unchanged="everything",
-            hint=f"chown -R {user}: {store}, or set `ollama_models_dir` elsewhere",
+            hint="set `ollama_models_dir` to a directory of its own; where all of it is Ollama's: "
+            f"{_owning(found)}chown -R {user}: {store}",
         )
     was_ours = facts.current is not None or facts.previous is not None
     if found.foreign_program is None or was_ours:
@@ -168,6 +173,39 @@ def _check_store(desired: Desired, facts: HostFacts, found: SystemdFacts) -> Non
             unchanged="everything",
             hint=f"set `ollama_models_dir={actual}` for `{desired.host}` in the inventory",
         )
+
+
+def _owning(found: SystemdFacts) -> str:
+    """What makes the account that is to own the store, where somebody has removed it."""
+    if found.account is not None:
+        return ""
+    return f"systemd-sysusers --inline 'u {ACCOUNT} - \"Ollama\" {ACCOUNT_HOME}'; "
+
+
+def _check_settings(desired: Desired, found: SystemdFacts, environment: Mapping[str, str]) -> None:
+    """A setting of Ollama's that only another file names would stay, whatever the inventory says.
+
+    Raises ServiceError with its lines.
+    """
+    ours = {str(desired.paths.drop_in)}
+    if found.foreign_program is None:
+        ours.add(str(desired.paths.unit))
+    for path in _read_by(found):
+        fact = found.files.get(path)
+        # An edited file of ours is drift, and told as such.
+        if fact is None or path in ours:
+            continue
+        lines = [line.group().strip() for line in _SETTINGS.finditer(fact.text)]
+        names = {name for line in lines for name in _NAME.findall(line)} - environment.keys()
+        if names:
+            keys = ", ".join(f"`{name.lower()}`" for name in sorted(names))
+            raise ServiceError(
+                sentence=f"`{path}` gives the server settings that the inventory does not name",
+                host=desired.host,
+                cause="\n".join(lines),
+                unchanged="everything",
+                hint=f"set {keys} for `{desired.host}` in the inventory, or remove the lines",
+            )
 
 
 def _adopted_store(facts: HostFacts, found: SystemdFacts) -> str:
@@ -219,9 +257,16 @@ def _write(
                 digest = hashlib.sha256(fact.text.encode()).hexdigest()[:12]
                 backup = desired.paths.backups / f"{file.path.name}.{digest}"
                 yield OverwriteFile(reason=reason, differences=differences, file=file, backup=backup)
-        elif fact.mode != file.mode:
-            difference = Difference(what="mode", actual=fact.mode, desired=file.mode)
-            yield WriteFile(reason=str(difference), differences=(difference,), file=file)
+        else:
+            # A script that root runs and another account may change is that account's way to root.
+            actual, wanted = {"mode": fact.mode, "owner": fact.owner}, {"mode": file.mode, "owner": "root"}
+            differences = tuple(
+                Difference(what=what, actual=actual[what], desired=wanted[what])
+                for what in wanted
+                if actual[what] != wanted[what]
+            )
+            if differences:
+                yield WriteFile(reason="; ".join(map(str, differences)), differences=differences, file=file)
 
 
 def line_differences(actual: str, desired: str) -> tuple[Difference, ...]:
@@ -265,7 +310,7 @@ def _switch(facts: HostFacts, release: Release) -> SwitchRelease | None:
         return None
     change = Difference(what="current release", actual=facts.current, desired=wanted)
     is_foreign = facts.systemd is not None and facts.systemd.foreign_program is not None
-    previous = facts.current or (ADOPTED if is_foreign else None)
+    previous = ADOPTED if is_foreign and facts.current is None else previous_release(facts)
     return SwitchRelease(reason=str(change), differences=(change,), previous=previous, version=release.name)
 
 

@@ -10,6 +10,7 @@ from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 
+from testbed.hosts_machine import MachineRefused
 from testbed.hosts_network import Network
 
 
@@ -67,10 +68,17 @@ def write_state(directory: Path, state: State) -> None:
 
 def read_state(directory: Path) -> State | None:
     """None where there is no fleet."""
+    path = state_file(directory)
     try:
-        content = json.loads(state_file(directory).read_text())
+        content = json.loads(path.read_text())
     except FileNotFoundError:
         return None
+    except ValueError as problem:
+        raise MachineRefused(
+            sentence=f"`{path}` says no more what was made on this machine",
+            cause=str(problem),
+            hint=f"end what `ps`, `ip link` and `findmnt` show of it by hand; then rm -r {directory}",
+        ) from problem
     network = content["network"]
     return State(
         network=network and Network(prefix=network["prefix"], subnet=IPv4Network(network["subnet"])),

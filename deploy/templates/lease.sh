@@ -1,6 +1,6 @@
 #!/bin/sh
 # The rollback lease: what this host served before a switch of releases, and the way back to it.
-#   lease take PATH...   save the state, start the timer        taken | kept
+#   lease take PATH...   save the state, start the timer        taken | kept (and what was not saved yet)
 #   lease renew          start the timer anew                   renewed | none
 #   lease end            the new state is good: forget the old  ended | none
 #   lease revert CAUSE   go back; the caller holds the lock     reverted to NAME | none
@@ -77,10 +77,40 @@ save_file() { # NUMBER PATH
     fi
 }
 
+add_file() { # NUMBER PATH: to a lease that there is; the path last, without which the rest means nothing
+    rm -rf "$lease.new" "$lease/$1".*
+    mkdir -m 0700 "$lease.new"
+    save_file "$1" "$2"
+    for made in "$lease.new"/*; do sync_file "$made"; done
+    for kind in content no_directory path; do
+        made=$lease.new/$1.$kind
+        if [ -L "$made" ] || [ -e "$made" ]; then mv -T "$made" "$lease/$1.$kind"; fi
+        sync_paths "$lease"
+    done
+    rmdir "$lease.new"
+}
+
+is_saved() { # PATH
+    for saved_path in "$lease"/*.path; do
+        [ -e "$saved_path" ] || continue
+        IFS= read -r path <"$saved_path"
+        [ "$path" != "$1" ] || return 0
+    done
+    return 1
+}
+
 take() { # PATH...
     if [ -d "$lease" ]; then
-        # A run was cut: what it saved is the last state known to be good.
+        # A run was cut: what it saved is the last state known to be good. What it did not save it has not
+        # changed either: that is as good, and is saved now.
         arm
+        number=0
+        for path in "$lease"/*.path; do number=$((number + 1)); done
+        for wanted in "$@"; do
+            is_saved "$wanted" && continue
+            number=$((number + 1))
+            add_file "$number" "$wanted"
+        done
         echo kept
         return
     fi

@@ -476,6 +476,23 @@ def test_a_file_that_cannot_be_written_changes_nothing_and_is_tried_again(servin
     assert serving.seen() == before
 
 
+@WATCHED
+def test_a_second_take_adds_what_was_not_saved_and_an_add_that_is_killed_is_as_if_it_never_was(
+    serving: Host, tmp_path: Path
+) -> None:
+    manifest = "/usr/share/ollama/manifest"
+    serving.write(manifest, b"old")
+    before = serving.seen()
+    serving.says("take", *PATHS)
+    serving.switch()
+    for host in killed_at_each_step(serving, tmp_path, "take", *PATHS, manifest):
+        assert host.has_lease()
+        host.says("take", *PATHS, manifest)
+        host.write(manifest, b"new")
+        assert host.says("revert", "why") == "reverted to 0.17.5"
+        assert host.seen() == before
+
+
 @pytest.mark.parametrize(
     ("bare", "again"),
     [("dash", "boot"), ("dash and busybox", "expire"), ("busybox", "revert"), ("busybox", "boot")],

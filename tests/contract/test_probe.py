@@ -87,6 +87,7 @@ def test_releases_artefacts_blobs_and_leftovers_are_found(tmp_path: Path, shell:
     (release / "release.json").write_text('{"version": "0.17.5", "archive_sha256": "abc", "bytes": 3}')
     (release / "bin").mkdir()
     (release / "bin/ollama").write_bytes(b"123")
+    (release / "release.env").write_text("OLLAMA_FLEET_RELEASE=abc\n")
     (root / "opt/ollama/releases/.unpack-0.17.6-1").mkdir()
     (root / "opt/ollama/current").symlink_to("releases/0.17.5")
     artefact = root / "var/lib/ollama-fleet/artefacts/sha256-beef"
@@ -122,6 +123,7 @@ def unpacked(root: Path, program: bytes) -> Path:
     record = {"archive_sha256": "abc", "bytes": len(program)}
     record["program_sha256"] = hashlib.sha256(program).hexdigest()
     (release / "release.json").write_text(json.dumps(record))
+    (release / "release.env").write_text("OLLAMA_FLEET_RELEASE=abc\n")
     subprocess.run(commands.stamp_release(PurePosixPath(release)), check=True)
     return path
 
@@ -137,6 +139,17 @@ def test_a_program_that_was_changed_in_place_is_found_whatever_its_size_and_date
     assert probe(tmp_path, tmp_path / "models", shell=shell).releases == {"0.17.5": ""}
     program.write_bytes(b"as it came")
     assert probe(tmp_path, tmp_path / "models", shell=shell).releases == {"0.17.5": "abc"}
+
+
+@pytest.mark.parametrize("mark", [None, "OLLAMA_FLEET_RELEASE=abc\nOLLAMA_DEBUG=1\n", ""])
+def test_a_release_whose_mark_was_lost_or_edited_is_damaged(
+    tmp_path: Path, shell: tuple[str, ...], mark: str | None
+) -> None:
+    env = unpacked(tmp_path, b"as it came").parents[1] / "release.env"
+    env.unlink()
+    if mark is not None:
+        env.write_text(mark)
+    assert probe(tmp_path, tmp_path / "models", shell=shell).releases == {"0.17.5": ""}
 
 
 def test_only_a_program_that_was_touched_is_read_again(

@@ -66,11 +66,14 @@ def test_what_a_process_runs_from_stays(
     assert gone(plan_prune(DESIRED, replace(FACTS, **processes), 0)) == ["0.17.2", "0.17.3"]
 
 
-def test_an_open_lease_keeps_every_release() -> None:
-    facts = with_systemd(replace(converged(), releases=RELEASES, unpacked=UNPACKED), is_leased=True)
-    found = plan_prune(SYSTEMD, facts, 0)
+def test_under_an_open_lease_all_stays_that_the_host_may_go_back_to() -> None:
+    models = {**converged().models, "myqwen2:previous": STORED, "myqwen2:candidate": STORED}
+    known = replace(converged(), releases=RELEASES, unpacked=UNPACKED, models=models)
+    assert not plan_prune(SYSTEMD, known, 0, Previous.REMOVE).is_empty
+    facts = with_systemd(known, is_leased=True)
+    found = plan_prune(SYSTEMD, facts, 0, Previous.REMOVE)
     assert found.is_empty
-    assert found.notes == ("every release stays: what was switched to is not confirmed yet",)
+    assert found.notes == ("releases, models and files stay: what was switched to is not confirmed yet",)
     assert gone(plan_prune(SYSTEMD, with_systemd(facts, is_leased=False), 0)) == [
         "0.17.1",
         "0.17.2",

@@ -14,7 +14,7 @@ from deploy.plan import everything, only_create, plan
 from deploy.rollback import Asked, going_back, served_before, state_before, version_of
 from tests.unit.test_plan import CONVERGED, STORED, kinds, reasons
 from tests.unit.test_plan import DESIRED as PROCESS
-from tests.unit.test_systemd_plan import DESIRED, converged
+from tests.unit.test_systemd_plan import DESIRED, converged, with_systemd
 
 OLD = replace(STORED, template="line 1\nold", model_sha256="c" * 64, model_bytes=4000)
 OLD_BLOB = Blob(size_bytes=4000, is_gguf=True)
@@ -55,6 +55,15 @@ def test_the_release_before_is_switched_to_under_a_lease_and_nothing_is_fetched(
     desired = state_before(DESIRED, facts, Asked())
     assert desired.server.version == "0.17.4"
     assert kinds(plan(desired, facts, going_back)) == [*SERVER_STEPS, "LoadModel", "VerifyModel", "EndLease"]
+
+
+def test_what_is_not_confirmed_yet_is_not_gone_back_from() -> None:
+    facts = with_systemd(both(), is_leased=True)
+    for asked in (Asked(), RELEASE, MODELS):
+        with pytest.raises(ServiceError, match="is not confirmed yet") as refused:
+            state_before(DESIRED, facts, asked)
+        assert refused.value.unchanged == "everything"
+        assert "systemctl start ollama-fleet-lease.service" in str(refused.value.hint)
 
 
 def test_the_process_backend_goes_back_the_same_way() -> None:

@@ -196,6 +196,53 @@ def test_a_server_whose_program_was_changed_in_place_is_restarted_from_what_was_
     assert kinds(found)[-2:] == ["VerifyModel", "EndLease"]
 
 
+def test_models_that_are_promoted_under_the_lease_of_a_cut_run_are_saved_in_it() -> None:
+    facts = with_systemd(replace(converged(), models={}), is_leased=True)
+    (lease,) = [step for step in plan(DESIRED, facts).steps if isinstance(step, TakeLease)]
+    assert [path.rpartition("/")[2] for path in lease.files] == ["latest", "previous", "candidate"]
+    assert kinds(plan(DESIRED, facts))[:2] == ["TakeLease", "CreateModel"]
+
+
+def test_a_current_that_leads_nowhere_is_no_way_back() -> None:
+    facts = replace(converged(), current="nope", previous="0.17.4")
+    (switch,) = [step for step in plan(DESIRED, facts).steps if isinstance(step, SwitchRelease)]
+    assert switch.previous == "0.17.4"
+
+
+def with_setting(facts: HostFacts, path: str, line: str) -> HostFacts:
+    """`path` is read too, as a unit or as a drop-in of another hand's."""
+    assert facts.systemd is not None
+    unit = facts.systemd.unit
+    if path != unit.fragment:
+        unit = replace(unit, drop_ins=(path, *unit.drop_ins))
+    files = {**facts.systemd.files, path: FileFact(text=f"{INSTALL_UNIT}{line}\n", mode="644")}
+    return with_systemd(facts, files=files, units={**facts.systemd.units, "ollama.service": unit})
+
+
+@pytest.mark.parametrize("where", ["unit", "drop-in"])
+def test_a_setting_that_only_another_file_names_is_refused_with_its_lines(where: str) -> None:
+    line = 'Environment="OLLAMA_FLASH_ATTENTION=1"'
+    unit, drop_in = str(DESIRED.paths.unit), f"{DESIRED.paths.drop_in.parent}/10-x.conf"
+    facts = official("0.17.5") if where == "unit" else converged()
+    facts = with_setting(facts, unit if where == "unit" else drop_in, line)
+    with pytest.raises(ServiceError, match="settings that the inventory does not name") as refused:
+        plan(DESIRED, facts)
+    assert refused.value.cause == line
+    assert "`ollama_flash_attention`" in str(refused.value.hint)
+    environment = {**DESIRED.server.environment, "OLLAMA_FLASH_ATTENTION": "1"}
+    assert plan(replace(DESIRED, server=replace(DESIRED.server, environment=environment)), facts).steps
+
+
+def test_a_file_of_ours_that_belongs_to_another_account_is_written_again() -> None:
+    done = converged()
+    assert done.systemd is not None
+    path = str(DESIRED.paths.lease_program)
+    files = {**done.systemd.files, path: replace(done.systemd.files[path], owner="admin")}
+    (step,) = plan(DESIRED, with_systemd(done, files=files)).steps
+    assert isinstance(step, WriteFile)
+    assert step.reason == "owner is `admin`, desired `root`"
+
+
 def test_a_single_service_phase_ends_the_lease_that_it_takes() -> None:
     facts = converged()
     server = replace(DESIRED.server, environment={**DESIRED.server.environment, "OLLAMA_DEBUG": "1"})
