@@ -371,8 +371,20 @@ def prove(site: Site, model: DesiredModel, tag: str, verify: Verify) -> None:
             sentence=f"`{name}` did not pass verification",
             host=site.host,
             cause="\n".join(_first(verdict.reasons)),
-            hint="docs/smoke.md explains the rules; mend the cause and deploy again",
+            hint="docs/smoke.md explains the rules; mend the cause and deploy again"
+            if verdict.cases
+            else _how_to_look(site, model),
         )
+
+
+def _how_to_look(site: Site, model: DesiredModel) -> str:
+    """Where nothing was played, the server or the bytes of the model are to blame; nobody verifies those."""
+    blob = site.desired.paths.models_dir / f"blobs/sha256-{model.weights.sha256}"
+    look = commands.render_command(["sha256sum", str(blob)])
+    return (
+        f"./fleet logs --limit {site.host}; then ./fleet run --yes {commands.render_command([look])} --limit "
+        f"{site.host}: where the sha256 is not the one in the name, remove that file and deploy again"
+    )
 
 
 def _first(reasons: Sequence[str]) -> Sequence[str]:
