@@ -12,6 +12,7 @@ from healthchecks.toolcalls.plain import check_plain
 from healthchecks.toolcalls.sse import looks_like_events
 from healthchecks.toolcalls.stream import check_stream
 from healthchecks.toolcalls.strict_json import parse_body
+from healthchecks.toolcalls.turn import error_of
 
 MAX_BODY_BYTES = 32 * 1024 * 1024
 
@@ -80,7 +81,7 @@ def _failed(status: int | None, value: Any, text: str, found: Findings) -> bool:
 
     An error reply is plain JSON even where a stream was asked for.
     """
-    error = value.get("error") if isinstance(value, dict) else None
+    error = error_of(value)
     if status is not None and status != 200:
         says = show(text.strip()) if error is None else error_text(error)
         found.add(1, MUST, "status", f"the status is {status}: {says}")

@@ -15,7 +15,7 @@ from healthchecks.toolcalls.findings import (
 )
 from healthchecks.toolcalls.known import CREATED_PER_CHUNK, NO_FINAL_CHUNK, ROLE_IN_EVERY_DELTA, KnownFault
 from healthchecks.toolcalls.leaks import check_content
-from healthchecks.toolcalls.sse import Events, parse_events
+from healthchecks.toolcalls.sse import DONE, Events, parse_events
 from healthchecks.toolcalls.strict_json import parse_body
 from healthchecks.toolcalls.turn import (
     Beside,
@@ -23,13 +23,13 @@ from healthchecks.toolcalls.turn import (
     check_identity,
     check_outcome,
     check_usage,
+    error_of,
     first_choice,
     is_integer,
     look_beside,
     make_reply,
 )
 
-_DONE = "[DONE]"
 MOST_EVENTS = 1_000_000
 
 
@@ -38,6 +38,8 @@ def check_stream(text: str, asked: Asked, found: Findings) -> Reply | None:
     events = parse_events(text)
     if events.stray_lines:
         found.add(31, INTEROP, "body", f"a line is no field of an event: {show(events.first_stray_line)}")
+    if events.glued:
+        found.add(31, INTEROP, "body", "a single line end stands between events in place of a blank line")
     if not events.data:
         found.add(31, INTEROP, "body", "the reply holds no event")
         return None
@@ -46,14 +48,15 @@ def check_stream(text: str, asked: Asked, found: Findings) -> Reply | None:
         found.add(31, INTEROP, f"events[{MOST_EVENTS}]", reason)
         return None
     data = _check_last_event(events, asked, found)
-    end = next((number for number, event in enumerate(data) if event.strip() == _DONE), None)
+    end = next((number for number, event in enumerate(data) if event.strip() == DONE), None)
     found.looked_at(32, 47)
     chunks = _Chunks(asked, found)
     for number, event in enumerate(data[:end]):
-        _read_chunk(event, f"events[{number}]", chunks, found)
+        _read_event(event, events.types.get(number), f"events[{number}]", chunks, found)
     known = None if events.unended or not chunks.simply_stop else NO_FINAL_CHUNK
     if end is None:
-        found.add(32, INTEROP, f"events[{len(data)}]", "no `data: [DONE]` ends the stream", known)
+        if not chunks.failed:
+            found.add(32, INTEROP, f"events[{len(data)}]", "no `data: [DONE]` ends the stream", known)
     elif end + 1 < len(data):
         found.add(32, INTEROP, f"events[{end + 1}]", "events follow `data: [DONE]`")
     return chunks.finish(ended=end is not None, known=known)
@@ -65,7 +68,7 @@ def _check_last_event(events: Events, asked: Asked, found: Findings) -> tuple[st
         return events.data
     where = f"events[{len(events.data) - 1}]"
     last = events.data[-1]
-    if last.strip() == _DONE or _is_json(last):
+    if last.strip() == DONE or _is_json(last):
         # Of a reply alone, as an editor saved it, nobody knows whether the server sent that line.
         severity = WARN if asked.stream is None else INTEROP
         found.add(31, severity, where, "no blank line ends the last event")
@@ -82,20 +85,42 @@ def _is_json(text: str) -> bool:
     return True
 
 
-def _read_chunk(text: str, where: str, chunks: _Chunks, found: Findings) -> None:
-    """Rules 31 and 47 for one event."""
+def _read_event(text: str, type_: str | None, where: str, chunks: _Chunks, found: Findings) -> None:
+    """Rules 31 and 47 for one event; `type_` where it is not the default one.
+
+    OpenAI sends none. What has no choices is then no chunk, but a ping perhaps: a warning, and not read.
+    """
     try:
         chunk = parse_body(text)
     except ValueError:
-        found.add(31, INTEROP, where, f"the data of an event is not JSON: {show(text)}")
+        chunk = None
+        if type_ is None:
+            found.add(31, INTEROP, where, f"the data of an event is not JSON: {show(text)}")
+            return
+    error = _error_in(chunk, text, type_)
+    if error is not None:
+        chunks.failed = True
+        found.add(47, INTEROP, where, f"the stream holds an error: {error_text(error)}")
         return
+    if type_ is not None:
+        reason = f"an event has the type {show(type_)}; clients that look at data only take it for a chunk"
+        found.add(31, WARN, where, reason)
+        if not isinstance(chunk, dict) or "choices" not in chunk:
+            return
     if not isinstance(chunk, dict):
         found.add(31, INTEROP, where, f"the data of an event is {show(chunk)}, not an object")
-    elif chunk.get("error") is not None:
-        chunks.failed = True
-        found.add(47, INTEROP, where, f"the stream holds an error: {error_text(chunk['error'])}")
     else:
         chunks.add(chunk, where)
+
+
+def _error_in(value: Any, text: str, type_: str | None) -> Any:
+    """What an event says of an error; one of the type `error` does so whatever its form."""
+    if type_ is None:
+        return error_of(value)
+    told = value.get("error") if isinstance(value, dict) else None
+    if told is None and type_ == "error":
+        return value if isinstance(value, dict) else text
+    return told
 
 
 def _is_an_annotation(chunk: dict[str, Any]) -> bool:
@@ -250,10 +275,11 @@ class _Chunks:
         if self._first is None:
             return None
         found.looked_at(44, 45)
-        if not self._finish_reasons:
+        # An error that was told is the end, and rule 47 has said so.
+        if not self._finish_reasons and not self.failed:
             known = None if ended else known
             found.add(44, INTEROP, "body", "no chunk has a finish reason", known)
-            if not (ended or self.failed):
+            if not ended:
                 reason = "the stream ends without finish reason and `data: [DONE]`"
                 found.add(47, INTEROP, "body", reason, known)
         if ended and not self.failed and self._asked.include_usage is not None:

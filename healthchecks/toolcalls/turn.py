@@ -20,6 +20,26 @@ def is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def error_of(value: Any) -> Any:
+    """The error that stands in place of a reply, whoever's form it has; None where there is none.
+
+    OpenAI's is `{"error": ...}`; vLLM had `{"object": "error", "message": ...}`, and FastAPI, on which many
+    servers stand, says `{"detail": ...}`. What has choices is a reply, whatever else it holds.
+    """
+    if not isinstance(value, dict):
+        return None
+    if value.get("error") is not None:
+        return value["error"]
+    if "choices" in value:
+        return None
+    if value.get("object") == "error":
+        return value
+    if "object" in value:
+        return None
+    told = [value.get(key) for key in ("detail", "message", "msg")]
+    return next((text for text in told if text and isinstance(text, (str, list))), None)
+
+
 def check_identity(completion: dict[str, Any], where: str, asked: Asked, found: Findings) -> None:
     """Rule 3 for a whole reply or the first chunk of a stream."""
     found.looked_at(3)

@@ -44,7 +44,7 @@ def json_content_type(reply: GoodReply) -> None:
 
 @breaks(31, STREAM)
 def line_that_is_no_field(reply: GoodReply) -> None:
-    reply.raw = reply.body().replace(b"\n\n", b"\nhello\n\n", 1)
+    reply.raw = reply.body().replace(b"\n\n", b"\n<p>hello</p>\n\n", 1)
 
 
 @breaks(31, STREAM)
