@@ -13,7 +13,13 @@ from healthchecks.toolcalls.findings import (
     error_text,
     show,
 )
-from healthchecks.toolcalls.known import CREATED_PER_CHUNK, NO_FINAL_CHUNK, ROLE_IN_EVERY_DELTA, KnownFault
+from healthchecks.toolcalls.known import (
+    CREATED_PER_CHUNK,
+    NO_FINAL_CHUNK,
+    ROLE_IN_EVERY_DELTA,
+    KnownFault,
+    ends_in_repetition,
+)
 from healthchecks.toolcalls.leaks import check_content
 from healthchecks.toolcalls.sse import DONE, Events, parse_events
 from healthchecks.toolcalls.strict_json import parse_body
@@ -28,6 +34,7 @@ from healthchecks.toolcalls.turn import (
     is_integer,
     look_beside,
     make_reply,
+    reasoning_of,
 )
 
 MOST_EVENTS = 1_000_000
@@ -53,7 +60,7 @@ def check_stream(text: str, asked: Asked, found: Findings) -> Reply | None:
     chunks = _Chunks(asked, found)
     for number, event in enumerate(data[:end]):
         _read_event(event, events.types.get(number), f"events[{number}]", chunks, found)
-    known = None if events.unended or not chunks.simply_stop else NO_FINAL_CHUNK
+    known = None if events.unended or not chunks.stop_in_repetition else NO_FINAL_CHUNK
     if end is None:
         if not chunks.failed:
             found.add(32, INTEROP, f"events[{len(data)}]", "no `data: [DONE]` ends the stream", known)
@@ -141,6 +148,7 @@ class _Chunks:
         self._first: dict[str, Any] | None = None
         self._first_delta_seen = False
         self._content: list[str] = []
+        self._reasoning: list[str] = []
         self._calls = CallDeltas(found)
         self._usage: Any = None
         self._usages = 0
@@ -229,6 +237,7 @@ class _Chunks:
             self._content.append(content)
         elif content is not None:
             found.add(7, MUST, where + ".content", f"`content` is {show(content)}, not a string or null")
+        self._reasoning.append(reasoning_of(delta))
         pieces = delta.get("tool_calls")
         if pieces is not None:
             found.looked_at(48)
@@ -259,10 +268,12 @@ class _Chunks:
             found.add(6, MUST, where, f"the role is {show(role)}")
 
     @property
-    def simply_stop(self) -> bool:
-        """Something came, and then nothing: no finish reason, no usage, no error."""
-        came = any(self._content) or bool(self._calls.entries())
-        return came and not (self.failed or self._finish_reasons or self._usages or self._model_changed)
+    def stop_in_repetition(self) -> bool:
+        """The text ends in what was repeated, and then nothing: no call, finish reason, usage or error."""
+        if self.failed or self._finish_reasons or self._usages or self._model_changed:
+            return False
+        text = "".join(self._content) or "".join(self._reasoning)
+        return not self._calls.entries() and ends_in_repetition(text)
 
     def finish(self, *, ended: bool, known: KnownFault | None) -> Reply | None:
         """The rules that need the whole stream.

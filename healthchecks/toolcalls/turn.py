@@ -40,8 +40,14 @@ def error_of(value: Any) -> Any:
     return next((text for text in told if text and isinstance(text, (str, list))), None)
 
 
-def check_identity(completion: dict[str, Any], where: str, asked: Asked, found: Findings) -> None:
-    """Rule 3 for a whole reply or the first chunk of a stream."""
+def check_identity(
+    completion: dict[str, Any],
+    where: str,
+    asked: Asked,
+    found: Findings,
+    known: KnownFault | None = None,
+) -> None:
+    """Rule 3 for a whole reply or the first chunk of a stream; `known` explains an empty model."""
     found.looked_at(3)
     id_, created, model = completion.get("id"), completion.get("created"), completion.get("model")
     if not isinstance(id_, str) or not id_:
@@ -53,7 +59,7 @@ def check_identity(completion: dict[str, Any], where: str, asked: Asked, found: 
     elif asked.model is not None and model != asked.model:
         reason = f"the model is {show(model)}, asked for was {show(asked.model)}"
         severity = WARN if _is_a_fuller_name(model, asked.model) else INTEROP
-        found.add(3, severity, where + "model", reason)
+        found.add(3, severity, where + "model", reason, None if model else known)
 
 
 def _is_a_fuller_name(one: str, other: str) -> bool:
@@ -119,6 +125,12 @@ class Beside:
 
     answer: bool
     reasoning: bool
+
+
+def reasoning_of(message: Mapping[str, Any]) -> str:
+    """The thoughts of a message or a delta, as Ollama sends them."""
+    reasoning = message.get("reasoning")
+    return reasoning if isinstance(reasoning, str) else ""
 
 
 def look_beside(message: Mapping[str, Any]) -> Beside:

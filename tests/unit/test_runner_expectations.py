@@ -156,7 +156,9 @@ def test_many_calls_are_paired_without_trying_every_order() -> None:
 
 def test_calls_change_partners_where_that_lets_all_have_one() -> None:
     # Each fits two of the calls that came; only the last says which of the two is left.
-    expected = [("f", {"x": {"any_of": [number, number + 1]}}) for number in range(300)]
+    expected: list[tuple[str, Any]] = [
+        ("f", {"x": {"any_of": [number, number + 1]}}) for number in range(300)
+    ]
     expected.append(("f", {"x": {"equals": 0}}))
     assert why(expected, *(("f", {"x": number}) for number in range(301))) == "met"
     assert why(expected[:40], *(("f", {"x": number}) for number in range(2, 42))) != "met"
