@@ -47,7 +47,8 @@ def check_plain(completion: Any, asked: Asked, found: Findings) -> Reply | None:
     where = "choices[0].message.tool_calls"
     entries = _call_entries(message, where, found)
     calls = check_calls(entries, where, from_stream=False, finish_reason=finish, asked=asked, found=found)
-    check_outcome(content, calls, look_beside(message), finish, usage, asked, found)
+    malformed = bool(message.get("tool_calls")) and not calls
+    check_outcome(content, calls, look_beside(message), finish, usage, asked, found, malformed=malformed)
     return make_reply(content, calls, finish, usage)
 
 

@@ -66,7 +66,8 @@ def check_stream(text: str, asked: Asked, found: Findings) -> Reply | None:
             found.add(32, INTEROP, f"events[{len(data)}]", "no `data: [DONE]` ends the stream", known)
     elif end + 1 < len(data):
         found.add(32, INTEROP, f"events[{end + 1}]", "events follow `data: [DONE]`")
-    return chunks.finish(ended=end is not None, known=known)
+    cut_inside = len(data) < len(events.data)
+    return chunks.finish(ended=end is not None, cut_inside=cut_inside, known=known)
 
 
 def _check_last_event(events: Events, asked: Asked, found: Findings) -> tuple[str, ...]:
@@ -275,11 +276,12 @@ class _Chunks:
         text = "".join(self._content) or "".join(self._reasoning)
         return not self._calls.entries() and ends_in_repetition(text)
 
-    def finish(self, *, ended: bool, known: KnownFault | None) -> Reply | None:
+    def finish(self, *, ended: bool, cut_inside: bool, known: KnownFault | None) -> Reply | None:
         """The rules that need the whole stream.
 
         Args:
             ended: `data: [DONE]` came.
+            cut_inside: the last event is not whole, as rule 47 has said.
             known: the fault that explains a missing end.
         """
         found = self._found
@@ -290,7 +292,7 @@ class _Chunks:
         if not self._finish_reasons and not self.failed:
             known = None if ended else known
             found.add(44, INTEROP, "body", "no chunk has a finish reason", known)
-            if not ended:
+            if not (ended or cut_inside):
                 reason = "the stream ends without finish reason and `data: [DONE]`"
                 found.add(47, INTEROP, "body", reason, known)
         if ended and not self.failed and self._asked.include_usage is not None:
@@ -299,9 +301,10 @@ class _Chunks:
                 found.add(46, INTEROP, "body", "no chunk has the usage that was asked for")
         if self._usages:
             check_usage(self._usage, "usage", found)
-        return self._reply()
+        broke_off = not self._finish_reasons and (self.failed or not ended)
+        return self._reply(broke_off=broke_off)
 
-    def _reply(self) -> Reply:
+    def _reply(self, *, broke_off: bool) -> Reply:
         """Put the deltas together and check what results as a plain reply would be."""
         asked, found = self._asked, self._found
         check_content(self._content, "choices[0].delta.content", asked, found)
@@ -309,7 +312,14 @@ class _Chunks:
         finish = self._finish_reasons[0] if self._finish_reasons else None
         entries = self._calls.entries()
         calls = check_calls(
-            entries, "tool_calls", from_stream=True, finish_reason=finish, asked=asked, found=found
+            entries,
+            "tool_calls",
+            from_stream=True,
+            broke_off=broke_off,
+            finish_reason=finish,
+            asked=asked,
+            found=found,
         )
-        check_outcome(content, calls, self._beside, finish, self._usage, asked, found)
+        malformed = self._calls.malformed and not calls
+        check_outcome(content, calls, self._beside, finish, self._usage, asked, found, malformed=malformed)
         return make_reply(content, calls, finish, self._usage)

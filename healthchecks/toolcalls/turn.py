@@ -149,16 +149,22 @@ def check_outcome(
     usage: Any,
     asked: Asked,
     found: Findings,
+    *,
+    malformed: bool,
 ) -> None:
-    """Rules 9 and 12: what came, against the finish reason and against what was billed."""
+    """Rules 9 and 12: what came, against the finish reason and against what was billed.
+
+    Args:
+        malformed: something came where calls stand that is none; other rules have said so.
+    """
     if finish in _FINISH_REASONS:
         found.looked_at(9)
     if calls and finish in ("stop", "function_call"):
         severity = WARN if asked.forces_a_call else INTEROP
         found.add(9, severity, "finish_reason", f"calls came, and the finish reason is {show(finish)}")
-    if finish == "tool_calls" and not calls:
+    if finish == "tool_calls" and not calls and not malformed:
         found.add(9, INTEROP, "finish_reason", "the finish reason is `tool_calls`, and no call came")
-    something = bool(calls) or bool(content and content.strip()) or beside.answer
+    something = bool(calls) or malformed or bool(content and content.strip()) or beside.answer
     tokens = usage.get("completion_tokens") if isinstance(usage, dict) else None
     if something or is_integer(tokens):
         found.looked_at(12)

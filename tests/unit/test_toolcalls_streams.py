@@ -192,3 +192,10 @@ def test_events_that_one_line_end_parts_are_read_and_told() -> None:
 )
 def test_an_error_in_another_form_than_openai_s_is_an_error_alone(body: bytes) -> None:
     assert fired(body) == [(47, "interop")]
+
+
+def test_a_stream_cut_inside_an_event_is_told_of_once() -> None:
+    reply = faultless("one_call", stream=True)
+    body = reply.body()
+    cut = body[: body.index(b'"finish_reason": "tool_calls"')]
+    assert sorted(rule for rule, _ in fired(cut)) == [32, 44, 47]

@@ -169,6 +169,11 @@ def calls_as_object(reply: GoodReply) -> None:
     reply.message["tool_calls"] = {}
 
 
+@breaks(8, PLAIN, WITH_CALLS)
+def one_call_without_a_list(reply: GoodReply) -> None:
+    reply.message["tool_calls"] = reply.calls[0]
+
+
 @breaks(9, BOTH, WITH_CALLS)
 def calls_with_stop(reply: GoodReply) -> None:
     reply.ending["finish_reason"] = "stop"
