@@ -113,6 +113,8 @@ def check_usage(usage: Any, where: str, found: Findings, known: KnownFault | Non
         found.add(11, INTEROP, where, reason)
         return
     prompt, completion, total = (int(count or 0) for count in counts)
+    if min(prompt, total) < 0:
+        found.add(11, INTEROP, where, f"{prompt} and {total} tokens are no counts")
     if total != prompt + completion:
         found.add(11, INTEROP, where, f"{prompt} + {completion} tokens are not {total}")
     if completion <= 0:
