@@ -54,9 +54,10 @@ NOTABLE = """\
   no end (32, 44, 47); the chunk in place of the error has an empty model (35). No known fault excuses it.
 - `scripted/error_mid_call`: The runner died while the call was still held back: a plain HTTP 500, though a
   stream was asked for.
-- `scripted/no_final_message`: The server stopped without a final message: `null` and zero usage, or a
-  stream without an end.
-- `http/v1_chat_repeat_guard_stream`: The same from a real runner: more than 30 equal tokens.
+- `scripted/no_final_message`: The runner went after three words without a final message: `null` and zero
+  usage, or a stream without an end. The known fault looks like that but for its text, which repeats one piece
+  30 times or more: a stream that is merely cut is excused nowhere, with a call before the cut neither.
+- `http/v1_chat_repeat_guard_stream`: The known fault, from a real runner: more than 30 equal tokens.
 - `scripted/bare_two_calls_lines`: With a TEMPLATE without a tag the second of two calls leaks as text (30).
 - `scripted/call_text_no_tools`: No tools were sent, so nobody parses the call that the model wrote: the tag
   is a leak (30), the JSON behind it a warning.

@@ -115,7 +115,7 @@ def _judge(
 
 
 def _check_server(server: str | None) -> None:
-    if server is not None and not re.match(r"[A-Za-z][\w.-]*/v?\d+\.\d+", server):
+    if server is not None and not re.match(r"[A-Za-z][\w.-]*/v?\d+\.\d+\.\d+", server):
         raise UsageError(
             sentence=f"`--server {server}` is no server and version",
             unchanged="everything",

@@ -129,8 +129,9 @@ def _document(data: bytes) -> Any:
         return None
     first = document[0] if isinstance(document, list) and document else document
     named = isinstance(first, dict) and ("request" in first or "exchanges" in first)
-    # A chat completion may hold any further key.
-    return document if named and "choices" not in first else None
+    # A chat completion may hold any further key, and so may an error; that of an exchange is a text.
+    is_reply = named and ("choices" in first or isinstance(first.get("error"), dict))
+    return document if named and not is_reply else None
 
 
 def _exchange(entry: Any, where: str) -> Exchange:

@@ -69,22 +69,47 @@ def _unmet_calls(expected: Sequence[Mapping[str, Any]], reply: Reply) -> str | N
     if len(reply.calls) != len(expected):
         names = ", ".join(f"`{call['name']}`" for call in expected)
         return f"{_count(len(expected))} expected ({names}), {_shown(reply)} came"
+    # One more each time, so that the first that finds no partner is the one to name.
+    taken: dict[int, int] = {}
+    given: dict[int, int] = {}
+    fitting = [[at for at, made in enumerate(reply.calls) if _mismatch(e, made) is None] for e in expected]
     for number, call in enumerate(expected):
-        # One more each time, so that the first that finds no partner is the one to name.
-        if not _pairable(expected[: number + 1], reply.calls):
+        if not _pair(number, fitting, taken, given):
             reasons = [_mismatch(call, actual) for actual in reply.calls]
             return next((reason for reason in reasons if reason), f"`{call['name']}` came too seldom")
     return None
 
 
-def _pairable(expected: Sequence[Mapping[str, Any]], calls: Sequence[Call]) -> bool:
-    """Whether each expected call can have a call of its own: order does not matter."""
-    if not expected:
-        return True
-    return any(
-        _mismatch(expected[0], call) is None and _pairable(expected[1:], [*calls[:at], *calls[at + 1 :]])
-        for at, call in enumerate(calls)
-    )
+def _pair(
+    number: int, fitting: Sequence[Sequence[int]], taken: dict[int, int], given: dict[int, int]
+) -> bool:
+    """Give the expected call `number` a call of its own, moving earlier ones to others where that helps.
+
+    Order does not matter. One step of bipartite matching, along an augmenting path: each call is tried once.
+
+    Args:
+        fitting: by expected call, the calls that it may have.
+        taken: by call, the expected call that has it; `given` is the same the other way round.
+    """
+    reached_from: dict[int, int] = {}
+    waiting = [number]
+    while waiting:
+        one = waiting.pop()
+        for at in fitting[one]:
+            if at in reached_from:
+                continue
+            reached_from[at] = one
+            if at in taken:
+                waiting.append(taken[at])
+                continue
+            free: int | None = at
+            while free is not None:
+                owner = reached_from[free]
+                left = given.get(owner)
+                taken[free], given[owner] = owner, free
+                free = left
+            return True
+    return False
 
 
 def _mismatch(expected: Mapping[str, Any], call: Call) -> str | None:

@@ -24,12 +24,15 @@ _NEEDS_ESCAPING = re.compile(r"""["'\\<>&\x00-\x1f]|[^\x00-\x7f]""")
 
 
 def check_arguments(
-    raw: Any, where: str, *, cut: bool, asked: Asked, found: Findings
+    raw: Any, where: str, *, cut: bool, unended: bool, asked: Asked, found: Findings
 ) -> dict[str, Any] | None:
     """Check and decode one `arguments`; None when it is not an object.
 
-    `cut`: max_tokens ended the reply here, so that half a JSON text is worth a warning only.
+    `cut`: max_tokens ended the reply here, so that half a JSON text is worth a warning only. `unended`: the
+    stream broke off here, so that it says nothing of whoever wrote it.
     """
+    if unended and isinstance(raw, str) and not _is_json(raw):
+        return None
     value = _decode(raw, where, WARN if cut else INTEROP, found) if isinstance(raw, str) else raw
     if not isinstance(value, dict):
         return None
@@ -75,6 +78,14 @@ def _why_not_json(raw: str, problem: Exception) -> str:
     if isinstance(problem, json.JSONDecodeError) and problem.msg == "Extra data":
         return f"text follows the JSON of the arguments: {show(raw[problem.pos :])}"
     return f"the arguments are not JSON: {show(raw)}"
+
+
+def _is_json(text: str) -> bool:
+    try:
+        parse_arguments(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _is_json_object(text: str) -> bool:

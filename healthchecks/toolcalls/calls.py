@@ -15,11 +15,19 @@ _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 def check_calls(
-    entries: list[Any], where: str, *, from_stream: bool, finish_reason: Any, asked: Asked, found: Findings
+    entries: list[Any],
+    where: str,
+    *,
+    from_stream: bool,
+    finish_reason: Any,
+    asked: Asked,
+    found: Findings,
+    broke_off: bool = False,
 ) -> tuple[Call, ...]:
     """Check the entries of a `tool_calls` list found at `where`.
 
     A call that `max_tokens` cut (only the last can be) may hold half its arguments: that is worth a warning.
+    Where the stream `broke_off`, it is that fault and no other.
     """
     ids: set[str] = set(asked.call_ids)
     calls: list[Call] = []
@@ -33,8 +41,10 @@ def check_calls(
         at += ".function.arguments"
         if not from_stream and isinstance(entry.get("function"), dict):
             check_is_string(raw, at, found)
-        cut = finish_reason == "length" and position == len(entries) - 1
-        arguments = check_arguments(raw, at, cut=cut, asked=asked, found=found)
+        is_last = position == len(entries) - 1
+        cut = finish_reason == "length" and is_last
+        unended = broke_off and is_last
+        arguments = check_arguments(raw, at, cut=cut, unended=unended, asked=asked, found=found)
         tool = asked.tools.get(name) if asked.tools and isinstance(name, str) else None
         if tool is not None and arguments is not None:
             check_arguments_fit(tool, arguments, at, found)
@@ -48,7 +58,7 @@ def _check_id(id_: Any, at: str, ids: set[str], found: Findings) -> None:
     if not isinstance(id_, str):
         found.add(13, MUST, at + ".id", f"the id of the call is {show(id_)}, not a string")
         return
-    if not id_:
+    if not id_.strip():
         found.add(13, INTEROP, at + ".id", "the id of the call is empty")
         return
     found.looked_at(14)

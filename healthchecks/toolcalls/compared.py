@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from itertools import combinations
 from typing import Any
 
@@ -15,11 +16,14 @@ from healthchecks.toolcalls.turns import Turn, list_of, request_without, spelled
 
 _MOST_COMPARED = 40
 _MOST_PAIRS = 2000
+_MOST_DIGITS = 15
 _DELIVERY = ("stream", "stream_options")
 _OF_TOOLS = ("tools", "tool_choice", "parallel_tool_calls")
 # Ids that count within one conversation, as `functions.get_time:0` or `call_1`: equal ones mean nothing.
 _COUNTED_ID = re.compile(r"(?:[\w.]*[:_.-])?\d{1,4}")
 _WORD = re.compile(r"[\u3040-\u9fff]{2,}|[^\W_]{3,}")
+_NUMBER = re.compile(r"(?<![\w.,])\d{3,}(?:\.\d+)?(?![\w]|[.,]\d)")
+_GROUPING = re.compile(r"(?<=\d)[,_'\u00a0\u202f ](?=\d)")
 
 
 def check_compared(turns: Sequence[Turn], found: Findings) -> None:
@@ -57,10 +61,11 @@ def _check_stream_against_plain(group: Sequence[Turn], found: Findings) -> None:
     if not plain or not streamed:
         return
     found.looked_at(49)
-    meanings = [turn.meaning for turn in plain]
-    severity = INTEROP if all(meaning == meanings[0] for meaning in meanings) else WARN
+    # Spelled out, since 1 and true are equal to Python.
+    meanings = [spelled(turn.meaning) for turn in plain]
+    severity = INTEROP if len(set(meanings)) == 1 else WARN
     for turn in streamed:
-        if turn.meaning not in meanings:
+        if spelled(turn.meaning) not in meanings:
             reason = f"{_called(turn)} in the stream, {_called(plain[0])} in the plain reply"
             found.add(49, severity, turn.place("tool_calls"), f"{reason} (exchange {plain[0].number})")
 
@@ -129,14 +134,18 @@ def _ids(turn: Turn) -> set[str]:
     return {id_ for id_ in ids if isinstance(id_, str) and id_ and not _COUNTED_ID.fullmatch(id_)}
 
 
-def _foreign_value(turn: Turn, other: Turn) -> str | None:
-    """A text in the arguments that the other conversation holds and nothing in this request does."""
+def _foreign_value(turn: Turn, other: Turn) -> str | int | float | None:
+    """A text or number in the arguments that is in the other conversation and nowhere in this request."""
     theirs, ours = other.asked.text.casefold(), ""
     if not theirs:
         return None
     for _, arguments in turn.meaning:
-        for value in _texts(arguments):
+        for value in _values(arguments):
             ours = ours or _all_text(turn).casefold()
+            if not isinstance(value, str):
+                if value in _telling_numbers(theirs) and not _spells(ours, value):
+                    return value
+                continue
             words = [word.casefold() for word in _WORD.findall(value)]
             foreign = [word for word in words if word in theirs and word not in ours]
             if foreign and not any(word in ours for word in words):
@@ -149,5 +158,21 @@ def _all_text(turn: Turn) -> str:
     return "\n".join(value for value in walk(dict(turn.request)) if isinstance(value, str))
 
 
-def _texts(arguments: Any) -> list[str]:
-    return [value for value in walk(arguments) if isinstance(value, str)][:_MOST_COMPARED]
+def _values(arguments: Any) -> list[str | int | float]:
+    return [
+        value
+        for value in walk(arguments)
+        if isinstance(value, (str, int, float)) and not isinstance(value, bool)
+    ][:_MOST_COMPARED]
+
+
+@lru_cache(maxsize=64)
+def _telling_numbers(text: str) -> frozenset[float]:
+    """Those that nobody comes upon by himself: of three digits and more, and not round."""
+    numbers = (float(number) for number in _NUMBER.findall(text) if len(number) <= _MOST_DIGITS)
+    return frozenset(number for number in numbers if number % 10)
+
+
+def _spells(text: str, number: float) -> bool:
+    """Does `text` hold the digits, however they are grouped?"""
+    return str(abs(number)).removesuffix(".0") in _GROUPING.sub("", text)

@@ -15,7 +15,7 @@ from healthchecks.toolcalls.asked import parse_request
 from healthchecks.toolcalls.compared import check_compared
 from healthchecks.toolcalls.exchange import INTEROP, MUST, WARN, Exchange, Finding, Verdict
 from healthchecks.toolcalls.expected import check_expected
-from healthchecks.toolcalls.findings import Findings
+from healthchecks.toolcalls.findings import Findings, printable
 from healthchecks.toolcalls.history import check_history
 from healthchecks.toolcalls.judge import MAX_BODY_BYTES, judge
 from healthchecks.toolcalls.obeyed import check_obeyed, is_rightly_refused
@@ -104,7 +104,7 @@ def _judge_one(
     if exchange.error is not None:
         nothing_came = exchange.status is None and not exchange.body
         rule, severity = (1, MUST) if nothing_came else (47, INTEROP)
-        reason = exchange.error or "the answer is not whole"
+        reason = printable(exchange.error) or "the answer is not whole"
         findings = () if nothing_came else verdict.findings
         findings = (*findings, Finding(rule, severity, "the whole answer", reason))
         left = tuple(number for number in verdict.not_judged if number != rule)

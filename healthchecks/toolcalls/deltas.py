@@ -36,6 +36,8 @@ class CallDeltas:
         self._by_index: dict[int, _GrowingCall] = {}
         self._by_id: dict[str, _GrowingCall] = {}
         self._next_index = 0
+        self.malformed = False
+        """Something came in place of a delta that is none."""
 
     def entries(self) -> list[Any]:
         """The calls so far, in the order in which they began."""
@@ -46,6 +48,7 @@ class CallDeltas:
         found = self._found
         found.looked_at(43)
         if not isinstance(pieces, list):
+            self.malformed = self.malformed or bool(pieces)
             found.add(43, MUST, where, f"`tool_calls` is {show(pieces)}, not a list")
             return
         if not pieces:
@@ -55,6 +58,7 @@ class CallDeltas:
             if isinstance(piece, dict):
                 self._add_piece(piece, at)
             else:
+                self.malformed = True
                 found.add(43, MUST, at, f"the tool delta is {show(piece)}, not an object")
 
     def _add_piece(self, piece: dict[str, Any], at: str) -> None:

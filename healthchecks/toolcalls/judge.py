@@ -8,10 +8,12 @@ from typing import Any
 from healthchecks.toolcalls.asked import Asked, parse_request
 from healthchecks.toolcalls.exchange import INTEROP, MUST, Exchange, Reply, Verdict
 from healthchecks.toolcalls.findings import Findings, error_text, printable, show
+from healthchecks.toolcalls.known import NO_FINAL_CHUNK
 from healthchecks.toolcalls.plain import check_plain
 from healthchecks.toolcalls.sse import looks_like_events
 from healthchecks.toolcalls.stream import check_stream
 from healthchecks.toolcalls.strict_json import parse_body
+from healthchecks.toolcalls.turn import error_of
 
 MAX_BODY_BYTES = 32 * 1024 * 1024
 
@@ -55,9 +57,10 @@ def _judge(exchange: Exchange, asked: Asked, found: Findings) -> Reply | None:
     if not_json:
         # Neither an event stream nor JSON, an HTML page perhaps: whichever was asked for, it is not that.
         rule, severity = (31, INTEROP) if asked.stream else (1, MUST)
-        found.add(
-            rule, severity, "body", f"the reply is neither events nor JSON ({not_json}): {show(text.strip())}"
-        )
+        # Where the text may have been a call, Ollama holds it back, and loses all of it.
+        lost = asked.stream and exchange.status == 200 and not exchange.body and asked.tools != {}
+        reason = f"the reply is neither events nor JSON ({not_json}): {show(text.strip())}"
+        found.add(rule, severity, "body", reason, NO_FINAL_CHUNK if lost else None)
         return None
     if asked.stream is True and not streamed:
         found.add(31, INTEROP, "body", "a stream was asked for and one JSON value came")
@@ -80,7 +83,7 @@ def _failed(status: int | None, value: Any, text: str, found: Findings) -> bool:
 
     An error reply is plain JSON even where a stream was asked for.
     """
-    error = value.get("error") if isinstance(value, dict) else None
+    error = error_of(value)
     if status is not None and status != 200:
         says = show(text.strip()) if error is None else error_text(error)
         found.add(1, MUST, "status", f"the status is {status}: {says}")

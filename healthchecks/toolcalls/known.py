@@ -53,18 +53,21 @@ LENGTH_OVERWRITTEN = KnownFault(
 NUMBERS_AS_FLOAT64 = KnownFault(
     "ollama#18421", "numbers in arguments pass through float64, so that integers above 2^53 change", (27,)
 )
-# Recorded from 0.17.5 and 0.24.0; #18374 turns it into an error, and came after 0.33.3.
+# Recorded from 0.17.5 and 0.24.0; #18374 turns it into an error, and came after 0.33.3. Nothing at all comes
+# where the guard strikes while a call is held back: seen on 0.17.5, 0.24.0 and 0.32.15.
 NO_FINAL_MESSAGE = KnownFault(
     "ollama#7547",
-    "after more than 30 equal tokens there is no final message: no finish reason (`null`) and usage 0, 0, 0",
-    (5, 11),
+    "after more than 30 equal tokens there is no final message: no finish reason (`null`) and usage 0, 0, 0;"
+    " where they were held back, no text, model and role either, and the `created` of the year 1",
+    (3, 5, 6, 11),
     before=(0, 33, 4),
     loses=True,
 )
 NO_FINAL_CHUNK = KnownFault(
     "ollama#17118",
-    "the same in a stream: it ends with its last delta, without finish reason, usage and `data: [DONE]`",
-    (32, 44, 47),
+    "the same in a stream: it ends with its last delta, without finish reason, usage and `data: [DONE]`;"
+    " where all was held back, the body is empty",
+    (31, 32, 44, 47),
     before=(0, 33, 4),
     loses=True,
 )
@@ -86,6 +89,22 @@ INDEX_ALWAYS_0 = KnownFault(
     before=(0, 20, 5),
 )
 NO_INDEX = KnownFault("ollama#7881", "the calls of a stream have no index", (37,), before=(0, 4, 7))
+
+# Ollama takes tokens for equal that differ in blanks around them, and stops after more than 30.
+_ENDLESS = re.compile(r"(.{1,32}?)\1{29,}\Z")
+_LONGEST_ENDLESS = 32 * 31
+_FEWEST_BLANKS = 30
+ZERO_TIME_SECONDS = -62_135_596_800
+"""What `created` is where nobody set it: the first second of the year 1."""
+
+
+def ends_in_repetition(text: str) -> bool:
+    """Is the end of `text` one short piece, 30 times or more?"""
+    tail = text[-4 * _LONGEST_ENDLESS :]
+    if not tail[-_FEWEST_BLANKS:].strip():
+        return len(tail) >= _FEWEST_BLANKS
+    return _ENDLESS.search("".join(tail.split())[-_LONGEST_ENDLESS:]) is not None
+
 
 KNOWN_FAULTS = (
     ROLE_IN_EVERY_DELTA,

@@ -18,7 +18,7 @@ from healthchecks.toolcalls.template_tokens import TEMPLATE_TOKEN
 
 # A name, and what stands behind it: a call's arguments, or what a tool's own description goes on with.
 _NAME = re.compile(
-    r"""["']name["']\s*:\s*["'](?P<name>[^"'\n]{1,64})["']\s*"""
+    r"""["'](?P<key>name|function)["']\s*:\s*["'](?P<name>[^"'\n]{1,64})["']\s*"""
     r"""(?:,\s*(?:(?P<arguments>["'](?:arguments|parameters)["']\s*:\s*(?!\{\s*["']type["'])["'{])"""
     r"""|(?P<described>["'](?:description|parameters|type)["'])))?"""
 )
@@ -78,6 +78,11 @@ def _leaks(text: str, asked: Asked) -> Iterator[_Leak]:
         end = opened + len("<think>")
         severity = WARN if _is_in_code(text, opened, end) else INTEROP
         yield _Leak(opened, end, severity, "the text holds a `<think>` that is never closed")
+    closed = text.find("</think>")
+    if closed >= 0 and "<think>" not in text[:closed] and "</think>" not in asked.text:
+        end = closed + len("</think>")
+        severity = WARN if _is_in_code(text, closed, end) else INTEROP
+        yield _Leak(closed, end, severity, "the text holds a `</think>` that nothing opened")
     call = _call_as_text(text, asked)
     if call is not None:
         yield call
@@ -98,6 +103,8 @@ def _call_as_text(text: str, asked: Asked) -> _Leak | None:
         name, declared = match.group("name"), asked.tools or {}
         if not match.group("arguments") and (name not in declared or match.group("described")):
             continue
+        if match.group("key") == "function" and not (match.group("arguments") and name in declared):
+            continue  # The key may have any other meaning.
         # Where no tools were sent, whoever asks for such a text gets it; where JSON was asked for, too.
         asked_for = asked.tools == {} or _TALK_OF_CALLS.search(asked.question)
         leaks = not asked_for and _is_all_of_the_text_or_its_end(text)

@@ -112,7 +112,8 @@ def _chosen_name(choice: Any) -> str | None:
 def _check_cut(turn: Turn, found: Findings) -> None:
     """Rule 62: of a reply with calls whose tokens reached `max_tokens`, or whose finish reason says so."""
     reply = turn.reply
-    limit = turn.request.get("max_completion_tokens", turn.request.get("max_tokens"))
+    limit: Any = turn.request.get("max_completion_tokens")
+    limit = turn.request.get("max_tokens") if limit is None else limit
     if reply is None or not reply.calls:
         return
     if reply.finish_reason == "length":

@@ -8,7 +8,7 @@ from healthchecks.toolcalls.asked import Asked
 from healthchecks.toolcalls.calls import check_calls
 from healthchecks.toolcalls.exchange import INTEROP, MUST, Reply
 from healthchecks.toolcalls.findings import Findings, show
-from healthchecks.toolcalls.known import NO_FINAL_MESSAGE, KnownFault
+from healthchecks.toolcalls.known import NO_FINAL_MESSAGE, ZERO_TIME_SECONDS, KnownFault, ends_in_repetition
 from healthchecks.toolcalls.leaks import check_content
 from healthchecks.toolcalls.turn import (
     check_finish_word,
@@ -19,6 +19,7 @@ from healthchecks.toolcalls.turn import (
     is_integer,
     look_beside,
     make_reply,
+    reasoning_of,
 )
 
 
@@ -30,42 +31,57 @@ def check_plain(completion: Any, asked: Asked, found: Findings) -> Reply | None:
         return None
     if completion.get("object") != "chat.completion":
         found.add(2, MUST, "object", "`object` is {}".format(show(completion.get("object"))))
-    check_identity(completion, "", asked, found)
     usage = completion.get("usage")
     choice = first_choice(completion.get("choices"), "choices", asked, found)
+    known = None if choice is None else _no_final_message(completion, choice, asked)
+    check_identity(completion, "", asked, found, known)
+    check_usage(usage, "usage", found, known)
     if choice is None:
-        check_usage(usage, "usage", found)
         return None
     finish, message = choice.get("finish_reason"), choice.get("message")
-    known = _no_final_message(finish, usage, message)
-    check_usage(usage, "usage", found, known)
     check_finish_word(finish, "choices[0].finish_reason", found, known)
     if not isinstance(message, dict):
         found.add(4, MUST, "choices[0].message", f"the message is {show(message)}, not an object")
         return None
-    content = _check_message(message, asked, found)
+    content = _check_message(message, asked, found, known)
     where = "choices[0].message.tool_calls"
     entries = _call_entries(message, where, found)
     calls = check_calls(entries, where, from_stream=False, finish_reason=finish, asked=asked, found=found)
-    check_outcome(content, calls, look_beside(message), finish, usage, asked, found)
+    malformed = bool(message.get("tool_calls")) and not calls
+    check_outcome(content, calls, look_beside(message), finish, usage, asked, found, malformed=malformed)
     return make_reply(content, calls, finish, usage)
 
 
-def _no_final_message(finish: Any, usage: Any, message: Any) -> KnownFault | None:
-    """What a reply of Ollama looks like whose runner ended early: nothing counted, no reason to finish."""
-    if not isinstance(message, dict) or message.get("role") != "assistant" or not isinstance(usage, dict):
+def _no_final_message(completion: dict[str, Any], choice: dict[str, Any], asked: Asked) -> KnownFault | None:
+    """What a reply of Ollama looks like that its guard against repetition ended.
+
+    Nothing is counted, there is no reason to finish, and the text ends in what was repeated; or there is
+    nothing at all, where tools were sent and what came might have been a call.
+    """
+    message, usage = choice.get("message"), completion.get("usage")
+    if not isinstance(message, dict) or not isinstance(usage, dict):
         return None
     counts = [usage.get(key) for key in ("prompt_tokens", "completion_tokens", "total_tokens")]
-    as_without_end = finish == ("tool_calls" if message.get("tool_calls") else None)
-    return NO_FINAL_MESSAGE if counts == [0, 0, 0] and as_without_end else None
+    if counts != [0, 0, 0] or choice.get("finish_reason") is not None or message.get("tool_calls"):
+        return None
+    content = message.get("content")
+    text = content if isinstance(content, str) else ""
+    if message.get("role") == "assistant":
+        repeats = ends_in_repetition(text or reasoning_of(message))
+    else:
+        unset = (completion.get("created"), completion.get("model"), message.get("role"), content)
+        repeats = unset == (ZERO_TIME_SECONDS, "", "", "") and asked.tools != {}
+    return NO_FINAL_MESSAGE if repeats else None
 
 
-def _check_message(message: dict[str, Any], asked: Asked, found: Findings) -> str | None:
-    """Rules 6, 7, 10 and 30; returns the text."""
+def _check_message(
+    message: dict[str, Any], asked: Asked, found: Findings, known: KnownFault | None
+) -> str | None:
+    """Rules 6, 7, 10 and 30; returns the text. `known` explains an empty role."""
     found.looked_at(6, 7, 10)
     where = "choices[0].message."
     if message.get("role") != "assistant":
-        found.add(6, MUST, where + "role", "the role is {}".format(show(message.get("role"))))
+        found.add(6, MUST, where + "role", "the role is {}".format(show(message.get("role"))), known)
     if message.get("function_call") is not None and not asked.legacy_functions:
         found.add(10, INTEROP, where + "function_call", "the legacy `function_call` is used")
     content = message.get("content")

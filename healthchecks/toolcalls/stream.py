@@ -13,9 +13,15 @@ from healthchecks.toolcalls.findings import (
     error_text,
     show,
 )
-from healthchecks.toolcalls.known import CREATED_PER_CHUNK, NO_FINAL_CHUNK, ROLE_IN_EVERY_DELTA, KnownFault
+from healthchecks.toolcalls.known import (
+    CREATED_PER_CHUNK,
+    NO_FINAL_CHUNK,
+    ROLE_IN_EVERY_DELTA,
+    KnownFault,
+    ends_in_repetition,
+)
 from healthchecks.toolcalls.leaks import check_content
-from healthchecks.toolcalls.sse import Events, parse_events
+from healthchecks.toolcalls.sse import DONE, Events, parse_events
 from healthchecks.toolcalls.strict_json import parse_body
 from healthchecks.toolcalls.turn import (
     Beside,
@@ -23,13 +29,14 @@ from healthchecks.toolcalls.turn import (
     check_identity,
     check_outcome,
     check_usage,
+    error_of,
     first_choice,
     is_integer,
     look_beside,
     make_reply,
+    reasoning_of,
 )
 
-_DONE = "[DONE]"
 MOST_EVENTS = 1_000_000
 
 
@@ -38,6 +45,8 @@ def check_stream(text: str, asked: Asked, found: Findings) -> Reply | None:
     events = parse_events(text)
     if events.stray_lines:
         found.add(31, INTEROP, "body", f"a line is no field of an event: {show(events.first_stray_line)}")
+    if events.glued:
+        found.add(31, INTEROP, "body", "a single line end stands between events in place of a blank line")
     if not events.data:
         found.add(31, INTEROP, "body", "the reply holds no event")
         return None
@@ -46,17 +55,19 @@ def check_stream(text: str, asked: Asked, found: Findings) -> Reply | None:
         found.add(31, INTEROP, f"events[{MOST_EVENTS}]", reason)
         return None
     data = _check_last_event(events, asked, found)
-    end = next((number for number, event in enumerate(data) if event.strip() == _DONE), None)
+    end = next((number for number, event in enumerate(data) if event.strip() == DONE), None)
     found.looked_at(32, 47)
     chunks = _Chunks(asked, found)
     for number, event in enumerate(data[:end]):
-        _read_chunk(event, f"events[{number}]", chunks, found)
-    known = None if events.unended or not chunks.simply_stop else NO_FINAL_CHUNK
+        _read_event(event, events.types.get(number), f"events[{number}]", chunks, found)
+    known = None if events.unended or not chunks.stop_in_repetition else NO_FINAL_CHUNK
     if end is None:
-        found.add(32, INTEROP, f"events[{len(data)}]", "no `data: [DONE]` ends the stream", known)
+        if not chunks.failed:
+            found.add(32, INTEROP, f"events[{len(data)}]", "no `data: [DONE]` ends the stream", known)
     elif end + 1 < len(data):
         found.add(32, INTEROP, f"events[{end + 1}]", "events follow `data: [DONE]`")
-    return chunks.finish(ended=end is not None, known=known)
+    cut_inside = len(data) < len(events.data)
+    return chunks.finish(ended=end is not None, cut_inside=cut_inside, known=known)
 
 
 def _check_last_event(events: Events, asked: Asked, found: Findings) -> tuple[str, ...]:
@@ -65,7 +76,7 @@ def _check_last_event(events: Events, asked: Asked, found: Findings) -> tuple[st
         return events.data
     where = f"events[{len(events.data) - 1}]"
     last = events.data[-1]
-    if last.strip() == _DONE or _is_json(last):
+    if last.strip() == DONE or _is_json(last):
         # Of a reply alone, as an editor saved it, nobody knows whether the server sent that line.
         severity = WARN if asked.stream is None else INTEROP
         found.add(31, severity, where, "no blank line ends the last event")
@@ -82,20 +93,42 @@ def _is_json(text: str) -> bool:
     return True
 
 
-def _read_chunk(text: str, where: str, chunks: _Chunks, found: Findings) -> None:
-    """Rules 31 and 47 for one event."""
+def _read_event(text: str, type_: str | None, where: str, chunks: _Chunks, found: Findings) -> None:
+    """Rules 31 and 47 for one event; `type_` where it is not the default one.
+
+    OpenAI sends none. What has no choices is then no chunk, but a ping perhaps: a warning, and not read.
+    """
     try:
         chunk = parse_body(text)
     except ValueError:
-        found.add(31, INTEROP, where, f"the data of an event is not JSON: {show(text)}")
+        chunk = None
+        if type_ is None:
+            found.add(31, INTEROP, where, f"the data of an event is not JSON: {show(text)}")
+            return
+    error = _error_in(chunk, text, type_)
+    if error is not None:
+        chunks.failed = True
+        found.add(47, INTEROP, where, f"the stream holds an error: {error_text(error)}")
         return
+    if type_ is not None:
+        reason = f"an event has the type {show(type_)}; clients that look at data only take it for a chunk"
+        found.add(31, WARN, where, reason)
+        if not isinstance(chunk, dict) or "choices" not in chunk:
+            return
     if not isinstance(chunk, dict):
         found.add(31, INTEROP, where, f"the data of an event is {show(chunk)}, not an object")
-    elif chunk.get("error") is not None:
-        chunks.failed = True
-        found.add(47, INTEROP, where, f"the stream holds an error: {error_text(chunk['error'])}")
     else:
         chunks.add(chunk, where)
+
+
+def _error_in(value: Any, text: str, type_: str | None) -> Any:
+    """What an event says of an error; one of the type `error` does so whatever its form."""
+    if type_ is None:
+        return error_of(value)
+    told = value.get("error") if isinstance(value, dict) else None
+    if told is None and type_ == "error":
+        return value if isinstance(value, dict) else text
+    return told
 
 
 def _is_an_annotation(chunk: dict[str, Any]) -> bool:
@@ -116,6 +149,7 @@ class _Chunks:
         self._first: dict[str, Any] | None = None
         self._first_delta_seen = False
         self._content: list[str] = []
+        self._reasoning: list[str] = []
         self._calls = CallDeltas(found)
         self._usage: Any = None
         self._usages = 0
@@ -204,6 +238,7 @@ class _Chunks:
             self._content.append(content)
         elif content is not None:
             found.add(7, MUST, where + ".content", f"`content` is {show(content)}, not a string or null")
+        self._reasoning.append(reasoning_of(delta))
         pieces = delta.get("tool_calls")
         if pieces is not None:
             found.looked_at(48)
@@ -234,26 +269,30 @@ class _Chunks:
             found.add(6, MUST, where, f"the role is {show(role)}")
 
     @property
-    def simply_stop(self) -> bool:
-        """Something came, and then nothing: no finish reason, no usage, no error."""
-        came = any(self._content) or bool(self._calls.entries())
-        return came and not (self.failed or self._finish_reasons or self._usages or self._model_changed)
+    def stop_in_repetition(self) -> bool:
+        """The text ends in what was repeated, and then nothing: no call, finish reason, usage or error."""
+        if self.failed or self._finish_reasons or self._usages or self._model_changed:
+            return False
+        text = "".join(self._content) or "".join(self._reasoning)
+        return not self._calls.entries() and ends_in_repetition(text)
 
-    def finish(self, *, ended: bool, known: KnownFault | None) -> Reply | None:
+    def finish(self, *, ended: bool, cut_inside: bool, known: KnownFault | None) -> Reply | None:
         """The rules that need the whole stream.
 
         Args:
             ended: `data: [DONE]` came.
+            cut_inside: the last event is not whole, as rule 47 has said.
             known: the fault that explains a missing end.
         """
         found = self._found
         if self._first is None:
             return None
         found.looked_at(44, 45)
-        if not self._finish_reasons:
+        # An error that was told is the end, and rule 47 has said so.
+        if not self._finish_reasons and not self.failed:
             known = None if ended else known
             found.add(44, INTEROP, "body", "no chunk has a finish reason", known)
-            if not (ended or self.failed):
+            if not (ended or cut_inside):
                 reason = "the stream ends without finish reason and `data: [DONE]`"
                 found.add(47, INTEROP, "body", reason, known)
         if ended and not self.failed and self._asked.include_usage is not None:
@@ -262,9 +301,10 @@ class _Chunks:
                 found.add(46, INTEROP, "body", "no chunk has the usage that was asked for")
         if self._usages:
             check_usage(self._usage, "usage", found)
-        return self._reply()
+        broke_off = not self._finish_reasons and (self.failed or not ended)
+        return self._reply(broke_off=broke_off)
 
-    def _reply(self) -> Reply:
+    def _reply(self, *, broke_off: bool) -> Reply:
         """Put the deltas together and check what results as a plain reply would be."""
         asked, found = self._asked, self._found
         check_content(self._content, "choices[0].delta.content", asked, found)
@@ -272,7 +312,14 @@ class _Chunks:
         finish = self._finish_reasons[0] if self._finish_reasons else None
         entries = self._calls.entries()
         calls = check_calls(
-            entries, "tool_calls", from_stream=True, finish_reason=finish, asked=asked, found=found
+            entries,
+            "tool_calls",
+            from_stream=True,
+            broke_off=broke_off,
+            finish_reason=finish,
+            asked=asked,
+            found=found,
         )
-        check_outcome(content, calls, self._beside, finish, self._usage, asked, found)
+        malformed = self._calls.malformed and not calls
+        check_outcome(content, calls, self._beside, finish, self._usage, asked, found, malformed=malformed)
         return make_reply(content, calls, finish, self._usage)

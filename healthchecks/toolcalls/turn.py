@@ -20,8 +20,34 @@ def is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def check_identity(completion: dict[str, Any], where: str, asked: Asked, found: Findings) -> None:
-    """Rule 3 for a whole reply or the first chunk of a stream."""
+def error_of(value: Any) -> Any:
+    """The error that stands in place of a reply, whoever's form it has; None where there is none.
+
+    OpenAI's is `{"error": ...}`; vLLM had `{"object": "error", "message": ...}`, and FastAPI, on which many
+    servers stand, says `{"detail": ...}`. What has choices is a reply, whatever else it holds.
+    """
+    if not isinstance(value, dict):
+        return None
+    if value.get("error") is not None:
+        return value["error"]
+    if "choices" in value:
+        return None
+    if value.get("object") == "error":
+        return value
+    if "object" in value:
+        return None
+    told = [value.get(key) for key in ("detail", "message", "msg")]
+    return next((text for text in told if text and isinstance(text, (str, list))), None)
+
+
+def check_identity(
+    completion: dict[str, Any],
+    where: str,
+    asked: Asked,
+    found: Findings,
+    known: KnownFault | None = None,
+) -> None:
+    """Rule 3 for a whole reply or the first chunk of a stream; `known` explains an empty model."""
     found.looked_at(3)
     id_, created, model = completion.get("id"), completion.get("created"), completion.get("model")
     if not isinstance(id_, str) or not id_:
@@ -33,7 +59,7 @@ def check_identity(completion: dict[str, Any], where: str, asked: Asked, found: 
     elif asked.model is not None and model != asked.model:
         reason = f"the model is {show(model)}, asked for was {show(asked.model)}"
         severity = WARN if _is_a_fuller_name(model, asked.model) else INTEROP
-        found.add(3, severity, where + "model", reason)
+        found.add(3, severity, where + "model", reason, None if model else known)
 
 
 def _is_a_fuller_name(one: str, other: str) -> bool:
@@ -87,6 +113,8 @@ def check_usage(usage: Any, where: str, found: Findings, known: KnownFault | Non
         found.add(11, INTEROP, where, reason)
         return
     prompt, completion, total = (int(count or 0) for count in counts)
+    if min(prompt, total) < 0:
+        found.add(11, INTEROP, where, f"{prompt} and {total} tokens are no counts")
     if total != prompt + completion:
         found.add(11, INTEROP, where, f"{prompt} + {completion} tokens are not {total}")
     if completion <= 0:
@@ -99,6 +127,12 @@ class Beside:
 
     answer: bool
     reasoning: bool
+
+
+def reasoning_of(message: Mapping[str, Any]) -> str:
+    """The thoughts of a message or a delta, as Ollama sends them."""
+    reasoning = message.get("reasoning")
+    return reasoning if isinstance(reasoning, str) else ""
 
 
 def look_beside(message: Mapping[str, Any]) -> Beside:
@@ -117,16 +151,22 @@ def check_outcome(
     usage: Any,
     asked: Asked,
     found: Findings,
+    *,
+    malformed: bool,
 ) -> None:
-    """Rules 9 and 12: what came, against the finish reason and against what was billed."""
+    """Rules 9 and 12: what came, against the finish reason and against what was billed.
+
+    Args:
+        malformed: something came where calls stand that is none; other rules have said so.
+    """
     if finish in _FINISH_REASONS:
         found.looked_at(9)
     if calls and finish in ("stop", "function_call"):
         severity = WARN if asked.forces_a_call else INTEROP
         found.add(9, severity, "finish_reason", f"calls came, and the finish reason is {show(finish)}")
-    if finish == "tool_calls" and not calls:
+    if finish == "tool_calls" and not calls and not malformed:
         found.add(9, INTEROP, "finish_reason", "the finish reason is `tool_calls`, and no call came")
-    something = bool(calls) or bool(content and content.strip()) or beside.answer
+    something = bool(calls) or malformed or bool(content and content.strip()) or beside.answer
     tokens = usage.get("completion_tokens") if isinstance(usage, dict) else None
     if something or is_integer(tokens):
         found.looked_at(12)

@@ -164,13 +164,34 @@ def test_a_file_that_cannot_be_read_is_a_designed_error(run: Judge, tmp_path: Pa
             run(str(tmp_path / name))
 
 
+def test_an_error_that_has_a_request_of_its_own_is_a_reply(run: Judge) -> None:
+    body = b'{"error": {"message": "bad", "type": "x"}, "request": {"id": "x"}}'
+    code, said = run(body, as_json=True)
+    assert (code, [fired["rule"] for fired in json.loads(said)["fired"]]) == (ExitCode.FAILED, [47])
+    # That of an exchange is a text.
+    code, said = run(b'{"error": "connection refused", "request": {}}', as_json=True)
+    assert [fired["where"] for fired in json.loads(said)["fired"]] == ["exchange 1: the whole answer"]
+
+
+def test_no_text_of_a_file_reaches_the_terminal_as_it_is(run: Judge) -> None:
+    evil = "x\x1b[31m red\x07\nrule 5 faked"
+    reply = faultless("one_call", stream=False)
+    reply.calls[0]["id"] = reply.calls[0]["type"] = evil
+    entry = {"request": {"model": evil}, "status": 200, "headers": {"content-type": evil}}
+    expect = {"rule": 55, "calls": [{"name": "f", "arguments": {"x": {"equals": evil}}}]}
+    for more in ({"body": reply.plain, "expect": expect}, {"error": evil}, {"error": evil, "body": evil}):
+        _, said = run(json.dumps({"exchanges": [{**entry, **more}]}).encode())
+        assert said.replace("\n", "").isprintable()
+        assert not any(line.startswith("rule 5 faked") for line in said.splitlines())
+
+
 def test_an_exchange_file_with_a_mistake_is_told_its_place(run: Judge) -> None:
     with pytest.raises(UsageError) as caught:
         run(json.dumps({"exchanges": [{"request": {}, "body": "", "status": "200"}]}).encode())
     assert (caught.value.cause or "").startswith("exchanges[0].status: ")
 
 
-@pytest.mark.parametrize("server", ["0.17.5", "ollama", "", "ollama/", "ollama/latest"])
+@pytest.mark.parametrize("server", ["0.17.5", "ollama", "", "ollama/", "ollama/latest", "ollama/0.17"])
 def test_a_server_without_a_version_is_refused(run: Judge, server: str) -> None:
     with pytest.raises(UsageError, match="is no server and version"):
         run(b"{}", server=server)

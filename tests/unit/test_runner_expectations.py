@@ -146,3 +146,19 @@ def test_what_came_instead_is_told_on_one_line_and_harms_no_terminal() -> None:
     reason = unmet(expected, reply("one\n\x1b[2Jtwo"), FACTS)
     assert reason is not None
     assert r'the text "one\n\x1b[2Jtwo" came' in reason
+
+
+def test_many_calls_are_paired_without_trying_every_order() -> None:
+    expected = [("f", {"x": {"contains": "c"}})] * 11 + [("f", {"x": {"equals": "zzz"}})]
+    made = [("f", {"x": f"c{number}"}) for number in range(12)]
+    assert why(expected, *made) == "`f` came with `x` = 'c0', expected 'zzz'"
+
+
+def test_calls_change_partners_where_that_lets_all_have_one() -> None:
+    # Each fits two of the calls that came; only the last says which of the two is left.
+    expected: list[tuple[str, Any]] = [
+        ("f", {"x": {"any_of": [number, number + 1]}}) for number in range(300)
+    ]
+    expected.append(("f", {"x": {"equals": 0}}))
+    assert why(expected, *(("f", {"x": number}) for number in range(301))) == "met"
+    assert why(expected[:40], *(("f", {"x": number}) for number in range(2, 42))) != "met"

@@ -174,3 +174,57 @@ def test_the_next_page_may_be_asked_for_with_the_same_call() -> None:
     made = call("call_next0001", "get_time", {})
     reply = answer(request(*history(ASK_PARIS, made, "page 1")), None, {**made, "id": "call_next0002"})
     assert [(f.rule, f.severity) for f in judged([reply]).findings] == [(53, WARN)]
+
+
+def about_numbers(*values: Any) -> list[GoodReply]:
+    """The two requests at once, each about a berth of its own; the arguments are these."""
+    replies = CONVERSATIONS["at_once"]()[:2]
+    for reply, berth, value in zip(replies, ("7741", "8852"), values, strict=True):
+        reply.request["messages"][0]["content"] = f"Who lies in berth {berth}?"
+        reply.request.pop("tools")
+        reply.request["functions"] = [{"name": "get_weather"}]
+        reply.give("get_weather", {"berth": value})
+    return replies
+
+
+def fired_apart(*values: Any) -> set[int]:
+    return {finding.rule for finding in judged(about_numbers(*values)).findings}
+
+
+def test_numbers_of_a_concurrent_request_are_cross_talk_as_texts_are() -> None:
+    assert 63 in fired_apart(8852, 7741)
+    assert 63 in fired_apart("8852", "7741")
+    assert 63 in fired_apart(7741, 7741)
+    assert 63 not in fired_apart(7741, 8852)
+    assert 63 not in fired_apart(1, True)
+
+
+def test_a_number_that_a_request_groups_is_its_own() -> None:
+    replies = about_numbers(8852, 8852)
+    replies[0].request["messages"][0]["content"] = "Who lies in berth 8,852?"
+    assert 63 not in {finding.rule for finding in judged(replies).findings}
+
+
+def test_a_stream_with_true_in_place_of_1_gives_another_call() -> None:
+    plain, streamed, *_ = CONVERSATIONS["with_a_result"]()
+    plain.give("get_time", {"zone": 1})
+    streamed.give("get_time", {"zone": True})
+    assert 49 in {f.rule for f in judged([plain, streamed]).findings if f.severity != WARN}
+    streamed.give("get_time", {"zone": 1})
+    assert 49 not in {f.rule for f in judged([plain, streamed]).findings}
+
+
+def test_a_limit_that_is_null_leaves_the_other_one() -> None:
+    (mutation,) = (m for m in MUTATIONS if m.break_it.__name__ == "half_a_call_that_claims_to_be_whole")
+    replies = mutation.broken()
+    for reply in replies:
+        reply.request["max_completion_tokens"] = None
+    assert {finding.rule for finding in judged(replies).findings} == {19, 62}
+
+
+def test_what_an_exchange_says_of_its_failure_harms_no_terminal() -> None:
+    whole = CONVERSATIONS["with_a_result"]()[0].exchange()
+    for exchange in (whole, dataclasses.replace(whole, status=None, headers=None, body=b"")):
+        failed = dataclasses.replace(exchange, error="x\x1b[31m red\x07\nrule 5 (must) faked")
+        (finding,) = judge_conversation([failed]).findings
+        assert finding.reason == "x\\x1b[31m red\\x07\\nrule 5 (must) faked"

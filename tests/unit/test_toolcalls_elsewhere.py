@@ -154,6 +154,10 @@ GOOD = {
             " and it will answer with degrees.",
         }
     ),
+    "a function by its key": plain(
+        {"role": "assistant", "content": '{"function": "sin", "arguments": {"x": 1}} is how a plot begins.'}
+    ),
+    "how thoughts look": plain({"role": "assistant", "content": "Thoughts end with `</think>`."}),
     "how ChatML looks": plain({"role": "assistant", "content": "A turn begins with `<|im_start|>`."}),
 }
 
@@ -258,3 +262,24 @@ def test_warnings_do_not_crowd_out_a_fault() -> None:
     ]
     body = plain({"role": "assistant", "content": None, "tool_calls": calls}, "tool_calls")
     assert above_warn(body) == {21, 24}
+
+
+@pytest.mark.parametrize(
+    "token",
+    [
+        "[AVAILABLE_TOOLS]",
+        "[/AVAILABLE_TOOLS]",
+        "[INST]",
+        "[/INST]",
+        "[TOOL_RESULTS]",
+        "<start_of_turn>",
+        "<end_of_turn>",
+        "<function_call>",
+        "</think>",
+    ],
+)
+def test_a_mark_of_a_template_in_the_text_is_a_leak(token: str) -> None:
+    said = plain({"role": "assistant", "content": f"Well.{token} Hi"})
+    assert above_warn(said) == {30}
+    asked = {"model": "gpt-4o", "messages": [{"role": "user", "content": f"What is {token}?"}]}
+    assert above_warn(said, asked) == set()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from healthchecks.toolcalls import Exchange, judge
@@ -81,20 +83,38 @@ def test_a_swallowed_call_is_excused_where_tools_were_sent() -> None:
     } == {(12, None)}
 
 
-def endless() -> GoodReply:
-    """A stream that stops after its text."""
+REPEATED = " ha" * 31
+
+
+def endless(text: str = REPEATED) -> GoodReply:
+    """A stream that stops after a text of three characters a delta."""
     reply = faultless("plain_text", stream=True)
-    assert reply.events is not None
+    first = reply.chunks[0]
     reply.events = [
-        event for event in reply.events[:-1] if event["choices"] and not event["choices"][0]["finish_reason"]
+        {**first, "choices": [{"index": 0, "delta": {"content": text[at : at + 3]}, "finish_reason": None}]}
+        for at in range(0, len(text), 3)
     ]
+    reply.events[0]["choices"][0]["delta"]["role"] = "assistant"
     return reply
 
 
-def test_a_stream_that_just_stops_is_excused_before_0_33_4() -> None:
-    reply = endless()
-    assert fired(reply, "ollama/0.33.3") == {(rule, "ollama#17118") for rule in (32, 44, 47)}
-    assert fired(reply, "ollama/0.33.4") == {(rule, None) for rule in (32, 44, 47)}
+def test_a_stream_that_stops_in_a_repetition_is_excused_before_0_33_4() -> None:
+    for text in (REPEATED, "The end:" + REPEATED, "\n" * 40, '"ha' + REPEATED[:-3] + "\nha"):
+        reply = endless(text)
+        assert fired(reply, "ollama/0.33.3") == {(rule, "ollama#17118") for rule in (32, 44, 47)}
+        assert fired(reply, "ollama/0.33.4") == {(rule, None) for rule in (32, 44, 47)}
+
+
+@pytest.mark.parametrize("text", ["The weather in Oslo is", " ha" * 20, REPEATED + " the"])
+def test_a_stream_that_stops_anywhere_else_is_cut(text: str) -> None:
+    assert fired(endless(text), "ollama/0.17.5") == {(rule, None) for rule in (32, 44, 47)}
+
+
+def test_a_stream_that_stops_after_a_call_is_cut() -> None:
+    reply = faultless("one_call", stream=True)
+    assert reply.events is not None
+    reply.events = [chunk for chunk in reply.chunks[:-1] if not chunk["choices"][0]["finish_reason"]]
+    assert fired(reply, "ollama/0.17.5") == {(rule, None) for rule in (32, 44, 47)}
 
 
 def test_a_stream_that_was_cut_failed_or_brought_nothing_is_excused_nowhere() -> None:
@@ -105,20 +125,61 @@ def test_a_stream_that_was_cut_failed_or_brought_nothing_is_excused_nowhere() ->
     assert failed.events is not None
     failed.events.append({**failed.events[1], "model": ""})
     assert all(known is None for _, known in fired(failed, "ollama/0.17.5"))
-    nothing = endless()
-    assert nothing.events is not None
-    nothing.events = [
-        {**nothing.events[0], "choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]}
-    ]
-    assert all(known is None for _, known in fired(nothing, "ollama/0.17.5"))
+    assert all(known is None for _, known in fired(endless(" "), "ollama/0.17.5"))
 
 
-def test_a_null_finish_reason_with_counted_tokens_is_excused_nowhere() -> None:
+def test_an_empty_stream_is_excused_where_a_call_may_have_been_held_back() -> None:
+    reply = faultless("one_call", stream=True)
+    reply.raw = b""
+    assert fired(reply, "ollama/0.32.15") == {(31, "ollama#17118")}
+    assert fired(reply, "ollama/0.33.4") == {(31, None)}
+    reply.status = None
+    assert fired(reply, "ollama/0.32.15") == {(31, None)}
+    reply.status, reply.request["tools"] = 200, []
+    assert fired(reply, "ollama/0.32.15") == {(31, None)}
+
+
+def unfinished(text: str) -> GoodReply:
     reply = faultless("plain_text", stream=False)
+    reply.message["content"] = text
     reply.ending["finish_reason"] = None
-    assert fired(reply, "ollama/0.17.5") == {(5, None)}
     for count in reply.usage:
         reply.usage[count] = 0
-    assert fired(reply, "ollama/0.17.5") == {(5, "ollama#7547"), (11, "ollama#7547")}
-    reply.message["role"] = ""
-    assert fired(reply, "ollama/0.17.5") == {(5, None), (6, None), (11, None)}
+    return reply
+
+
+def test_a_null_finish_reason_is_excused_after_a_repetition_of_which_nothing_was_counted() -> None:
+    assert fired(unfinished(REPEATED), "ollama/0.17.5") == {(5, "ollama#7547"), (11, "ollama#7547")}
+    assert fired(unfinished(REPEATED), "ollama/0.33.4") == {(5, None), (11, None)}
+    cut = unfinished("I am a simulated model and")
+    assert fired(cut, "ollama/0.17.5") == {(5, None), (11, None)}
+    counted = unfinished(REPEATED)
+    counted.usage.update(prompt_tokens=10, completion_tokens=33, total_tokens=43)
+    assert fired(counted, "ollama/0.17.5") == {(5, None)}
+    other = unfinished(REPEATED)
+    other.message["role"] = ""
+    assert fired(other, "ollama/0.17.5") == {(5, None), (6, None), (11, None)}
+
+
+def test_calls_without_any_usage_are_excused_nowhere() -> None:
+    reply = faultless("one_call", stream=False)
+    for count in reply.usage:
+        reply.usage[count] = 0
+    assert fired(reply, "ollama/0.17.5") == {(11, None)}
+
+
+def test_a_reply_of_nothing_is_excused_where_a_call_may_have_been_held_back() -> None:
+    def nothing(**more: Any) -> GoodReply:
+        reply = unfinished("")
+        reply.message["role"] = ""
+        reply.plain = {**(reply.plain or {}), "created": -62135596800, "model": "", **more}
+        return reply
+
+    rules = (3, 5, 6, 11)
+    for version in ("0.17.5", "0.24.0", "0.32.15"):
+        assert fired(nothing(), f"ollama/{version}") == {(rule, "ollama#7547") for rule in rules}
+    assert fired(nothing(), "ollama/0.33.4") == {(rule, None) for rule in rules}
+    assert fired(nothing(created=1), "ollama/0.17.5") == {(rule, None) for rule in rules}
+    without_tools = nothing()
+    without_tools.request["tools"] = []
+    assert fired(without_tools, "ollama/0.17.5") == {(rule, None) for rule in rules}

@@ -18,6 +18,10 @@ ENCODINGS = {
     "comments inside events": lambda body: body.replace(b"data: ", b": ping\ndata: "),
     "a comment at the end": lambda body: body + b": bye",
     "other fields": lambda body: body.replace(b"data: ", b"event: message\nid: 1\nretry: 10\ndata: "),
+    "fields of other names": lambda body: body.replace(b"data: ", b"x-foo: bar\ndata: "),
+    "names without a colon": lambda body: b"id\n\n" + body.replace(b"data: ", b"event\nid\ndata: "),
+    "nothing but a field first": lambda body: b"retry\n\n" + body,
+    "an unknown field first": lambda body: b"x-foo: bar\n\n" + body,
     "no space after the colon": lambda body: body.replace(b"data: ", b"data:"),
     "data over several lines": lambda body: body.replace(b', "choices"', b'\ndata: , "choices"'),
     "more blank lines": lambda body: body.replace(b"\n\n", b"\n\n\n\n"),
@@ -143,3 +147,55 @@ def test_distinct_faults_of_one_rule_are_kept_within_bounds() -> None:
     assert reply.events is not None
     reply.events[1:1] = [f"{{{number}}}" for number in range(1000)]
     assert len(judge(reply.exchange()).findings) < 20
+
+
+def fired(body: bytes) -> list[tuple[int, str]]:
+    findings = judge(Exchange({}, None, None, body)).findings
+    return [(finding.rule, finding.severity) for finding in findings]
+
+
+def test_an_event_of_another_type_is_no_chunk_and_a_warning() -> None:
+    body = faultless("one_call", stream=True).body()
+    assert fired(b"event: ping\ndata: {}\n\n" + body) == [(31, "warn")]
+    assert fired(b"event: ping\ndata: soon\n\n" + body) == [(31, "warn")]
+    # Clients that do not look at the type read this one.
+    assert fired(body.replace(b"data: {", b"event: chunk\ndata: {")) == [(31, "warn")]
+
+
+@pytest.mark.parametrize(
+    "data", [b'{"message": "x"}', b'{"error": {"message": "x"}}', b"x"], ids=["message", "error", "text"]
+)
+def test_an_event_of_the_type_error_is_an_error_and_the_end(data: bytes) -> None:
+    reply = faultless("plain_text", stream=True)
+    assert reply.events is not None
+    del reply.events[3:]
+    body = reply.body() + b"event: error\ndata: " + data + b"\n\n"
+    assert fired(body) == [(47, "interop")]
+
+
+def test_events_that_one_line_end_parts_are_read_and_told() -> None:
+    body = faultless("one_call", stream=True).body()
+    assert fired(body.replace(b"\n\n", b"\n") + b"\n") == [(31, "interop")]
+    assert {rule for rule, _ in fired(body.replace(b"\n\n", b"\n"))} == {31}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"object": "error", "message": "x", "code": 400}',
+        b'{"detail": "Not found"}',
+        b'{"detail": [{"loc": ["body"], "msg": "field required"}]}',
+        b'{"message": "no"}',
+        b'data: {"object": "error", "message": "x"}\n\n',
+        b'data: {"detail": "Not found"}\n\n',
+    ],
+)
+def test_an_error_in_another_form_than_openai_s_is_an_error_alone(body: bytes) -> None:
+    assert fired(body) == [(47, "interop")]
+
+
+def test_a_stream_cut_inside_an_event_is_told_of_once() -> None:
+    reply = faultless("one_call", stream=True)
+    body = reply.body()
+    cut = body[: body.index(b'"finish_reason": "tool_calls"')]
+    assert sorted(rule for rule, _ in fired(cut)) == [32, 44, 47]

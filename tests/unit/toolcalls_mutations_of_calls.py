@@ -23,6 +23,11 @@ def empty_call_id(reply: GoodReply) -> None:
 
 
 @breaks(13, BOTH, WITH_CALLS)
+def blank_call_id(reply: GoodReply) -> None:
+    reply.calls[-1]["id"] = " "
+
+
+@breaks(13, BOTH, WITH_CALLS)
 def call_id_as_number(reply: GoodReply) -> None:
     reply.calls[-1]["id"] = 7
 
@@ -62,6 +67,11 @@ def function_as_list(reply: GoodReply) -> None:
 @breaks(16, PLAIN, WITH_CALLS)
 def call_as_text_in_the_list(reply: GoodReply) -> None:
     reply.message["tool_calls"].append("get_time")
+
+
+@breaks(16, PLAIN, WITH_CALLS)
+def nothing_but_text_in_the_list(reply: GoodReply) -> None:
+    reply.message["tool_calls"] = ["get_time"]
 
 
 @breaks(17, BOTH, WITH_CALLS)

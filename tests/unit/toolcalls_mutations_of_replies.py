@@ -169,6 +169,11 @@ def calls_as_object(reply: GoodReply) -> None:
     reply.message["tool_calls"] = {}
 
 
+@breaks(8, PLAIN, WITH_CALLS)
+def one_call_without_a_list(reply: GoodReply) -> None:
+    reply.message["tool_calls"] = reply.calls[0]
+
+
 @breaks(9, BOTH, WITH_CALLS)
 def calls_with_stop(reply: GoodReply) -> None:
     reply.ending["finish_reason"] = "stop"
@@ -197,6 +202,11 @@ def tokens_as_text(reply: GoodReply) -> None:
 @breaks(11, BOTH)
 def no_completion_tokens(reply: GoodReply) -> None:
     reply.usage.update(completion_tokens=0, total_tokens=reply.usage["prompt_tokens"])
+
+
+@breaks(11, BOTH)
+def tokens_below_0(reply: GoodReply) -> None:
+    reply.usage.update(prompt_tokens=-1, total_tokens=reply.usage["completion_tokens"] - 1)
 
 
 @breaks(11, PLAIN)
@@ -240,6 +250,21 @@ def end_of_turn_in_the_text(reply: GoodReply) -> None:
 @breaks(30, BOTH)
 def unclosed_think(reply: GoodReply) -> None:
     say(reply, "<think>Weather?</think> Yes. <think>But")
+
+
+@breaks(30, BOTH)
+def think_closed_but_never_opened(reply: GoodReply) -> None:
+    say(reply, "Weather, then.</think>It is warm.")
+
+
+@breaks(30, BOTH)
+def function_call_tag(reply: GoodReply) -> None:
+    say(reply, "<function_call>{...}</function_call>")
+
+
+@breaks(30, BOTH)
+def function_key_in_place_of_name(reply: GoodReply) -> None:
+    say(reply, '{"function": "get_time", "arguments": {"zone": "UTC"}}')
 
 
 @breaks(30, BOTH)

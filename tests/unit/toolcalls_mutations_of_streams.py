@@ -44,7 +44,7 @@ def json_content_type(reply: GoodReply) -> None:
 
 @breaks(31, STREAM)
 def line_that_is_no_field(reply: GoodReply) -> None:
-    reply.raw = reply.body().replace(b"\n\n", b"\nhello\n\n", 1)
+    reply.raw = reply.body().replace(b"\n\n", b"\n<p>hello</p>\n\n", 1)
 
 
 @breaks(31, STREAM)
@@ -153,6 +153,12 @@ def index_always_0(reply: GoodReply) -> None:
         call["index"] = 0
 
 
+# Two calls with one id are two calls with one id (14), however they are told apart.
+@breaks(39, STREAM, WITH_SEVERAL_CALLS, implies=(14,))
+def one_id_at_two_indices(reply: GoodReply) -> None:
+    reply.calls[-1]["id"] = reply.calls[0]["id"]
+
+
 def send_late(reply: GoodReply, key: str) -> None:
     call = reply.calls[-1]
     add_tool_delta(reply, {"index": call["index"], key: call.pop(key)})
@@ -211,6 +217,13 @@ def tool_delta_as_object(reply: GoodReply) -> None:
 @breaks(43, STREAM)
 def tool_delta_of_texts(reply: GoodReply) -> None:
     reply.deltas[-1]["tool_calls"] = ["get_time"]
+
+
+@breaks(43, STREAM, WITH_CALLS)
+def nothing_but_tool_deltas_without_a_list(reply: GoodReply) -> None:
+    for delta in reply.deltas:
+        if "tool_calls" in delta:
+            delta["tool_calls"] = delta["tool_calls"][0]
 
 
 @breaks(44, STREAM)
@@ -272,6 +285,14 @@ def cut_between_events(reply: GoodReply) -> None:
 def cut_inside_an_event(reply: GoodReply) -> None:
     del events(reply)[place_of_the_finish(reply) + 1 :]
     reply.raw = reply.body()[:-20]
+
+
+@breaks(47, STREAM, WITH_CALLS, implies=(32, 44))
+def cut_inside_the_arguments(reply: GoodReply) -> None:
+    del events(reply)[place_of_the_finish(reply) :]
+    function = reply.calls[-1]["function"]
+    function["arguments"] = function["arguments"][:-3]
+    reply.raw = reply.body() + b'data: {"id": "chat'
 
 
 @breaks(47, STREAM, implies=(32,))
