@@ -17,13 +17,13 @@ from healthchecks.case import DATABASE_SCHEMA_MARK, Case, Expectation, Turn, ren
 from healthchecks.database import FACTS, DatabaseTool, describe_schema
 from healthchecks.endpoint import Answered, Endpoint, ask
 from healthchecks.expectations import unmet, unmet_error, unmet_growth
-from healthchecks.toolcalls import BEHAVIOURAL, INTEROP, WARN, Call, Finding, Reply
+from healthchecks.toolcalls import BEHAVIOURAL, INTEROP, RULES, WARN, Call, Finding, Reply
 from healthchecks.toolcalls.known import TOOL_CHOICE_IGNORED, KnownFault
 
 MOST_ROUNDS_OF_CALLS = 4
 
 # The server's doing; what a case expects besides is the model's.
-SERVERS_RULES = (59, 60, 61, 62)
+SERVERS_RULES = (59, 60, 61, 62, 63)
 _KNOWN: Mapping[int, KnownFault] = {59: TOOL_CHOICE_IGNORED}
 
 
@@ -93,7 +93,8 @@ class Conversation:
         if known is not None and known.concerns(self.stage.endpoint.server):
             self.find(rule, WARN, reason, known.label)
         else:
-            self.find(rule, INTEROP if rule in SERVERS_RULES else BEHAVIOURAL, reason)
+            of_form = rule in SERVERS_RULES and RULES[rule].severities != "B"
+            self.find(rule, INTEROP if of_form else BEHAVIOURAL, reason)
 
     def _keep_expectation(self, turn: Turn) -> None:
         """With the exchange that it is about: whoever reads it from a file can judge it again."""

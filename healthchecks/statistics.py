@@ -79,6 +79,8 @@ def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tu
 
 def is_models_doing(finding: Finding) -> bool:
     """Whether the model is to blame, whose replies are to be counted; all else is the server's form."""
+    if finding.rule in SERVERS_RULES:
+        return False
     return finding.rule in ARGUMENT_RULES or finding.severity == BEHAVIOURAL
 
 
@@ -111,7 +113,8 @@ def _behaviour(result: CaseResult, case: Case) -> Iterator[tuple[int, bool]]:
 
     What a play did not come to is no trial. One that ended without a reply tells nothing of the model.
     """
-    broken = {finding.rule for finding in result.findings if finding.severity == BEHAVIOURAL}
+    behaviour = (finding for finding in result.findings if finding.severity == BEHAVIOURAL)
+    broken = {finding.rule for finding in behaviour if finding.rule not in SERVERS_RULES}
     told = {finding.rule for finding in result.findings}
     met: set[int] = set()
     for turn in case.turns:

@@ -22,6 +22,7 @@ CASES = load_cases(["weather_parallel", "no_tools"])
 FORM = Finding(30, "interop", "content", "the text holds a call")
 ARGUMENTS = Finding(21, "interop", "arguments", "'location' is a required property")
 BEHAVIOUR = Finding(55, "behavioural", "reply 1", "one call came")
+MIXED_UP = Finding(63, "behavioural", "conversation 2", "a call has the id of another conversation")
 WARNING = Finding(48, "warn", "events[1]", "an empty text")
 GOOD_CALLS = Rate(8, 8)
 
@@ -38,11 +39,14 @@ def baseline(by_rule: Mapping[int, tuple[int, int]]) -> Baseline:
     return Baseline("promoted yesterday", {rule: Rate(*rate) for rule, rate in by_rule.items()})
 
 
-@pytest.mark.parametrize("served", [None, baseline({}), baseline({30: (0, 50)})])
-def test_a_fault_of_form_always_blocks(served: Baseline | None) -> None:
-    decision = judge_candidate([play(FORM)], counted(), CASES, served)
-    assert decision.reasons == ("weather_parallel (plain): rule 30, content: the text holds a call",)
-    assert decision.counted(play(FORM, BEHAVIOUR)) == (FORM,)
+@pytest.mark.parametrize("served", [None, baseline({}), baseline({30: (0, 50), 63: (0, 50)})])
+@pytest.mark.parametrize("finding", [FORM, MIXED_UP])
+def test_a_fault_of_form_always_blocks(finding: Finding, served: Baseline | None) -> None:
+    decision = judge_candidate([play(finding)], counted(), CASES, served)
+    assert decision.reasons == (
+        f"weather_parallel (plain): rule {finding.rule}, {finding.where}: {finding.reason}",
+    )
+    assert decision.counted(play(finding, BEHAVIOUR)) == (finding,)
 
 
 @pytest.mark.parametrize("finding", [ARGUMENTS, BEHAVIOUR])
