@@ -6,10 +6,9 @@ results (52) is accepted. Everything else is the judge's.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +52,15 @@ def set_stage(endpoint: Endpoint, deadline_seconds: float, database: Path) -> St
 
 @dataclass(frozen=True)
 class Conversation:
-    """One case in one mode while it is played; `play` fills the lists."""
+    """One case in one mode while it is played; `play` fills the lists.
+
+    `others` are the conversations that are held at the same time.
+    """
 
     stage: Stage
     case: Case
     mode: str
+    others: Sequence[Case] = ()
     messages: list[Mapping[str, Any]] = field(default_factory=list)
     answers: list[Answered] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
@@ -66,7 +69,7 @@ class Conversation:
         """Turn by turn, until one does not bring what is expected: what follows would make no sense."""
         self.messages.extend(opening_messages(self.case))
         reply: Reply | None = None
-        for turn in self.case.turns:
+        for number, turn in enumerate(self.case.turns):
             if turn.expect.error:
                 self._send_error(turn)
                 self._keep_expectation(turn)
@@ -81,7 +84,8 @@ class Conversation:
                 return
             reason = self._unmet(turn.expect, reply)
             if reason is not None:
-                self._find_unmet(turn.expect.rule, reason)
+                mixed_up = turn.expect.rule != 63 or self._is_of_another(number, reply)
+                self._find_unmet(turn.expect.rule if mixed_up else models_rule(63), reason)
                 return
 
     def find(self, rule: int, severity: str, reason: str, known: str | None = None) -> None:
@@ -98,8 +102,8 @@ class Conversation:
 
     def _keep_expectation(self, turn: Turn) -> None:
         """With the exchange that it is about: whoever reads it from a file can judge it again."""
-        exchange = dataclasses.replace(self.answers[-1].exchange, expect=render_expectation(turn.expect))
-        self.answers[-1] = dataclasses.replace(self.answers[-1], exchange=exchange)
+        exchange = replace(self.answers[-1].exchange, expect=render_expectation(turn.expect))
+        self.answers[-1] = replace(self.answers[-1], exchange=exchange)
 
     def _unmet(self, expect: Expectation, reply: Reply) -> str | None:
         if expect.prompt_grows:
@@ -107,6 +111,15 @@ class Conversation:
             without = {key: value for key, value in sent.items() if key != "tools"}
             return unmet_growth(reply, self.stage.ask(without).reply)
         return unmet(expect, reply, self.stage.facts)
+
+    def _is_of_another(self, number: int, reply: Reply) -> bool:
+        """Whether a call in the reply to the turn of that number is what another conversation asked for."""
+        return any(
+            unmet(replace(expect, calls=(wanted,)), replace(reply, calls=(call,)), self.stage.facts) is None
+            for expect in (other.turns[number].expect for other in self.others)
+            for wanted in expect.calls or ()
+            for call in reply.calls
+        )
 
     def _ask(self, turn: Turn) -> Reply | None:
         """Send the history; the reply becomes part of it. None where there is no reply to go on with."""
@@ -116,8 +129,7 @@ class Conversation:
             return None
         number = len(self.answers)
         self.findings.extend(
-            dataclasses.replace(finding, where=f"reply {number}: {finding.where}")
-            for finding in answered.findings
+            replace(finding, where=f"reply {number}: {finding.where}") for finding in answered.findings
         )
         reply = answered.reply
         if reply is None:
@@ -195,6 +207,11 @@ class Conversation:
             self.find(51, INTEROP, f"HTTP {status} for a history with calls and `content: null`")
         else:
             self.find(52, INTEROP, f"HTTP {status} for a history with tool results")
+
+
+def models_rule(rule: int) -> int:
+    """What the model broke where an expectation by this rule is not met: mixing up (63) no model can do."""
+    return 55 if rule == 63 else rule
 
 
 def meaning(reply: Reply) -> list[tuple[Any, Any]]:

@@ -9,6 +9,7 @@ import pytest
 from healthchecks.case import load_cases
 from healthchecks.gate import (
     Baseline,
+    find_doubtful,
     judge_candidate,
     judge_strictly,
     render_rate,
@@ -89,8 +90,11 @@ def test_a_model_of_which_no_call_is_expected_needs_none() -> None:
         ((12, 12), (12, 12), False),
         ((9, 12), (10, 12), False),
         ((9, 12), (11, 12), True),  # at most 91.1 %, and 91.7 % were served
-        ((0, 9), (12, 12), False),
-        ((0, 12), (9, 9), False),
+        ((0, 9), (12, 12), True),
+        ((0, 12), (2, 2), True),
+        ((1, 1), (12, 12), False),
+        ((0, 0), (12, 12), True),  # earlier turns fail, so nobody knows
+        ((0, 0), (0, 12), False),
         ((0, 10), (10, 10), True),
     ],
 )
@@ -101,7 +105,8 @@ def test_a_rate_blocks_where_the_run_shows_that_it_has_fallen(
     assert decision.passed is not blocks
     assert (55 in (decision.blocked or ())) is blocks
     if blocks:
-        assert decision.reasons[0].startswith(f"rule 55: {run[0]} of {run[1]}, ")
+        told = f"{run[0]} of {run[1]}, " if run[1] else "no play came so far; "
+        assert decision.reasons[0].startswith(f"rule 55: {told}")
         assert f"the served model had {served[0]} of {served[1]}, " in decision.reasons[0]
         assert decision.counted(play(BEHAVIOUR, ARGUMENTS)) == (BEHAVIOUR,)
     else:
@@ -109,7 +114,29 @@ def test_a_rate_blocks_where_the_run_shows_that_it_has_fallen(
 
 
 def test_a_rule_that_the_served_model_never_met_blocks_nothing() -> None:
-    assert judge_candidate([play(BEHAVIOUR)], counted({55: (0, 40)}), CASES, baseline({56: (9, 12)})).passed
+    rates = counted({55: (0, 40), 56: (9, 12)})
+    assert judge_candidate([play(BEHAVIOUR)], rates, CASES, baseline({56: (9, 12)})).passed
+
+
+@pytest.mark.parametrize(
+    ("run", "doubtful"),
+    [
+        ({55: (3, 9)}, {55}),
+        ({}, {55}),
+        ({55: (9, 9)}, set()),
+        ({55: (9, 10)}, set()),  # enough: the interval decides
+        ({55: (3, 9), 57: (0, 2)}, {55, 57}),
+        ({55: (3, 9), 21: (0, 40)}, set()),  # blocked already
+    ],
+)
+def test_what_looks_worse_in_a_few_trials_is_doubtful_unless_something_blocks_already(
+    run: Mapping[int, tuple[int, int]], doubtful: set[int]
+) -> None:
+    served = baseline({55: (12, 12), 57: (2, 2), 21: (40, 40), 63: (2, 2)})
+    rates = counted({57: (2, 2), 21: (40, 40), **run})
+    assert find_doubtful([play()], rates, CASES, served) == doubtful
+    assert find_doubtful([play(FORM)], rates, CASES, served) == set()
+    assert find_doubtful([play()], rates, CASES, None) == set()
 
 
 def test_without_a_model_to_compare_with_every_finding_counts_but_warnings() -> None:
@@ -120,7 +147,7 @@ def test_without_a_model_to_compare_with_every_finding_counts_but_warnings() -> 
 
 def test_a_rate_is_told_with_its_interval() -> None:
     assert render_rate(Rate(9, 12)) == "9 of 12, 75 % (47 to 91 %)"
-    assert render_rate(Rate(0, 0)) == "0 of 0, 0 % (0 to 100 %)"
+    assert render_rate(Rate(0, 0)) == "no play came so far"
 
 
 def test_only_the_very_same_cases_have_the_same_fingerprint() -> None:

@@ -141,7 +141,14 @@ def test_conversations_that_are_mixed_up_tell_nothing_of_the_model() -> None:
     mixed_up = Finding(63, "behavioural", "conversation 2", "a call has the id of another conversation")
     result = played("concurrent_calls", findings=[mixed_up])
     assert not is_models_doing(mixed_up)
-    assert 63 not in rates([result], cases("concurrent_calls")).by_rule
+    assert rates([result], cases("concurrent_calls")).by_rule == {}
+
+
+@pytest.mark.parametrize("failed", [False, True])
+def test_concurrent_calls_are_trials_of_rule_55(failed: bool) -> None:
+    findings = [Finding(55, "behavioural", "conversation 1, reply 1", "no call")] if failed else []
+    counted = rates([played("concurrent_calls", findings=findings)], cases("concurrent_calls")).by_rule
+    assert counted == {55: Rate(int(not failed), 1)}
 
 
 @pytest.mark.parametrize(
