@@ -7,7 +7,9 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import xml.etree.ElementTree as ET
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +147,65 @@ def test_the_key_is_in_nothing_that_is_printed_or_written(tmp_path: Path, given:
         assert all(one.returncode == 2 for one in done)
         assert "incorrect API key provided: Bearer ***" in done[0].stdout
     assert "Bearer ***" in next(path for path in files if path.suffix == ".json").read_text()
+
+
+def spelled_out(key: str, *, stream: bool) -> tuple[str, bytes]:
+    """A reply that says the key, and whose bytes do not: in escapes, or in pieces."""
+    shared = {"id": "1", "created": 1, "model": "canary"}
+    if not stream:
+        message = {"role": "assistant", "content": "Your key is KEY"}
+        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        whole = json.dumps({**shared, "object": "chat.completion", "choices": [choice]})
+        escaped = "".join(f"\\u{ord(letter):04x}" for letter in key)
+        return "application/json", whole.replace("KEY", escaped).encode()
+    pieces = [
+        {"index": 0, "delta": {"content": piece}, "finish_reason": None} for piece in (key[:6], key[6:])
+    ]
+    chunks = [{**shared, "object": "chat.completion.chunk", "choices": [piece]} for piece in pieces]
+    return "text/event-stream", "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks).encode()
+
+
+class Spelling(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_error(404)
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        key = self.headers["Authorization"].removeprefix("Bearer ")
+        kind, body = spelled_out(key, stream=asked["stream"])
+        self.send_response(200)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_key_that_the_server_spells_out_is_in_nothing_either(tmp_path: Path) -> None:
+    words = ["--model", "canary", "--key-env", "FLEET_KEY", "--case", "weather_one_call"]
+    words += ["--exchanges", "raw", "--junit", "r.xml", "--html", "r.html"]
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Spelling)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        url = f"http://127.0.0.1:{server.server_port}"
+        done = [smoke("--url", url, *words, *more, cwd=tmp_path, FLEET_KEY=KEY) for more in ([], ["--json"])]
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+    assert [one.returncode for one in done] == [2, 2]
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) == 2 + 2
+    for text in [path.read_text() for path in files] + [one.stdout + one.stderr for one in done]:
+        assert "secret" not in text
+        assert "u0073" not in text
+    assert done[0].stdout.count("the answer spells out the API key, so it is not kept") >= 2
+    for path in tmp_path.rglob("*.json"):
+        (exchange,) = parse_saved(path.read_bytes()).exchanges
+        assert exchange.body == b"withheld: this answer spells out the API key"
 
 
 def test_a_key_is_withheld_wherever_the_answer_has_it_but_not_a_mere_placeholder() -> None:
