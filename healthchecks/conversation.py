@@ -82,23 +82,26 @@ class Conversation:
             self._keep_expectation(turn)
             if reply is None:
                 return
+            at = len(self.answers)
             reason = self._unmet(turn.expect, reply)
             if reason is not None:
                 mixed_up = turn.expect.rule != 63 or self._is_of_another(number, reply)
-                self._find_unmet(turn.expect.rule if mixed_up else models_rule(63), reason)
+                self._find_unmet(turn.expect.rule if mixed_up else models_rule(63), reason, at)
                 return
 
-    def find(self, rule: int, severity: str, reason: str, known: str | None = None) -> None:
-        """Add a finding about the latest reply."""
-        self.findings.append(Finding(rule, severity, f"reply {len(self.answers)}", reason, known))
+    def find(
+        self, rule: int, severity: str, reason: str, at: int | None = None, known: str | None = None
+    ) -> None:
+        """Add a finding about the reply of that number, or the latest one."""
+        self.findings.append(Finding(rule, severity, f"reply {at or len(self.answers)}", reason, known))
 
-    def _find_unmet(self, rule: int, reason: str) -> None:
+    def _find_unmet(self, rule: int, reason: str, at: int | None = None) -> None:
         known = _KNOWN.get(rule)
         if known is not None and known.concerns(self.stage.endpoint.server):
-            self.find(rule, WARN, reason, known.label)
+            self.find(rule, WARN, reason, at, known.label)
         else:
             of_form = rule in SERVERS_RULES and RULES[rule].severities != "B"
-            self.find(rule, INTEROP if of_form else BEHAVIOURAL, reason)
+            self.find(rule, INTEROP if of_form else BEHAVIOURAL, reason, at)
 
     def _keep_expectation(self, turn: Turn) -> None:
         """With the exchange that it is about: whoever reads it from a file can judge it again."""
@@ -109,7 +112,8 @@ class Conversation:
         if expect.prompt_grows:
             sent = self.answers[-1].exchange.request
             without = {key: value for key, value in sent.items() if key != "tools"}
-            return unmet_growth(reply, self.stage.ask(without).reply)
+            # Kept too: whoever reads it from a file can compare them again.
+            return unmet_growth(reply, self._take(self.stage.ask(without)).reply)
         return unmet(expect, reply, self.stage.facts)
 
     def _is_of_another(self, number: int, reply: Reply) -> bool:
@@ -127,10 +131,7 @@ class Conversation:
         self.answers.append(answered)
         if turn.expect.may_refuse and unmet_error(range(400, 500), answered.exchange) is None:
             return None
-        number = len(self.answers)
-        self.findings.extend(
-            replace(finding, where=f"reply {number}: {finding.where}") for finding in answered.findings
-        )
+        self._find_of(answered)
         reply = answered.reply
         if reply is None:
             self._blame_history(answered)
@@ -140,6 +141,16 @@ class Conversation:
         else:
             self.messages.append(reply.message)
         return reply
+
+    def _take(self, answered: Answered) -> Answered:
+        self.answers.append(answered)
+        self._find_of(answered)
+        return answered
+
+    def _find_of(self, latest: Answered) -> None:
+        """What the judge found in it."""
+        where = f"reply {len(self.answers)}"
+        self.findings.extend(replace(one, where=f"{where}: {one.where}") for one in latest.findings)
 
     def _send_error(self, turn: Turn) -> None:
         """Rule 60: a request that must fail; it stays out of the history."""

@@ -256,20 +256,30 @@ def test_judge_reads_what_smoke_wrote(tmp_path: Path) -> None:
     assert {finding["rule"] for finding in fired if finding["severity"] != WARN} == {21, 55}
 
 
-@pytest.mark.parametrize("faults", [[], ["text-calls"], ["no-done"], ["die-after-call"]], ids=str)
+@pytest.mark.parametrize(
+    ("faults", "server"),
+    [
+        ([], "ollama/0.17.5"),
+        (["text-calls"], "ollama/0.17.5"),
+        (["no-done"], "ollama/0.17.5"),
+        (["die-after-call"], "ollama/0.17.5"),
+        (["no-growth"], "ollama/0.17.5"),
+        # The suite excuses no loss, and neither does a judge that is told no server.
+        (["swallow"], None),
+        (["cut-stream"], None),
+    ],
+    ids=str,
+)
 def test_every_case_is_judged_alike_when_it_is_played_and_when_it_is_read(
-    tmp_path: Path, faults: list[str]
+    tmp_path: Path, faults: list[str], server: str | None
 ) -> None:
     make_database(tmp_path / "music.sqlite", seed=1)
-    with start_server(faults=faults) as server:
-        endpoint = Endpoint(server.url, "myqwen2", server="ollama/0.17.5")
+    with start_server(faults=faults) as simulated:
+        endpoint = Endpoint(simulated.url, "myqwen2", server="ollama/0.17.5")
         results = run_suite(endpoint, load_cases(), database=tmp_path / "music.sqlite")
     for result in results:
         read = parse_saved(render_exchange_file(result.exchanges)).exchanges
-        assert judge_conversation(read, server="ollama/0.17.5").ok is result.passed, (
-            result.case,
-            result.mode,
-        )
+        assert judge_conversation(read, server=server).ok is result.passed, (result.case, result.mode)
 
 
 def test_several_runs_give_rates_with_intervals(tmp_path: Path) -> None:

@@ -389,6 +389,9 @@ def test_a_prompt_that_does_not_grow_with_tools_is_rule_61(
 
     for result in play_custom(model, turns=one_turn(61, prompt_grows=True)):
         assert rules(result) == broken
+        # Both exchanges are kept; the finding is about the first.
+        assert ["tools" in exchange.request for exchange in result.exchanges] == [True, False]
+        assert {finding.where for finding in result.findings if finding.rule == 61} <= {"reply 1"}
 
 
 @pytest.mark.parametrize(
