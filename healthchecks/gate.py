@@ -78,22 +78,28 @@ def judge_candidate(
     """Against the model that is served; the first one has to make good calls, and not mostly bad ones.
 
     A rule of the model's doing blocks where the upper end of the run's 95 % interval lies below the served
-    model's rate, and where no play comes as far as its turn any more. `find_doubtful` says beforehand which
-    rules have too few trials for that.
+    model's rate. One with fewer than `LEAST_TRIALS` is asked only where nothing else blocks; it does so too
+    if no play comes as far as its turn any more. `find_doubtful` says beforehand which ones to play again.
     """
-    basis = "the first model that is judged by these cases: what is the model's doing does not count yet"
-    if baseline is not None:
-        basis = f"what is the model's doing is compared with what is served: {baseline.told}"
-    worse: dict[int, str] = {
+    if baseline is None:
+        basis = "the first model that is judged by these cases: what is the model's doing does not count yet"
+        calls = rates.schema_accuracy
+        told: tuple[str, ...] = ()
+        if calls.successes > 0 and calls.interval[1] < FIRST_SHARE:
+            told = (f"good calls: {render_rate(calls)}; a first model must reach one half",)
+        return _decide(basis, results, rates, cases, told, frozenset())
+    basis = f"what is the model's doing is compared with what is served: {baseline.told}"
+    worse = {
         rule: f"rule {rule}: {render_rate(rate)}; the served model had {render_rate(served)}"
         for rule, rate, served in _compared(rates, baseline)
         if rate.interval[1] < served.share or not rate.trials
     }
-    calls = rates.schema_accuracy
-    told = tuple(worse.values())
-    if baseline is None and calls.successes > 0 and calls.interval[1] < FIRST_SHARE:
-        told = (f"good calls: {render_rate(calls)}; a first model must reach one half",)
-    return _decide(basis, results, rates, cases, told, frozenset(worse))
+    few = {rule for rule in worse if rates.by_rule.get(rule, NOTHING).trials < LEAST_TRIALS}
+    told = tuple(said for rule, said in worse.items() if rule not in few)
+    decision = _decide(basis, results, rates, cases, told, frozenset(worse).difference(few))
+    if decision.passed and few:
+        return _decide(basis, results, rates, cases, tuple(worse.values()), frozenset(worse))
+    return decision
 
 
 def find_doubtful(

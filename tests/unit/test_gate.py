@@ -113,6 +113,15 @@ def test_a_rate_blocks_where_the_run_shows_that_it_has_fallen(
         assert len(decision.notes) == 1
 
 
+def test_rules_with_few_trials_are_not_told_where_something_else_blocks() -> None:
+    rates = counted({55: (0, 12), 57: (0, 2)})
+    decision = judge_candidate([play()], rates, CASES, baseline({55: (12, 12), 57: (2, 2), 58: (2, 2)}))
+    assert decision.blocked == {55}
+    assert len(decision.reasons) == 1
+    dead = judge_candidate([play(FORM)], counted(), CASES, baseline({55: (12, 12), 57: (2, 2)}))
+    assert dead.reasons == ("weather_parallel (plain): rule 30, content: the text holds a call",)
+
+
 def test_a_rule_that_the_served_model_never_met_blocks_nothing() -> None:
     rates = counted({55: (0, 40), 56: (9, 12)})
     assert judge_candidate([play(BEHAVIOUR)], rates, CASES, baseline({56: (9, 12)})).passed
