@@ -103,6 +103,8 @@ def test_nobody_there_is_unreachable_and_reported(tmp_path: Path) -> None:
         (["--url", "http://h/v1?key=hunter22", "--model", "m"], "is no base URL"),
         (["--url", "http://me:hunter22@h", "--model", "m"], "holds a name or a password"),
         (["--url", "http://h", "--model", "m", "--server", "ollama"], "names no version"),
+        (["--url", "http://h", "--model", "m", "--server", "ollama/0.17"], "names no version"),
+        (["--url", "http://h", "--model", "m", "--server", "0.17.5"], "names no version"),
         (
             ["--url", "http://h", "--model", "m", "--key-env", "FLEET_NONE"],
             "no such variable, or it is empty",
