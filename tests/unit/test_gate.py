@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from healthchecks.case import load_cases
+from console import proof
+from deploy.report import Report
+from healthchecks.case import Case, load_cases
 from healthchecks.gate import (
+    MOST_REPEATS,
     Baseline,
     find_doubtful,
     judge_candidate,
@@ -15,7 +21,7 @@ from healthchecks.gate import (
     render_rate,
     suite_fingerprint,
 )
-from healthchecks.runner import CaseResult
+from healthchecks.runner import CaseResult, Endpoint
 from healthchecks.statistics import Rate, Rates
 from healthchecks.toolcalls import Finding
 
@@ -116,7 +122,7 @@ def test_a_rate_blocks_where_the_run_shows_that_it_has_fallen(
 def test_rules_with_few_trials_are_not_told_where_something_else_blocks() -> None:
     rates = counted({55: (0, 12), 57: (0, 2)})
     decision = judge_candidate([play()], rates, CASES, baseline({55: (12, 12), 57: (2, 2), 58: (2, 2)}))
-    assert decision.blocked == {55}
+    assert decision.blocked == frozenset({55})
     assert len(decision.reasons) == 1
     dead = judge_candidate([play(FORM)], counted(), CASES, baseline({55: (12, 12), 57: (2, 2)}))
     assert dead.reasons == ("weather_parallel (plain): rule 30, content: the text holds a call",)
@@ -171,3 +177,28 @@ def test_only_the_very_same_cases_have_the_same_fingerprint() -> None:
 def test_every_run_is_told_by_its_number() -> None:
     again: Sequence[CaseResult] = [CaseResult("c", "stream", False, (FORM,), 0.1, (), (), None, run=3)]
     assert judge_strictly(again, counted(), CASES).reasons[0].startswith("c (stream, run 3): rule 30")
+
+
+@pytest.mark.parametrize("told", [(0, 0), (0, 1)])
+def test_a_doubtful_rule_is_played_again_until_it_has_ten_trials_or_ten_times(
+    monkeypatch: pytest.MonkeyPatch, told: tuple[int, int]
+) -> None:
+    played: list[tuple[list[str], int, int]] = []
+    finding = Finding(58, "behavioural", "reply 1", "a call came")
+    one = CaseResult("no_tools", "plain", False, (finding,), 0.1, (), (), None)
+    again = (one,) * (2 * told[1])
+
+    def run_suite(_: Endpoint, cases: Sequence[Case], **given: Any) -> tuple[CaseResult, ...]:
+        played.append(([case.name for case in cases], given["first_run"], given["runs"]))
+        return again
+
+    monkeypatch.setattr(proof, "run_suite", run_suite)
+    suite = proof.Suite(database=Path("none"), report=Report(as_json=True, stdout=io.StringIO()))
+    cases = load_cases(["no_tools", "irrelevant"])
+    served = baseline({58: (2, 2)})
+    results, rates = proof.play_doubtful(suite, "box", Endpoint("u", "m"), cases, again, served)
+    repeats = 4 if told[1] else MOST_REPEATS
+    assert played == [(["no_tools"], run, 1) for run in range(2, 2 + repeats)]
+    assert rates.by_rule.get(58) == (Rate(0, 10) if told[1] else None)
+    assert len(results) == len(again) * (1 + repeats)
+    assert not judge_candidate(results, rates, cases, served).passed
