@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,10 +17,18 @@ from deploy.report import Report
 from healthchecks.case import LEVELS, Case, UnknownCaseError
 from healthchecks.context import check_context
 from healthchecks.database import UnusableDatabaseError, check_database, make_database
-from healthchecks.gate import Baseline, Decision, judge_candidate, judge_strictly, suite_fingerprint
+from healthchecks.gate import (
+    MOST_REPEATS,
+    Baseline,
+    Decision,
+    find_doubtful,
+    judge_candidate,
+    judge_strictly,
+    suite_fingerprint,
+)
 from healthchecks.provenance import check_provenance
 from healthchecks.runner import CaseResult, Endpoint, load_cases, run_suite
-from healthchecks.statistics import Rate, Rates, rates
+from healthchecks.statistics import Rate, Rates, can_try, rates
 from healthchecks.suite_report import SuiteReport
 from healthchecks.toolcalls import RULES
 
@@ -51,14 +59,17 @@ class Suite:
             return load_cases(self.cases)
         return cases_for(self.level or level, uses_tools=uses_tools)
 
-    def play(self, host: str, endpoint: Endpoint, cases: Sequence[Case]) -> tuple[CaseResult, ...]:
-        """All plays, each told as soon as it is known."""
+    def play(
+        self, host: str, endpoint: Endpoint, cases: Sequence[Case], *, repeat: int = 0
+    ) -> tuple[CaseResult, ...]:
+        """All plays, each told as soon as it is known; `repeat` counts the single runs after those."""
+        first, runs = (self.runs + repeat, 1) if repeat else (1, self.runs)
 
         def tell(result: CaseResult) -> None:
             self.report("case", host, model=endpoint.model, **_case_fields(result))
             self.keep(host, endpoint.model, result)
 
-        return run_suite(endpoint, cases, database=self.database, runs=self.runs, on_result=tell)
+        return run_suite(endpoint, cases, database=self.database, runs=runs, first_run=first, on_result=tell)
 
 
 def cases_for(level: str, *, uses_tools: bool) -> tuple[Case, ...]:
@@ -95,10 +106,43 @@ def prove_model(request: VerifyRequest, suite: Suite, gate: Gate) -> SuiteReport
     if told.obstacles:
         return told
 
-    def compare(results: Sequence[CaseResult], counted: Rates, cases: Sequence[Case]) -> Decision:
-        return gate(results, counted, cases, _comparable(request.baseline(), cases))
+    endpoint = endpoint_of(request, told)
+    results = suite.play(told.host, endpoint, cases)
+    baseline = _comparable(request.baseline(), cases)
+    results, counted = play_doubtful(suite, told.host, endpoint, cases, results, baseline)
+    return _decided(told, suite, cases, results, counted, gate(results, counted, cases, baseline))
 
-    return play_suite(told, suite, endpoint_of(request, told), cases, compare)
+
+def play_doubtful(
+    suite: Suite,
+    host: str,
+    endpoint: Endpoint,
+    cases: Sequence[Case],
+    results: tuple[CaseResult, ...],
+    baseline: Baseline | None,
+) -> tuple[tuple[CaseResult, ...], Rates]:
+    """All plays, and the rates: what looks worse in a few trials is played until there are enough of them.
+
+    Only the rules in doubt are counted anew. The others keep the rate of the run in which every case was
+    played equally often.
+    """
+    counted = rates(results, cases)
+    for repeat in range(1, MOST_REPEATS + 1):
+        doubtful = find_doubtful(results, counted, cases, baseline)
+        if not doubtful:
+            break
+        again = [case for case in cases if any(can_try(case, rule) for rule in doubtful)]
+        suite.report("note", host, text=f"{_names(doubtful)} looked worse in a few trials: played again")
+        results += suite.play(host, endpoint, again, repeat=repeat)
+        of_all = rates(results, cases).by_rule
+        anew = {rule: rate for rule, rate in of_all.items() if rule in doubtful}
+        counted = replace(counted, by_rule={**counted.by_rule, **anew})
+    return results, counted
+
+
+def _names(rules: Iterable[int]) -> str:
+    numbers = [str(rule) for rule in sorted(rules)]
+    return f"rule {numbers[0]}" if len(numbers) == 1 else f"rules {', '.join(numbers)}"
 
 
 def examine_model(request: VerifyRequest, suite: Suite, cases: Sequence[Case]) -> SuiteReport:
@@ -134,13 +178,24 @@ def play_suite(
     """`told` with the plays, what was counted in them, and the decision on them."""
     results = suite.play(told.host, endpoint, cases)
     counted = rates(results, cases)
+    return _decided(told, suite, cases, results, counted, decide(results, counted, cases))
+
+
+def _decided(
+    told: SuiteReport,
+    suite: Suite,
+    cases: Sequence[Case],
+    results: tuple[CaseResult, ...],
+    counted: Rates,
+    decision: Decision,
+) -> SuiteReport:
     suite.report("rates", told.host, model=told.model, **rate_fields(counted))
     return replace(
         told,
         suite=suite_fingerprint(cases),
         results=results,
         rates=counted,
-        decision=decide(results, counted, cases),
+        decision=decision,
     )
 
 

@@ -34,6 +34,9 @@ from healthchecks.runner import CaseResult, Endpoint
 from healthchecks.suite_report import SuiteReport
 from healthchecks.toolcalls import RULES
 
+# The known faults are told apart by three numbers.
+_SERVER = re.compile(r"[A-Za-z][\w.-]*/v?\d+\.\d+\.\d+(?:[.+-][\w.+-]*)?", re.ASCII)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SmokeTask:
@@ -125,7 +128,7 @@ class AskedEndpoint:
             raise _usage("`--url` holds a name or a password", "give the key with --key-env NAME")
         if not self.model:
             raise _usage("`--url` needs the model to ask for", "add --model NAME")
-        if self.server is not None and not re.fullmatch(r"[\w.-]+/v?\d[\w.+-]*", self.server):
+        if self.server is not None and not _SERVER.fullmatch(self.server):
             raise _usage(f"`--server {self.server}` names no version", "give it as ollama/0.17.5")
         return Endpoint(self.url or "", self.model, key=self._key(), server=self.server)
 

@@ -20,6 +20,9 @@ RETRY_SECONDS = 0.05
 ANSWER_SECONDS = 10.0
 """For requests that a running server answers at once."""
 
+# It is printed and put into reports; whoever answers with anything else has stated none.
+_PLAIN_VERSION = re.compile(r"[0-9A-Za-z.+-]{1,64}")
+
 
 def is_simulated(headers: Mapping[str, str] | None) -> bool:
     """Whether the reply came from the simulated Ollama, which says so in each of its replies."""
@@ -151,7 +154,7 @@ def _version_check(name: str, url: str, answer: Answer) -> Check:
     except ValueError as problem:
         return Check(name, False, f"no Ollama answers at `{url}`: {problem}", data)
     version = reply.get("version") if isinstance(reply, dict) else None
-    if not isinstance(version, str):
+    if not isinstance(version, str) or not _PLAIN_VERSION.fullmatch(version):
         return Check(name, False, f"`{url}/api/version` states no version", data)
     kind = "simulated Ollama" if data["simulated"] else "Ollama"
     return Check(name, True, f"{kind} {version}", {"version": version, **data})

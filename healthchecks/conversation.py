@@ -6,10 +6,9 @@ results (52) is accepted. Everything else is the judge's.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,13 @@ from healthchecks.case import DATABASE_SCHEMA_MARK, Case, Expectation, Turn, ren
 from healthchecks.database import FACTS, DatabaseTool, describe_schema
 from healthchecks.endpoint import Answered, Endpoint, ask
 from healthchecks.expectations import unmet, unmet_error, unmet_growth
-from healthchecks.toolcalls import BEHAVIOURAL, INTEROP, WARN, Call, Finding, Reply
+from healthchecks.toolcalls import BEHAVIOURAL, INTEROP, RULES, WARN, Call, Finding, Reply
 from healthchecks.toolcalls.known import TOOL_CHOICE_IGNORED, KnownFault
 
 MOST_ROUNDS_OF_CALLS = 4
 
 # The server's doing; what a case expects besides is the model's.
-SERVERS_RULES = (59, 60, 61, 62)
+SERVERS_RULES = (59, 60, 61, 62, 63)
 _KNOWN: Mapping[int, KnownFault] = {59: TOOL_CHOICE_IGNORED}
 
 
@@ -53,11 +52,15 @@ def set_stage(endpoint: Endpoint, deadline_seconds: float, database: Path) -> St
 
 @dataclass(frozen=True)
 class Conversation:
-    """One case in one mode while it is played; `play` fills the lists."""
+    """One case in one mode while it is played; `play` fills the lists.
+
+    `others` are the conversations that are held at the same time.
+    """
 
     stage: Stage
     case: Case
     mode: str
+    others: Sequence[Case] = ()
     messages: list[Mapping[str, Any]] = field(default_factory=list)
     answers: list[Answered] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
@@ -66,7 +69,7 @@ class Conversation:
         """Turn by turn, until one does not bring what is expected: what follows would make no sense."""
         self.messages.extend(opening_messages(self.case))
         reply: Reply | None = None
-        for turn in self.case.turns:
+        for number, turn in enumerate(self.case.turns):
             if turn.expect.error:
                 self._send_error(turn)
                 self._keep_expectation(turn)
@@ -79,33 +82,48 @@ class Conversation:
             self._keep_expectation(turn)
             if reply is None:
                 return
+            at = len(self.answers)
             reason = self._unmet(turn.expect, reply)
             if reason is not None:
-                self._find_unmet(turn.expect.rule, reason)
+                mixed_up = turn.expect.rule != 63 or self._is_of_another(number, reply)
+                self._find_unmet(turn.expect.rule if mixed_up else models_rule(63), reason, at)
                 return
 
-    def find(self, rule: int, severity: str, reason: str, known: str | None = None) -> None:
-        """Add a finding about the latest reply."""
-        self.findings.append(Finding(rule, severity, f"reply {len(self.answers)}", reason, known))
+    def find(
+        self, rule: int, severity: str, reason: str, at: int | None = None, known: str | None = None
+    ) -> None:
+        """Add a finding about the reply of that number, or the latest one."""
+        self.findings.append(Finding(rule, severity, f"reply {at or len(self.answers)}", reason, known))
 
-    def _find_unmet(self, rule: int, reason: str) -> None:
+    def _find_unmet(self, rule: int, reason: str, at: int | None = None) -> None:
         known = _KNOWN.get(rule)
         if known is not None and known.concerns(self.stage.endpoint.server):
-            self.find(rule, WARN, reason, known.label)
+            self.find(rule, WARN, reason, at, known.label)
         else:
-            self.find(rule, INTEROP if rule in SERVERS_RULES else BEHAVIOURAL, reason)
+            of_form = rule in SERVERS_RULES and RULES[rule].severities != "B"
+            self.find(rule, INTEROP if of_form else BEHAVIOURAL, reason, at)
 
     def _keep_expectation(self, turn: Turn) -> None:
         """With the exchange that it is about: whoever reads it from a file can judge it again."""
-        exchange = dataclasses.replace(self.answers[-1].exchange, expect=render_expectation(turn.expect))
-        self.answers[-1] = dataclasses.replace(self.answers[-1], exchange=exchange)
+        exchange = replace(self.answers[-1].exchange, expect=render_expectation(turn.expect))
+        self.answers[-1] = replace(self.answers[-1], exchange=exchange)
 
     def _unmet(self, expect: Expectation, reply: Reply) -> str | None:
         if expect.prompt_grows:
             sent = self.answers[-1].exchange.request
             without = {key: value for key, value in sent.items() if key != "tools"}
-            return unmet_growth(reply, self.stage.ask(without).reply)
+            # Kept too: whoever reads it from a file can compare them again.
+            return unmet_growth(reply, self._take(self.stage.ask(without)).reply)
         return unmet(expect, reply, self.stage.facts)
+
+    def _is_of_another(self, number: int, reply: Reply) -> bool:
+        """Whether a call in the reply to the turn of that number is what another conversation asked for."""
+        return any(
+            unmet(replace(expect, calls=(wanted,)), replace(reply, calls=(call,)), self.stage.facts) is None
+            for expect in (other.turns[number].expect for other in self.others)
+            for wanted in expect.calls or ()
+            for call in reply.calls
+        )
 
     def _ask(self, turn: Turn) -> Reply | None:
         """Send the history; the reply becomes part of it. None where there is no reply to go on with."""
@@ -113,11 +131,7 @@ class Conversation:
         self.answers.append(answered)
         if turn.expect.may_refuse and unmet_error(range(400, 500), answered.exchange) is None:
             return None
-        number = len(self.answers)
-        self.findings.extend(
-            dataclasses.replace(finding, where=f"reply {number}: {finding.where}")
-            for finding in answered.findings
-        )
+        self._find_of(answered)
         reply = answered.reply
         if reply is None:
             self._blame_history(answered)
@@ -127,6 +141,16 @@ class Conversation:
         else:
             self.messages.append(reply.message)
         return reply
+
+    def _take(self, answered: Answered) -> Answered:
+        self.answers.append(answered)
+        self._find_of(answered)
+        return answered
+
+    def _find_of(self, latest: Answered) -> None:
+        """What the judge found in it."""
+        where = f"reply {len(self.answers)}"
+        self.findings.extend(replace(one, where=f"{where}: {one.where}") for one in latest.findings)
 
     def _send_error(self, turn: Turn) -> None:
         """Rule 60: a request that must fail; it stays out of the history."""
@@ -194,6 +218,11 @@ class Conversation:
             self.find(51, INTEROP, f"HTTP {status} for a history with calls and `content: null`")
         else:
             self.find(52, INTEROP, f"HTTP {status} for a history with tool results")
+
+
+def models_rule(rule: int) -> int:
+    """What the model broke where an expectation by this rule is not met: mixing up (63) no model can do."""
+    return 55 if rule == 63 else rule
 
 
 def meaning(reply: Reply) -> list[tuple[Any, Any]]:

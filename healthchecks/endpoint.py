@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import time
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from typing import Any
 
 from healthchecks.toolcalls import INTEROP, MUST, Exchange, Finding, Reply, judge
 from healthchecks.wire import send
+from healthchecks.withheld import WHY_WITHHELD, WITHHELD, is_secret, tells_key
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,11 @@ def ask(endpoint: Endpoint, request: Mapping[str, Any], deadline_seconds: float)
         return Answered(exchange, (nothing,), None, answer.error)
     # Whoever asks for a proof wants to know what is lost, be it an old acquaintance.
     verdict = judge(exchange, server=endpoint.server, excuses_losses=False)
-    if answer.error is None:
+    key = endpoint.key
+    if key is not None and is_secret(key) and tells_key(key, verdict):
+        exchange = dataclasses.replace(exchange, body=WITHHELD, error=WHY_WITHHELD)
+        verdict = judge(exchange, server=endpoint.server, excuses_losses=False)
+    if exchange.error is None:
         return Answered(exchange, verdict.findings, verdict.reply, None)
-    cut = Finding(47, INTEROP, "the whole answer", answer.error)
-    return Answered(exchange, (*verdict.findings, cut), None, answer.error)
+    cut = Finding(47, INTEROP, "the whole answer", exchange.error)
+    return Answered(exchange, (*verdict.findings, cut), None, exchange.error)

@@ -9,16 +9,22 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from healthchecks.case import Case
+from healthchecks.conversation import SERVERS_RULES
 from healthchecks.runner import CaseResult
 from healthchecks.statistics import Rate, Rates, is_models_doing
 from healthchecks.toolcalls import WARN, Finding
 
 LEAST_TRIALS = 10
-"""Of fewer, on either side, nothing follows."""
+"""What looks worse in fewer is tried again before anything follows."""
+
+MOST_REPEATS = 10
+"""So many more times, and no more, a case is played for that."""
+
+NOTHING = Rate(0, 0)
 
 FIRST_SHARE = 0.5
 """A first model whose replies with calls are certainly worse than this is none that calls tools."""
@@ -72,26 +78,53 @@ def judge_candidate(
     """Against the model that is served; the first one has to make good calls, and not mostly bad ones.
 
     A rule of the model's doing blocks where the upper end of the run's 95 % interval lies below the served
-    model's rate, with at least `LEAST_TRIALS` on both sides.
+    model's rate. One with fewer than `LEAST_TRIALS` is asked only where nothing else blocks; it does so too
+    if no play comes as far as its turn any more. `find_doubtful` says beforehand which ones to play again.
     """
-    served = {} if baseline is None else baseline.rates
-    basis = "the first model that is judged by these cases: what is the model's doing does not count yet"
-    if baseline is not None:
-        basis = f"what is the model's doing is compared with what is served: {baseline.told}"
-    worse: dict[int, str] = {
-        rule: f"rule {rule}: {render_rate(rate)}; the served model had {render_rate(served[rule])}"
-        for rule, rate in rates.by_rule.items()
-        if rule in served and _is_worse(rate, served[rule])
+    if baseline is None:
+        basis = "the first model that is judged by these cases: what is the model's doing does not count yet"
+        calls = rates.schema_accuracy
+        told: tuple[str, ...] = ()
+        if calls.successes > 0 and calls.interval[1] < FIRST_SHARE:
+            told = (f"good calls: {render_rate(calls)}; a first model must reach one half",)
+        return _decide(basis, results, rates, cases, told, frozenset())
+    basis = f"what is the model's doing is compared with what is served: {baseline.told}"
+    worse = {
+        rule: f"rule {rule}: {render_rate(rate)}; the served model had {render_rate(served)}"
+        for rule, rate, served in _compared(rates, baseline)
+        if rate.interval[1] < served.share or not rate.trials
     }
-    calls = rates.schema_accuracy
-    told = tuple(worse.values())
-    if baseline is None and calls.successes > 0 and calls.interval[1] < FIRST_SHARE:
-        told = (f"good calls: {render_rate(calls)}; a first model must reach one half",)
-    return _decide(basis, results, rates, cases, told, frozenset(worse))
+    few = {rule for rule in worse if rates.by_rule.get(rule, NOTHING).trials < LEAST_TRIALS}
+    told = tuple(said for rule, said in worse.items() if rule not in few)
+    decision = _decide(basis, results, rates, cases, told, frozenset(worse).difference(few))
+    if decision.passed and few:
+        return _decide(basis, results, rates, cases, tuple(worse.values()), frozenset(worse))
+    return decision
+
+
+def find_doubtful(
+    results: Sequence[CaseResult], rates: Rates, cases: Sequence[Case], baseline: Baseline | None
+) -> frozenset[int]:
+    """The rules that look worse in fewer than `LEAST_TRIALS`: their cases are to be played again.
+
+    None where something blocks already: more plays would change nothing.
+    """
+    doubtful = frozenset(
+        rule
+        for rule, rate, served in _compared(rates, baseline)
+        if rate.trials < LEAST_TRIALS and rate.share < served.share
+    )
+    if baseline is None or not doubtful:
+        return frozenset()
+    sure = {rule: rate for rule, rate in baseline.rates.items() if rule not in doubtful}
+    settled = judge_candidate(results, rates, cases, Baseline(baseline.told, sure))
+    return doubtful if settled.passed else frozenset()
 
 
 def render_rate(rate: Rate) -> str:
     """`9 of 12, 75 % (47 to 91 %)`: the interval is the 95 % one."""
+    if not rate.trials:
+        return "no play came so far"
     low, high = (f"{100 * end:.0f}" for end in rate.interval)
     return f"{rate.successes} of {rate.trials}, {100 * rate.share:.0f} % ({low} to {high} %)"
 
@@ -102,9 +135,12 @@ def suite_fingerprint(cases: Sequence[Case]) -> str:
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _is_worse(rate: Rate, served: Rate) -> bool:
-    enough = rate.trials >= LEAST_TRIALS and served.trials >= LEAST_TRIALS
-    return enough and rate.interval[1] < served.share
+def _compared(rates: Rates, baseline: Baseline | None) -> Iterator[tuple[int, Rate, Rate]]:
+    """Each rule that the served model met at all, with the run's rate and the served one."""
+    for rule, served in baseline.rates.items() if baseline is not None else ():
+        # What older baselines say of the server's rules is no longer counted.
+        if served.successes and rule not in SERVERS_RULES:
+            yield rule, rates.by_rule.get(rule, NOTHING), served
 
 
 def _decide(

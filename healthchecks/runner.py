@@ -56,6 +56,7 @@ def run_suite(
     deadline_seconds: float = DEADLINE_SECONDS,
     on_result: Callable[[CaseResult], None] = _ignore,
     runs: int = 1,
+    first_run: int = 1,
 ) -> tuple[CaseResult, ...]:
     """Run every case in every mode; `on_result` hears of each as soon as it is known.
 
@@ -64,6 +65,7 @@ def run_suite(
         modes: "plain", "stream" or both; with both the streamed calls are compared with the plain ones.
         deadline_seconds: for each single request, its answer read to the end.
         runs: how often each case is played in each mode, one time after the other.
+        first_run: the number of the first of these runs.
 
     Raises:
         UnusableDatabaseError: `database` is not such a file. A server's faults are findings, never
@@ -73,7 +75,7 @@ def run_suite(
     stage = set_stage(endpoint, deadline_seconds, database)
     results: list[CaseResult] = []
     for case in cases:
-        for run in range(1, runs + 1):
+        for run in range(first_run, first_run + runs):
             played: dict[str, tuple[Conversation, ...]] = {}
             for mode in modes:
                 started = time.monotonic()
@@ -91,8 +93,10 @@ def _play(stage: Stage, case: Case, mode: str) -> tuple[Conversation, ...]:
         talk = Conversation(stage, case, mode)
         talk.play()
         return (talk,)
-    numbers = range(1, case.concurrent + 1)
-    talks = tuple(Conversation(stage, numbered_case(case, number), mode) for number in numbers)
+    numbered = [numbered_case(case, number) for number in range(1, case.concurrent + 1)]
+    talks = tuple(
+        Conversation(stage, one, mode, [other for other in numbered if other is not one]) for one in numbered
+    )
     with ThreadPoolExecutor(case.concurrent) as pool:
         for playing in [pool.submit(talk.play) for talk in talks]:
             playing.result()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 
 from healthchecks.case import Case
-from healthchecks.conversation import SERVERS_RULES
+from healthchecks.conversation import SERVERS_RULES, models_rule
 from healthchecks.runner import CaseResult
 from healthchecks.toolcalls import BEHAVIOURAL, WARN, Call, Exchange, Finding, judge
 from healthchecks.toolcalls.asked import Tool, parse_request
@@ -79,6 +79,8 @@ def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tu
 
 def is_models_doing(finding: Finding) -> bool:
     """Whether the model is to blame, whose replies are to be counted; all else is the server's form."""
+    if finding.rule in SERVERS_RULES:
+        return False
     return finding.rule in ARGUMENT_RULES or finding.severity == BEHAVIOURAL
 
 
@@ -101,6 +103,14 @@ def rates(results: Iterable[CaseResult], cases: Sequence[Case]) -> Rates:
     return Rates({rule: _rate(ok for one, ok in trials if one == rule) for rule in rules}, _rate(replies))
 
 
+def can_try(case: Case, rule: int) -> bool:
+    """Whether a play of this case can be a trial of a rule of the model's doing."""
+    expected = [turn.expect for turn in case.turns]
+    if rule in ARGUMENT_RULES and any(expect.calls for expect in expected):
+        return True
+    return any(models_rule(expect.rule) == rule for expect in expected)
+
+
 def _rate(outcomes: Iterable[bool]) -> Rate:
     found = list(outcomes)
     return Rate(sum(found), len(found))
@@ -111,13 +121,14 @@ def _behaviour(result: CaseResult, case: Case) -> Iterator[tuple[int, bool]]:
 
     What a play did not come to is no trial. One that ended without a reply tells nothing of the model.
     """
-    broken = {finding.rule for finding in result.findings if finding.severity == BEHAVIOURAL}
+    behaviour = (finding for finding in result.findings if finding.severity == BEHAVIOURAL)
+    broken = {finding.rule for finding in behaviour if finding.rule not in SERVERS_RULES}
     told = {finding.rule for finding in result.findings}
     met: set[int] = set()
     for turn in case.turns:
-        if turn.expect.rule in told:
+        if not told.isdisjoint((turn.expect.rule, models_rule(turn.expect.rule))):
             break
-        met.add(turn.expect.rule)
+        met.add(models_rule(turn.expect.rule))
     else:
         ended_well = bool(result.conversation) and result.conversation[-1]["role"] == "assistant"
         met = set() if broken or not ended_well else met

@@ -16,11 +16,11 @@ from urllib.parse import urlsplit
 import requests
 from urllib3.exceptions import HTTPError
 
+from healthchecks.withheld import WHY_WITHHELD, WITHHELD, is_secret, without_key, without_key_bytes
+
 CONNECT_SECONDS = 10.0
 LARGEST_BODY_BYTES = 16 * 1024 * 1024
 PIECE_BYTES = 64 * 1024
-SHORTEST_SECRET = 8
-"""Shorter keys are placeholders such as `ollama` or `none`, which may stand anywhere."""
 
 
 @dataclass(frozen=True)
@@ -88,13 +88,11 @@ def send(
 
 
 def _without(key: str | None, answer: Answer) -> Answer:
-    if key is None or len(key) < SHORTEST_SECRET:
+    if key is None or not is_secret(key):
         return answer
-    body, headers, error = answer.body, answer.headers, answer.error
-    for spelled in {key, json.dumps(key)[1:-1]}:
-        body = body.replace(spelled.encode(), b"***")
-        headers = headers and {name: value.replace(spelled, "***") for name, value in headers.items()}
-        error = error and error.replace(spelled, "***")
+    body, headers, error = without_key_bytes(key, answer.body), answer.headers, answer.error
+    headers = headers and {name: without_key(key, value) for name, value in headers.items()}
+    error = WHY_WITHHELD if body == WITHHELD else error and without_key(key, error)
     return Answer(answer.status, headers, body, error)
 
 

@@ -74,7 +74,7 @@ Faults of the model itself, of the rules of canary and myqwen2 (not of a script)
   ignore-results    answers without the result
   guess             makes up what it should ask for
   always-call       calls a tool where none fits
-  leak-tags         every text ends with a token of the chat template
+  leak-tags         every text ends with `</tool_call>`, a token of the chat template
   start-fails       exits 2 at start, as a server does that finds a damaged store
   version=VERSION   reports another version, and plays it (also OLLAMA_SIMULATED_VERSION)
 Without `gpu` and `cpu` it is a machine without a GPU: size_vram is 0.
@@ -2656,7 +2656,7 @@ class Brain:
         if isinstance(said, str) and "always-call" in self.faults and self.tools and not after_result:
             said = [(str(self.tools[0]["name"]), _make_up(self.tools[0]["parameters"]))]
         if isinstance(said, str):
-            return said + "<|im_end|>" if "leak-tags" in self.faults else said
+            return said + "</tool_call>" if "leak-tags" in self.faults else said
         return write_calls(spoil_calls(said, self.tools, self.faults))
 
     def _decide(self) -> str | Calls:

@@ -7,7 +7,9 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import xml.etree.ElementTree as ET
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +103,8 @@ def test_nobody_there_is_unreachable_and_reported(tmp_path: Path) -> None:
         (["--url", "http://h/v1?key=hunter22", "--model", "m"], "is no base URL"),
         (["--url", "http://me:hunter22@h", "--model", "m"], "holds a name or a password"),
         (["--url", "http://h", "--model", "m", "--server", "ollama"], "names no version"),
+        (["--url", "http://h", "--model", "m", "--server", "ollama/0.17"], "names no version"),
+        (["--url", "http://h", "--model", "m", "--server", "0.17.5"], "names no version"),
         (
             ["--url", "http://h", "--model", "m", "--key-env", "FLEET_NONE"],
             "no such variable, or it is empty",
@@ -145,6 +149,65 @@ def test_the_key_is_in_nothing_that_is_printed_or_written(tmp_path: Path, given:
         assert all(one.returncode == 2 for one in done)
         assert "incorrect API key provided: Bearer ***" in done[0].stdout
     assert "Bearer ***" in next(path for path in files if path.suffix == ".json").read_text()
+
+
+def spelled_out(key: str, *, stream: bool) -> tuple[str, bytes]:
+    """A reply that says the key, and whose bytes do not: in escapes, or in pieces."""
+    shared = {"id": "1", "created": 1, "model": "canary"}
+    if not stream:
+        message = {"role": "assistant", "content": "Your key is KEY"}
+        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        whole = json.dumps({**shared, "object": "chat.completion", "choices": [choice]})
+        escaped = "".join(f"\\u{ord(letter):04x}" for letter in key)
+        return "application/json", whole.replace("KEY", escaped).encode()
+    pieces = [
+        {"index": 0, "delta": {"content": piece}, "finish_reason": None} for piece in (key[:6], key[6:])
+    ]
+    chunks = [{**shared, "object": "chat.completion.chunk", "choices": [piece]} for piece in pieces]
+    return "text/event-stream", "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks).encode()
+
+
+class Spelling(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_error(404)
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        key = self.headers["Authorization"].removeprefix("Bearer ")
+        kind, body = spelled_out(key, stream=asked["stream"])
+        self.send_response(200)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_key_that_the_server_spells_out_is_in_nothing_either(tmp_path: Path) -> None:
+    words = ["--model", "canary", "--key-env", "FLEET_KEY", "--case", "weather_one_call"]
+    words += ["--exchanges", "raw", "--junit", "r.xml", "--html", "r.html"]
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Spelling)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        url = f"http://127.0.0.1:{server.server_port}"
+        done = [smoke("--url", url, *words, *more, cwd=tmp_path, FLEET_KEY=KEY) for more in ([], ["--json"])]
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+    assert [one.returncode for one in done] == [2, 2]
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(files) == 2 + 2
+    for text in [path.read_text() for path in files] + [one.stdout + one.stderr for one in done]:
+        assert "secret" not in text
+        assert "u0073" not in text
+    assert done[0].stdout.count("the answer spells out the API key, so it is not kept") >= 2
+    for path in tmp_path.rglob("*.json"):
+        (exchange,) = parse_saved(path.read_bytes()).exchanges
+        assert exchange.body == b"withheld: this answer spells out the API key"
 
 
 def test_a_key_is_withheld_wherever_the_answer_has_it_but_not_a_mere_placeholder() -> None:
@@ -195,20 +258,30 @@ def test_judge_reads_what_smoke_wrote(tmp_path: Path) -> None:
     assert {finding["rule"] for finding in fired if finding["severity"] != WARN} == {21, 55}
 
 
-@pytest.mark.parametrize("faults", [[], ["text-calls"], ["no-done"], ["die-after-call"]], ids=str)
+@pytest.mark.parametrize(
+    ("faults", "server"),
+    [
+        ([], "ollama/0.17.5"),
+        (["text-calls"], "ollama/0.17.5"),
+        (["no-done"], "ollama/0.17.5"),
+        (["die-after-call"], "ollama/0.17.5"),
+        (["no-growth"], "ollama/0.17.5"),
+        # The suite excuses no loss, and neither does a judge that is told no server.
+        (["swallow"], None),
+        (["cut-stream"], None),
+    ],
+    ids=str,
+)
 def test_every_case_is_judged_alike_when_it_is_played_and_when_it_is_read(
-    tmp_path: Path, faults: list[str]
+    tmp_path: Path, faults: list[str], server: str | None
 ) -> None:
     make_database(tmp_path / "music.sqlite", seed=1)
-    with start_server(faults=faults) as server:
-        endpoint = Endpoint(server.url, "myqwen2", server="ollama/0.17.5")
+    with start_server(faults=faults) as simulated:
+        endpoint = Endpoint(simulated.url, "myqwen2", server="ollama/0.17.5")
         results = run_suite(endpoint, load_cases(), database=tmp_path / "music.sqlite")
     for result in results:
         read = parse_saved(render_exchange_file(result.exchanges)).exchanges
-        assert judge_conversation(read, server="ollama/0.17.5").ok is result.passed, (
-            result.case,
-            result.mode,
-        )
+        assert judge_conversation(read, server=server).ok is result.passed, (result.case, result.mode)
 
 
 def test_several_runs_give_rates_with_intervals(tmp_path: Path) -> None:

@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 
 from healthchecks import api
-from healthchecks.api import is_simulated, load_model, loaded, server_version, wait_ready
+from healthchecks.api import (
+    Identity,
+    identify,
+    is_simulated,
+    load_model,
+    loaded,
+    server_version,
+    wait_ready,
+)
 from healthchecks.gpu import check_residency
 from healthchecks.wire import Answer
 
@@ -45,7 +53,12 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> Answers:
     given: Answers = {"/api/tags": ok({"models": tags})}
 
     def send(
-        _: str, url: str, payload: Mapping[str, Any] | None = None, *, deadline_seconds: float
+        _: str,
+        url: str,
+        payload: Mapping[str, Any] | None = None,
+        *,
+        deadline_seconds: float,
+        key: str | None = None,
     ) -> Answer:
         path = url.removeprefix(URL)
         return show(payload["model"]) if path == "/api/show" and payload else given[path]
@@ -73,6 +86,10 @@ def test_the_version_is_read_and_a_simulated_server_is_called_so(answers: Answer
         (Answer(200, {}, b"<html>"), "not JSON"),
         (ok([]), "states no version"),
         (ok({}), "states no version"),
+        (ok({"version": "0.17.5\x1b[31m<script>\n::evil"}), "states no version"),
+        (ok({"version": "0.17.5\n"}), "states no version"),
+        (ok({"version": ""}), "states no version"),
+        (ok({"version": "0" * 65}), "states no version"),
     ],
 )
 def test_whatever_is_not_ollama_is_not_ok(answers: Answers, answer: Answer, reason: str) -> None:
@@ -182,3 +199,19 @@ def test_the_header_of_the_simulated_server_is_found_in_any_case() -> None:
     assert is_simulated({"x-ollama-simulated": "1"})
     assert not is_simulated({"Server": "1"})
     assert not is_simulated(None)
+
+
+@pytest.mark.parametrize(
+    ("version", "server"),
+    [
+        ("0.17.5", "ollama/0.17.5"),
+        ("0.18.0-rc1+local", "ollama/0.18.0-rc1+local"),
+        ("0.17.5\x1b[31m<script>\n::evil", None),
+        ("latest", None),
+    ],
+)
+def test_a_server_is_known_by_a_plain_version_only(
+    answers: Answers, version: str, server: str | None
+) -> None:
+    answers["/api/version"] = ok({"version": version})
+    assert identify(URL) == Identity(server)

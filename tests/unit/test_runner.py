@@ -389,6 +389,9 @@ def test_a_prompt_that_does_not_grow_with_tools_is_rule_61(
 
     for result in play_custom(model, turns=one_turn(61, prompt_grows=True)):
         assert rules(result) == broken
+        # Both exchanges are kept; the finding is about the first.
+        assert ["tools" in exchange.request for exchange in result.exchanges] == [True, False]
+        assert {finding.where for finding in result.findings if finding.rule == 61} <= {"reply 1"}
 
 
 @pytest.mark.parametrize(
@@ -499,6 +502,25 @@ def test_arguments_of_another_conversation_are_rule_63(play_custom: Custom) -> N
             (63, "conversation 2, reply 1"),
         ]
         assert result.findings[0].reason == "`look_up` came with `x` = 2, expected 1"
+
+
+def test_arguments_of_no_conversation_are_the_models_doing(play_custom: Custom) -> None:
+    def model(request: Mapping[str, Any]) -> Say:
+        return Say(calls=[("look_up", {"x": 7 if number_of(request) == 1 else number_of(request)})])
+
+    for result in play_custom(model, concurrent=3, turns=CONCURRENT):
+        (finding,) = result.findings
+        assert (finding.rule, finding.where) == (55, "conversation 1, reply 1")
+
+
+def test_a_call_of_another_conversation_beside_the_own_one_is_rule_63(play_custom: Custom) -> None:
+    def model(request: Mapping[str, Any]) -> Say:
+        calls = [("look_up", {"x": number_of(request)})]
+        return Say(calls=[*calls, ("look_up", {"x": 2})] if number_of(request) == 1 else calls)
+
+    for result in play_custom(model, concurrent=2, turns=CONCURRENT):
+        (finding,) = result.findings
+        assert (finding.rule, finding.where) == (63, "conversation 1, reply 1")
 
 
 def test_an_id_of_another_conversation_is_rule_63(play_custom: Custom) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from healthchecks.case import Case, load_cases
 from healthchecks.runner import CaseResult
-from healthchecks.statistics import Rate, rates, wilson_interval
+from healthchecks.statistics import Rate, is_models_doing, rates, wilson_interval
 from healthchecks.toolcalls import Exchange, Finding
 
 TOOL = {
@@ -135,6 +135,20 @@ def test_schema_accuracy_is_of_replies_that_end_with_calls(
 ) -> None:
     accuracy = rates([played("no_tools", reply)], cases("no_tools")).schema_accuracy
     assert (accuracy.successes, accuracy.trials) == expected
+
+
+def test_conversations_that_are_mixed_up_tell_nothing_of_the_model() -> None:
+    mixed_up = Finding(63, "behavioural", "conversation 2", "a call has the id of another conversation")
+    result = played("concurrent_calls", findings=[mixed_up])
+    assert not is_models_doing(mixed_up)
+    assert rates([result], cases("concurrent_calls")).by_rule == {}
+
+
+@pytest.mark.parametrize("failed", [False, True])
+def test_concurrent_calls_are_trials_of_rule_55(failed: bool) -> None:
+    findings = [Finding(55, "behavioural", "conversation 1, reply 1", "no call")] if failed else []
+    counted = rates([played("concurrent_calls", findings=findings)], cases("concurrent_calls")).by_rule
+    assert counted == {55: Rate(int(not failed), 1)}
 
 
 @pytest.mark.parametrize(
