@@ -78,7 +78,6 @@ def systemd_steps(desired: Desired, facts: HostFacts, release: Release) -> Itera
             yield StopServer(reason="it runs beside the unit's server", server=other)
     if server is None or differences:
         yield from damaged_blobs(desired, facts)
-    if server is None or differences:
         reason = "; ".join(map(str, differences)) if server is not None else _why_not_running(found)
         yield StartServer(
             reason=reason,
