@@ -20,6 +20,8 @@ __all__ = ["MODES", "CaseResult", "Endpoint", "load_cases", "run_suite"]
 
 MODES = ("plain", "stream")
 DEADLINE_SECONDS = 120.0
+MOST_WAITS = 3
+"""Plays in a row that came to their deadline: a server that hangs or drips would take hours for all cases."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,8 @@ def run_suite(
     Args:
         database: a SQLite file with Chinook's tables (`healthchecks.database.make_database` makes one).
         modes: "plain", "stream" or both; with both the streamed calls are compared with the plain ones.
-        deadline_seconds: for each single request, its answer read to the end.
+        deadline_seconds: for each single request, its answer read to the end. After three plays in a row
+            that came to it the suite ends, and the last result's `error` says so.
         runs: how often each case is played in each mode, one time after the other.
         first_run: the number of the first of these runs.
 
@@ -74,17 +77,37 @@ def run_suite(
     check_database(database)
     stage = set_stage(endpoint, deadline_seconds, database)
     results: list[CaseResult] = []
+    for result in _results(stage, cases, modes, range(first_run, first_run + runs)):
+        results.append(result)
+        last = results[-MOST_WAITS:]
+        is_over = len(last) == MOST_WAITS and all(_has_waited(one, deadline_seconds) for one in last)
+        if is_over:
+            told = f"{result.error}; the suite ends here, as {MOST_WAITS} plays in a row waited for nothing"
+            results[-1] = dataclasses.replace(result, error=told)
+        on_result(results[-1])
+        if is_over:
+            break
+    return tuple(results)
+
+
+def _results(
+    stage: Stage, cases: Sequence[Case], modes: Sequence[str], runs: Sequence[int]
+) -> Iterator[CaseResult]:
+    """Play after play, as somebody asks for the next."""
     for case in cases:
-        for run in range(first_run, first_run + runs):
+        for run in runs:
             played: dict[str, tuple[Conversation, ...]] = {}
             for mode in modes:
                 started = time.monotonic()
                 talks = played[mode] = _play(stage, case, mode)
                 if mode == "stream" and "plain" in played and case.concurrent == 1:
                     talks[0].findings.extend(_compare(stage, played["plain"][0], talks[0]))
-                results.append(_result(talks, run, time.monotonic() - started))
-                on_result(results[-1])
-    return tuple(results)
+                yield _result(talks, run, time.monotonic() - started)
+
+
+def _has_waited(result: CaseResult, deadline_seconds: float) -> bool:
+    """Whether a request of the play was given up at its deadline."""
+    return result.error is not None and result.seconds >= deadline_seconds
 
 
 def _play(stage: Stage, case: Case, mode: str) -> tuple[Conversation, ...]:

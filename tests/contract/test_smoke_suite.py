@@ -196,6 +196,15 @@ def test_a_server_that_dies_after_a_streamed_call_leaves_a_cut_stream(suite: Sui
     assert b"tool_calls" in result.exchanges[0].body
 
 
+def test_a_server_that_only_hangs_is_not_waited_for_in_every_case(suite: Suite) -> None:
+    with start_server(faults=["hang=/v1"]) as server:
+        results = suite(server.url, deadline_seconds=0.2)
+    assert len(results) == 3
+    assert not any(result.passed for result in results.values())
+    *_, last = results.values()
+    assert str(last.error).endswith("the suite ends here, as 3 plays in a row waited for nothing")
+
+
 def test_a_hanging_server_is_given_up_at_the_deadline(suite: Suite) -> None:
     with start_server(faults=["hang=/v1"]) as server:
         results = suite(server.url, cases=["no_tools"], deadline_seconds=0.3)
