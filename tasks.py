@@ -91,6 +91,10 @@ def _reporting(flags: SimpleNamespace) -> Iterator[Report]:
     try:
         yield report
     except KeyboardInterrupt:
+        report.say(
+            "stopped at once, in the middle of a step: ./fleet status shows what became of it; "
+            "a switch that was not confirmed is taken back by the host itself"
+        )
         report.summary(())
         raise
     except (FleetError, OSError, RuntimeError) as failure:

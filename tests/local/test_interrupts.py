@@ -76,6 +76,7 @@ def test_the_second_ctrl_c_ends_at_once_and_the_next_demo_converges(state: Path)
     out, err = process.communicate(timeout=SECONDS)
     assert process.returncode == 130
     assert "Traceback" not in err
+    assert "./fleet status shows what became of it" in err
     assert json.loads(out.splitlines()[-1])["event"] == "summary"
 
     again = start(state, "demo", "--json")
