@@ -131,6 +131,13 @@ def test_a_lease_is_renewed_as_often_as_a_busy_deploy_does_and_its_timer_runs_on
     assert site.sh(f"{lease} end") == "ended"
 
 
+def test_the_models_are_loaded_as_often_as_somebody_asks(site: HostSite) -> None:
+    assert site.deploy().error is None
+    # systemd's own limit is five starts in ten seconds: a few deploys of a fast machine.
+    site.sh("for i in 1 2 3 4 5 6 7 8 9; do systemctl start ollama-fleet-load || exit 1; done")
+    assert site.sh("systemctl is-active ollama-fleet-load || true") == "inactive"
+
+
 @pytest.mark.parametrize("end", ["controller", "link", "reboot"])
 def test_a_switch_that_nobody_confirms_is_taken_back_by_the_host(site: HostSite, end: str) -> None:
     assert site.deploy().error is None
