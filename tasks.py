@@ -92,7 +92,7 @@ def _reporting(flags: SimpleNamespace) -> Iterator[Report]:
         yield report
     except KeyboardInterrupt:
         report.say(
-            "stopped at once, in the middle of a step: ./fleet status shows what became of it; "
+            "stopped at once: ./fleet status shows what became of it; "
             "a switch that was not confirmed is taken back by the host itself"
         )
         report.summary(())
@@ -204,7 +204,7 @@ def render(flags: SimpleNamespace, report: Report) -> None:
     "database",
     iterable=["case"],
     case=Flag(None, "only this case; may be given several times"),
-    level=Flag(None, "core or extended cases (default: the model's own in models.toml; --url: extended)"),
+    level=Flag(None, "core or extended cases (default: the model's own in models.toml, else extended)"),
     runs=Flag(1, "play every case so often; the rates are told with their 95 % intervals"),
     exchanges=Flag(None, "directory for the raw exchanges, a file for every play, as `judge` reads them"),
     junit=Flag(None, "write a JUnit report to this file"),

@@ -105,7 +105,7 @@ def apply_step(step: Step, site: Site) -> None:
         case EnableUnits():
             systemd.enable_units(site.transport, step.names)
         case EndLease():
-            systemd.check_confirmed(site.host, site.probe(), site.verified)
+            systemd.check_still_serves(site.host, site.probe(), site.verified)
             systemd.end_lease(site.transport, site.desired)
         case StopServer():
             services.stop_server(site.transport, step.server.process)
@@ -333,9 +333,10 @@ def _verify(step: VerifyModel, site: Site) -> None:
         # A runner that is loaded from the same weights would answer from the file it has open, healed or not.
         with site.transport.http_url(site.desired.url) as url:
             OllamaApi(site.host, url).unload(f"{step.model.name}:{step.tag}")
-    server = main_server(site.probe())
-    if server is not None:
-        site.verified.append(server.process)
+    if site.desired.server.backend is ServiceBackend.SYSTEMD:
+        server = main_server(site.probe())
+        if server is not None:
+            site.verified.append(server.process)
     prove(site, step.model, step.tag, site.verify)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from dataclasses import dataclass, replace
@@ -32,6 +33,8 @@ from deploy.rollback import served_before
 from deploy.steps import OverwriteFile, Step, phase_of, subject_of
 from deploy.transport import Transport
 
+PROBES_AT_MOST = 3
+
 
 class Edits(Enum):
     """What becomes of files of ours that another hand has edited."""
@@ -56,7 +59,17 @@ class Options:
 
 
 def probe_host(desired: Desired, transport: Transport) -> HostFacts:
-    """All facts of a host in one reply. Raises ProbeFailed or HostUnreachable."""
+    """All facts of a host in one reply. Raises ProbeFailed or HostUnreachable.
+
+    A server that starts removes blobs while they are looked at: what makes no sense is asked for anew.
+    """
+    for _ in range(PROBES_AT_MOST - 1):
+        with contextlib.suppress(ProbeFailed):
+            return _probe_once(desired, transport)
+    return _probe_once(desired, transport)
+
+
+def _probe_once(desired: Desired, transport: Transport) -> HostFacts:
     local = desired.connection == "local"
     gpu = GpuKind.NONE if local else desired.gpu
     service = desired.server.backend

@@ -70,7 +70,7 @@ def is_alive(facts: HostFacts) -> bool:
     return unit is not None and unit.main_pid is not None and unit.restarts == 0
 
 
-def check_confirmed(host: str, facts: HostFacts, verified: Sequence[ProcessId]) -> None:
+def check_still_serves(host: str, facts: HostFacts, verified: Sequence[ProcessId]) -> None:
     """What was verified must be what is confirmed. Raises ServiceError when it has ended since."""
     server = main_server(facts)
     if server is None or not all(server.process.same_as(process) for process in verified):

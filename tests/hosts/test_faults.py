@@ -289,14 +289,14 @@ def test_a_server_that_ends_after_it_was_verified_is_not_confirmed(
 ) -> None:
     deployed.add_release("0.17.7")
     deployed.version = "0.17.7"
-    check = systemd.check_confirmed
+    check = systemd.check_still_serves
 
     def kill_first(host: str, _: HostFacts, verified: Sequence[ProcessId]) -> None:
         deployed.sh("kill -9 $(systemctl show -p MainPID --value ollama)")
         until("it is started again", lambda: deployed.facts().systemd.unit.restarts > 0)  # type: ignore[union-attr]
         check(host, deployed.facts(), verified)
 
-    monkeypatch.setattr("deploy.systemd.check_confirmed", kill_first)
+    monkeypatch.setattr("deploy.systemd.check_still_serves", kill_first)
     failed = deployed.deploy()
     monkeypatch.undo()
     assert failed.error is not None
