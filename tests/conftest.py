@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -41,6 +42,9 @@ hypothesis.settings.load_profile("fleet")
 def pytest_configure(config: pytest.Config) -> None:
     """Before anything of ours is imported: several libraries read HOME and their settings on import."""
     config.stash[CALLER] = dict(os.environ)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A script's `&` does that, and a program that a test starts and interrupts would inherit it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if asks_real_hosts(config):
         # Their names, keys and proxies are those of whoever runs it: tests/smoke/conftest.py.
         return
