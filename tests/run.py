@@ -31,6 +31,8 @@ LATER = {
 # `FLEET_INVENTORY_EXAMPLES`: how many generated inventories are compared with Ansible's reading.
 INVENTORIES, INVENTORIES_IN_CI = "100", "500"
 PROCESSES_AT_MOST = 4
+# Their tests wait for servers, hosts and timers two thirds of the time: two of them share a core.
+WAITING_TIERS = ("local", "hosts")
 NO_TEST_SELECTED = 5  # pytest's exit code
 
 
@@ -110,7 +112,7 @@ def _run_tier(tier: str, chosen: Sequence[Path], options: Sequence[str]) -> Tier
     environment = {"FLEET_INVENTORY_EXAMPLES": examples, **os.environ}
     with tempfile.TemporaryDirectory() as directory, _served(tier, options) as told:
         report = Path(directory) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-q", *_in_parallel(), f"--junit-xml={report}"]
+        command = [sys.executable, "-m", "pytest", "-q", *_in_parallel(tier), f"--junit-xml={report}"]
         command += [*map(str, chosen), *told]
         began = time.monotonic()
         code = subprocess.run(command, cwd=PROJECT, env=environment, check=False).returncode
@@ -121,9 +123,10 @@ def _run_tier(tier: str, chosen: Sequence[Path], options: Sequence[str]) -> Tier
     return TierResult(name=tier, end=end, told=f"{counts} in {seconds:.1f} s")
 
 
-def _in_parallel() -> list[str]:
+def _in_parallel(tier: str) -> list[str]:
     """Files are kept together, so that what a file starts once is started once."""
-    workers = min(PROCESSES_AT_MOST, os.cpu_count() or 1)
+    cores = os.cpu_count() or 1
+    workers = min(PROCESSES_AT_MOST, 2 * cores if tier in WAITING_TIERS else cores)
     return ["-n", str(workers), "--dist", "loadfile"] if workers > 1 else []
 
 
@@ -149,7 +152,7 @@ def run_checks() -> int:
         "types": [*python, "mypy"],
         "layers": [sys.executable, "-c", "from importlinter.cli import lint_imports_command as lint; lint()"],
         "shell": [_shellcheck(), *map(str, scripts)],
-        "unit tests": [*python, "pytest", "-q", *_in_parallel(), "tests/unit"],
+        "unit tests": [*python, "pytest", "-q", *_in_parallel("unit"), "tests/unit"],
     }
     passed = [_passes(name, command) for name, command in commands.items()]
     return 0 if all(passed) else 1
