@@ -29,6 +29,21 @@ from testbed.promises import Ran
 SIMULATED = PROJECT / "testbed/ollama.py"
 
 
+def offer_release(mirror: Mirror, directory: Path, version: str, binary: Path) -> None:
+    """A release of the simulated Ollama, beside those that the mirror has."""
+    packed = make_release_archive(
+        directory / f"archives/{version}/{archive_name()}",
+        version=version,
+        compression="tar.zst",
+        binary=binary,
+        python=PYTHON,
+    )
+    known = mirror.repos.get(SERVER_REPO)
+    revisions = dict(known.revisions) if known is not None else {}
+    revisions[f"v{version}"] = {packed.name: packed}
+    mirror.repos[SERVER_REPO] = MirrorRepo(repo=SERVER_REPO, revisions=revisions)
+
+
 @dataclass(kw_only=True)
 class HostSite:
     """One practice host and what is deployed onto it."""
@@ -43,17 +58,7 @@ class HostSite:
     output: io.StringIO = field(default_factory=io.StringIO)
 
     def add_release(self, version: str, binary: Path = SIMULATED) -> None:
-        packed = make_release_archive(
-            self.directory / f"archives/{version}/{archive_name()}",
-            version=version,
-            compression="tar.zst",
-            binary=binary,
-            python=PYTHON,
-        )
-        known = self.mirror.repos.get(SERVER_REPO)
-        revisions = dict(known.revisions) if known is not None else {}
-        revisions[f"v{version}"] = {packed.name: packed}
-        self.mirror.repos[SERVER_REPO] = MirrorRepo(repo=SERVER_REPO, revisions=revisions)
+        offer_release(self.mirror, self.directory, version, binary)
 
     def write(self) -> Path:
         (self.directory / "pins.toml").write_text(render_pins(list(self.mirror.repos.values())))
