@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from console.changes import deploy_hosts, make_plans
+from console.changes import deploy_hosts, exit_code, make_plans
 from console.paths import MODELFILES, PROJECT
 from console.run import _TRANSPORTS, Run, transport_for
 from deploy.compose import Sources
@@ -24,8 +24,24 @@ from testbed.demo import SERVER_REPO, archive_name, render_pins
 from testbed.hosts_host import Host
 from testbed.hosts_tree import PYTHON
 from testbed.mirror import Mirror, MirrorRepo
+from testbed.promises import Ran
 
 SIMULATED = PROJECT / "testbed/ollama.py"
+
+
+def offer_release(mirror: Mirror, directory: Path, version: str, binary: Path) -> None:
+    """A release of the simulated Ollama, beside those that the mirror has."""
+    packed = make_release_archive(
+        directory / f"archives/{version}/{archive_name()}",
+        version=version,
+        compression="tar.zst",
+        binary=binary,
+        python=PYTHON,
+    )
+    known = mirror.repos.get(SERVER_REPO)
+    revisions = dict(known.revisions) if known is not None else {}
+    revisions[f"v{version}"] = {packed.name: packed}
+    mirror.repos[SERVER_REPO] = MirrorRepo(repo=SERVER_REPO, revisions=revisions)
 
 
 @dataclass(kw_only=True)
@@ -42,17 +58,7 @@ class HostSite:
     output: io.StringIO = field(default_factory=io.StringIO)
 
     def add_release(self, version: str, binary: Path = SIMULATED) -> None:
-        packed = make_release_archive(
-            self.directory / f"archives/{version}/{archive_name()}",
-            version=version,
-            compression="tar.zst",
-            binary=binary,
-            python=PYTHON,
-        )
-        known = self.mirror.repos.get(SERVER_REPO)
-        revisions = dict(known.revisions) if known is not None else {}
-        revisions[f"v{version}"] = {packed.name: packed}
-        self.mirror.repos[SERVER_REPO] = MirrorRepo(repo=SERVER_REPO, revisions=revisions)
+        offer_release(self.mirror, self.directory, version, binary)
 
     def write(self) -> Path:
         (self.directory / "pins.toml").write_text(render_pins(list(self.mirror.repos.values())))
@@ -88,6 +94,11 @@ class HostSite:
     def deploy(self) -> HostOutcome:
         run = self.run
         return deploy_hosts(run, run.hosts(), "deploy")[0]
+
+    def ran(self) -> Ran:
+        """A deploy as `testbed.promises` wants to hear of it."""
+        ended = self.deploy()
+        return Ran(exit_code=exit_code([ended]), changed=ended.steps_done)
 
     def plan(self) -> Plan:
         run = self.run

@@ -28,17 +28,12 @@ from testbed.hosts_kinds import Kind
 from testbed.hosts_tree import PYTHON
 from testbed.mirror import MirrorRepo, start_mirror
 from testbed.official import official_install
+from testbed.promises import NOTHING, broken_promises
 from tests.hosts.site import HostSite, broken, forget_connections, until
 
 PROGRAM = "/opt/ollama/releases/0.17.5/bin/ollama"
 # Only the server: the client of the same release loads its models.
 WHEN_SERVING = 'python=\nif [ "$1" = serve ]; then {}; fi\n'
-# What a cut must not leave for good, wherever it came.
-TEMPORARY = (
-    "find /opt/ollama /etc/systemd/system /usr/local/lib/ollama-fleet /var/lib/ollama-fleet"
-    " /usr/share/ollama -name '.*fleet-*' -o -name '.unpack-*' -o -name '.place-*' -o -name '.current-*'"
-    " -o -name '.previous-*' -o -name '*.lease' -o -name 'lease*' -path '/var/*' -o -name '*.part'"
-)
 
 
 def api(site: HostSite, path: str, body: dict[str, object] | None = None) -> str:
@@ -153,6 +148,7 @@ DRIFTS: dict[str, tuple[str, str]] = {
 }
 
 
+@pytest.mark.fault(40, 41)
 @pytest.mark.parametrize(
     ("by_hand", "named"), [pytest.param(*drift, id=name) for name, drift in DRIFTS.items()]
 )
@@ -207,6 +203,7 @@ def check_old_release_serves(site: HostSite, failed: HostOutcome) -> None:
     until("the model is loaded again", site.loaded)
 
 
+@pytest.mark.fault(22, 23, 24)
 @pytest.mark.parametrize(("fault", "cause"), list(FAILURES.values()), ids=list(FAILURES))
 def test_a_release_that_fails_leaves_the_old_one_serving(deployed: HostSite, fault: str, cause: str) -> None:
     name = f"0.17.{60 + list(FAILURES.values()).index((fault, cause))}"
@@ -216,7 +213,7 @@ def test_a_release_that_fails_leaves_the_old_one_serving(deployed: HostSite, fau
     assert cause in str(failed.error and failed.error.cause)
     check_old_release_serves(deployed, failed)
     deployed.version = "0.17.5"
-    assert deployed.plan().is_empty
+    assert broken_promises(deployed.host, serves=["0.17.5"], new="0.17.5", deploy=deployed.ran) == []
 
 
 def test_a_model_made_on_a_release_that_fails_goes_with_it(deployed: HostSite) -> None:
@@ -247,6 +244,7 @@ class Killed(BaseException):
     """The controller ends here; nothing of ours runs any more."""
 
 
+@pytest.mark.fault(8)
 def test_a_controller_killed_between_promote_and_the_end_of_the_lease_leaves_the_old_release_and_model(
     deployed: HostSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -271,8 +269,7 @@ def test_a_controller_killed_between_promote_and_the_end_of_the_lease_leaves_the
     shown = json.loads(api(deployed, "/api/show", {"model": "myqwen2"}))
     assert "temperature                    0.1" in shown["parameters"]
     assert "myqwen2:candidate" not in served(deployed)
-    assert deployed.deploy().error is None
-    assert deployed.plan().is_empty
+    assert broken_promises(deployed.host, serves=["0.17.5"], new="0.17.7", deploy=deployed.ran) == []
 
 
 def test_a_server_that_systemd_has_started_again_long_ago_is_confirmed_too(deployed: HostSite) -> None:
@@ -284,6 +281,7 @@ def test_a_server_that_systemd_has_started_again_long_ago_is_confirmed_too(deplo
     assert deployed.current() == "0.17.5"
 
 
+@pytest.mark.fault(23)
 def test_a_server_that_ends_after_it_was_verified_is_not_confirmed(
     deployed: HostSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -305,6 +303,7 @@ def test_a_server_that_ends_after_it_was_verified_is_not_confirmed(
     assert (deployed.current(), deployed.running()) == ("0.17.5", "0.17.5")
 
 
+@pytest.mark.fault(32)
 def test_a_second_deploy_at_the_same_time_exits_5_and_names_the_first(deployed: HostSite) -> None:
     # Its server starts when it is told to: the first deploy certainly holds the lock until then.
     waits = "until [ -e /run/second-has-ended ]; do sleep 0.1; done"
@@ -321,8 +320,8 @@ def test_a_second_deploy_at_the_same_time_exits_5_and_names_the_first(deployed: 
         deployed.sh("touch /run/second-has-ended")
         _, err = first.communicate(timeout=60)
         assert first.returncode == ExitCode.DONE, err
-    assert deployed.running() == "0.17.80"
     assert deployed.sh("cat /var/lib/ollama-fleet/lock") == ""
+    assert broken_promises(deployed.host, serves=["0.17.80"], new="0.17.80", deploy=deployed.ran) == []
 
 
 def test_after_a_clean_reboot_the_model_is_loaded_and_nobody_asked(deployed: HostSite) -> None:
@@ -361,6 +360,7 @@ def fresh(host: Host, shared: HostSite) -> Iterator[HostSite]:
     shared.host = before
 
 
+@pytest.mark.fault(39)
 def test_the_models_of_an_adopted_server_are_not_touched(fresh: HostSite) -> None:
     binary = broken(fresh, "python=\n", f"python='{PYTHON}'\n")
     install = official_install(binary.read_bytes())
@@ -437,6 +437,7 @@ def is_failed(site: HostSite) -> bool:
     return site.sh("systemctl is-failed ollama || true") == "failed"
 
 
+@pytest.mark.fault(7)
 @pytest.mark.parametrize("number", range(int(os.environ.get("FLEET_HOST_KILLS", "1"))))
 def test_a_first_deploy_that_a_power_cut_ends_goes_on_and_leaves_nothing(
     fresh: HostSite, number: int
@@ -445,9 +446,5 @@ def test_a_first_deploy_that_a_power_cut_ends_goes_on_and_leaves_nothing(
     cut_power(fresh, after_seconds(moment))
     told = f"cut at {moment:.2f} s"
     fresh.host.wait_for_system()
-    repaired = fresh.deploy()
-    assert repaired.error is None, (told, repaired.error.cause)
-    third = fresh.deploy()
-    assert (third.error, third.outcome, third.steps_done) == (None, Outcome.OK, 0), told
-    assert fresh.sh(TEMPORARY) == "", told
-    assert fresh.sh("flock -n /var/lib/ollama-fleet/lock echo free") == "free", told
+    broken = broken_promises(fresh.host, serves=[NOTHING, "0.17.5"], new="0.17.5", deploy=fresh.ran)
+    assert broken == [], told

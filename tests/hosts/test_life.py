@@ -24,6 +24,7 @@ from healthchecks.case import load_cases
 from testbed.hosts_kinds import Kind
 from testbed.hosts_tree import PYTHON
 from testbed.official import official_install
+from testbed.promises import broken_promises
 from tests.hosts.site import SIMULATED, HostSite, broken, forget_connections, until
 
 DROP_IN = "/etc/systemd/system/ollama.service.d/50-fleet.conf"
@@ -42,6 +43,7 @@ def traces(site: HostSite) -> list[str]:
     return sorted(line for line in found.splitlines() if not line.startswith(ignored))
 
 
+@pytest.mark.fault(40)
 def test_a_host_lives_from_the_first_deploy_to_a_removal_without_a_trace(site: HostSite) -> None:
     before = traces(site)
     first = site.deploy()
@@ -93,6 +95,7 @@ def test_a_host_lives_from_the_first_deploy_to_a_removal_without_a_trace(site: H
     assert remove_hosts(site.run, site.run.hosts(), Models.REMOVE)[0].steps_done == 0
 
 
+@pytest.mark.fault(22)
 def test_a_release_that_exits_leaves_the_old_one_serving_and_no_lease(site: HostSite) -> None:
     assert site.deploy().error is None
     site.add_release("0.17.6", broken(site, "python=\n", "python=\necho 'panic: broken'; exit 2\n"))
@@ -105,9 +108,10 @@ def test_a_release_that_exits_leaves_the_old_one_serving_and_no_lease(site: Host
     assert (site.current(), site.running()) == ("0.17.5", "0.17.5")
     assert site.sh("ls /var/lib/ollama-fleet | grep -c lease || true") == "0"
     site.version = "0.17.5"
-    assert site.plan().is_empty
+    assert broken_promises(site.host, serves=["0.17.5"], new="0.17.5", deploy=site.ran) == []
 
 
+@pytest.mark.fault(22)
 def test_a_server_that_always_exits_ends_as_failed(site: HostSite) -> None:
     assert site.deploy().error is None
     site.sh(
@@ -138,7 +142,14 @@ def test_the_models_are_loaded_as_often_as_somebody_asks(site: HostSite) -> None
     assert site.sh("systemctl is-active ollama-fleet-load || true") == "inactive"
 
 
-@pytest.mark.parametrize("end", ["controller", "link", "reboot"])
+@pytest.mark.parametrize(
+    "end",
+    [
+        pytest.param("controller", marks=pytest.mark.fault(8)),
+        pytest.param("link", marks=pytest.mark.fault(2)),
+        pytest.param("reboot", marks=pytest.mark.fault(7)),
+    ],
+)
 def test_a_switch_that_nobody_confirms_is_taken_back_by_the_host(site: HostSite, end: str) -> None:
     assert site.deploy().error is None
     # A drop-in of the operator's own is no drift of ours.
@@ -177,11 +188,10 @@ def test_a_switch_that_nobody_confirms_is_taken_back_by_the_host(site: HostSite,
     until("with its model", site.loaded)
     told = [json.loads(line) for line in site.sh("cat /var/lib/ollama-fleet/journal.jsonl").splitlines()]
     assert [entry["what"] for entry in told][-1] == "revert"
-    assert site.deploy().error is None
-    assert site.current() == "0.17.7"
-    assert site.plan().is_empty
+    assert broken_promises(site.host, serves=["0.17.5"], new="0.17.7", deploy=site.ran) == []
 
 
+@pytest.mark.fault(7)
 @pytest.mark.parametrize("number", range(int(os.environ.get("FLEET_HOST_KILLS", "1"))))
 def test_a_host_that_loses_power_at_any_moment_of_an_upgrade_serves_old_or_new(
     site: HostSite, number: int
@@ -204,14 +214,12 @@ def test_a_host_that_loses_power_at_any_moment_of_an_upgrade_serves_old_or_new(
     forget_connections()
     site.host.start()
     site.host.wait_for_ssh()
-    until(f"serves with its model after a cut at {moment:.2f} s", site.loaded)
-    assert site.running() in ("0.17.5", "0.17.7")
-    assert site.deploy().error is None
-    third = site.deploy()
-    assert (third.error, third.outcome, site.running()) == (None, Outcome.OK, "0.17.7")
+    broken = broken_promises(site.host, serves=["0.17.5", "0.17.7"], new="0.17.7", deploy=site.ran)
+    assert broken == [], f"cut at {moment:.2f} s"
     assert site.facts().leftovers == ()
 
 
+@pytest.mark.fault(39)
 def test_an_official_installation_is_adopted_upgraded_and_given_back(site: HostSite) -> None:
     archive = site.directory / "plain"
     archive.write_text(SIMULATED.read_text().replace("python=\n", f"python='{PYTHON}'\n", 1))
