@@ -16,9 +16,14 @@ class Rollout:
     hosts: tuple[Desired, ...]
 
     @property
+    def sizes(self) -> tuple[int, ...]:
+        """Of its batches, if all of its hosts have changes."""
+        return sizes_left(self.pace.batch, len(self.hosts), len(self.hosts))
+
+    @property
     def is_whole(self) -> bool:
         """All at once: there is no canary to wait for."""
-        return len(sizes_left(self.pace.batch, len(self.hosts), len(self.hosts))) <= 1
+        return len(self.sizes) <= 1
 
 
 def split_rollouts(hosts: Sequence[Desired]) -> tuple[Rollout, ...]:
