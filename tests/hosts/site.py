@@ -10,20 +10,25 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from console.changes import deploy_hosts, make_plans
+import pytest
+
+from console.changes import deploy_hosts, exit_code, make_plans
 from console.paths import MODELFILES, PROJECT
 from console.run import _TRANSPORTS, Run, transport_for
+from deploy.apply import Site, apply_step
 from deploy.compose import Sources
 from deploy.converge import probe_host
 from deploy.facts import HostFacts
 from deploy.outcomes import HostOutcome
 from deploy.plan import Plan
 from deploy.report import Report
+from deploy.steps import Step
 from testbed.archive import make_release_archive
 from testbed.demo import SERVER_REPO, archive_name, render_pins
 from testbed.hosts_host import Host
 from testbed.hosts_tree import PYTHON
 from testbed.mirror import Mirror, MirrorRepo
+from testbed.promises import Ran, broken_after_converge, broken_after_fault
 
 SIMULATED = PROJECT / "testbed/ollama.py"
 
@@ -53,6 +58,12 @@ class HostSite:
         revisions = dict(known.revisions) if known is not None else {}
         revisions[f"v{version}"] = {packed.name: packed}
         self.mirror.repos[SERVER_REPO] = MirrorRepo(repo=SERVER_REPO, revisions=revisions)
+
+    def want_new_release(self, binary: Path = SIMULATED) -> str:
+        """The next deploy upgrades to a release that no host has had yet; returns its version."""
+        self.version = f"0.17.{100 + len(self.mirror.repos[SERVER_REPO].revisions)}"
+        self.add_release(self.version, binary)
+        return self.version
 
     def write(self) -> Path:
         (self.directory / "pins.toml").write_text(render_pins(list(self.mirror.repos.values())))
@@ -88,6 +99,19 @@ class HostSite:
     def deploy(self) -> HostOutcome:
         run = self.run
         return deploy_hosts(run, run.hosts(), "deploy")[0]
+
+    def ran(self) -> Ran:
+        """A deploy as `testbed.promises` counts it."""
+        outcome = self.deploy()
+        return Ran(exit_code=exit_code([outcome]), changed=outcome.steps_done)
+
+    def check_serves(self, release: str = "0.17.5") -> None:
+        """What holds right after a fault: this release serves, nothing is half done."""
+        assert broken_after_fault(self.host, serves=[release]) == []
+
+    def check_converges(self, new: str) -> None:
+        """What holds once the cause is gone: the next deploy converges, the one after it changes nothing."""
+        assert broken_after_converge(self.host, new=new, deploy=self.ran) == []
 
     def plan(self) -> Plan:
         run = self.run
@@ -141,6 +165,19 @@ def until(what: str, holds: Callable[[], bool], seconds: float = 40.0) -> None:
     while not holds():
         assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
         threading.Event().wait(0.2)
+
+
+def just_before(patch: pytest.MonkeyPatch, kind: type[Step], act: Callable[[], object]) -> None:
+    """Act when a deploy is about to make its first step of this kind."""
+    has_acted = threading.Event()
+
+    def apply(step: Step, site: Site) -> None:
+        if isinstance(step, kind) and not has_acted.is_set():
+            has_acted.set()
+            act()
+        apply_step(step, site)
+
+    patch.setattr("deploy.converge.apply_step", apply)
 
 
 def forget_connections() -> None:
