@@ -448,7 +448,7 @@ def testbed(flags: SimpleNamespace, report: Report) -> int:
 @command(
     "json",
     positional=["action"],
-    action=Flag(None, "converge, kills, judge, rules or verdicts"),
+    action=Flag(None, "converge, kills, faults, judge, rules or verdicts"),
     hosts=Flag(4, "converge: how many hosts, of four kinds in turn"),
     count=Flag(20, "kills: how often the host is killed"),
     seed=Flag(0, "kills: of the random moments (default: another one each time, which is told)"),

@@ -19,6 +19,10 @@ def run_bench(report: Report, action: str, *, hosts: int, count: int, seed: int)
             from bench import kills
 
             return kills.run(report, count, seed or random.randrange(1, 1_000_000))
+        case "faults":
+            from bench import faults
+
+            return faults.run(report)
         case "judge":
             from bench import judge
 
@@ -35,5 +39,5 @@ def run_bench(report: Report, action: str, *, hosts: int, count: int, seed: int)
             raise UsageError(
                 sentence=f"`bench {action}` is no bench",
                 unchanged="everything",
-                hint="./fleet bench converge|kills|judge|rules|verdicts",
+                hint="./fleet bench converge|kills|faults|judge|rules|verdicts",
             )

@@ -101,9 +101,9 @@ class HostSite:
         return deploy_hosts(run, run.hosts(), "deploy")[0]
 
     def ran(self) -> Ran:
-        """A deploy as `testbed.promises` counts it."""
-        outcome = self.deploy()
-        return Ran(exit_code=exit_code([outcome]), changed=outcome.steps_done)
+        """A deploy as `testbed.promises` wants to hear of it."""
+        ended = self.deploy()
+        return Ran(exit_code=exit_code([ended]), changed=ended.steps_done)
 
     def check_serves(self, release: str = "0.17.5") -> None:
         """What holds right after a fault: this release serves, nothing is half done."""
