@@ -105,7 +105,7 @@ class HostSite:
         ended = self.deploy()
         return Ran(exit_code=exit_code([ended]), changed=ended.steps_done)
 
-    def check_serves(self, release: str = "0.17.5") -> None:
+    def check_serves(self, release: str) -> None:
         """What holds right after a fault: this release serves, nothing is half done."""
         assert broken_after_fault(self.host, serves=[release]) == []
 

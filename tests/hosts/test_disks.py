@@ -72,19 +72,19 @@ def texts_of_units(site: HostSite) -> str:
     ],
 )
 def test_a_disk_without_room_is_refused_with_figures_before_a_byte_is_copied(
-    deployed: HostSite, options: str, told: str
+    serving: HostSite, options: str, told: str
 ) -> None:
-    want_other_weights(deployed)
-    with own_disk(deployed, STATE, options):
-        before, asked = footprint(deployed.host), len(deployed.mirror.requests)
-        error = deployed.deploy().error
+    want_other_weights(serving)
+    with own_disk(serving, STATE, options):
+        before, asked = footprint(serving.host), len(serving.mirror.requests)
+        error = serving.deploy().error
         assert isinstance(error, DiskTooSmall)
         assert f"`{STATE}` has {told}" in error.sentence
         assert "are missing" in str(error.cause)
-        assert (footprint(deployed.host), len(deployed.mirror.requests)) == (before, asked)
-        deployed.check_serves()
-        deployed.sh(f"mount -o remount,size=512m,nr_inodes=100k {STATE}")
-        deployed.check_converges("0.17.5")
+        assert (footprint(serving.host), len(serving.mirror.requests)) == (before, asked)
+        serving.check_serves(serving.version)
+        serving.sh(f"mount -o remount,size=512m,nr_inodes=100k {STATE}")
+        serving.check_converges(serving.version)
 
 
 @pytest.mark.parametrize(
@@ -97,64 +97,65 @@ def test_a_disk_without_room_is_refused_with_figures_before_a_byte_is_copied(
     ],
 )
 def test_a_disk_that_fills_up_meanwhile_keeps_nothing_of_what_did_not_fit(
-    deployed: HostSite,
+    serving: HostSite,
     monkeypatch: pytest.MonkeyPatch,
     directory: str,
     step: type[Step],
     use_up: Callable[[HostSite, str], None],
 ) -> None:
-    want_other_weights(deployed)
-    version = deployed.want_new_release()
-    with own_disk(deployed, directory, "size=256m,nr_inodes=1000"):
+    want_other_weights(serving)
+    old, version = serving.version, serving.want_new_release()
+    with own_disk(serving, directory, "size=256m,nr_inodes=1000"):
         with monkeypatch.context() as patch:
-            just_before(patch, step, lambda: use_up(deployed, directory))
-            failed = deployed.deploy()
+            just_before(patch, step, lambda: use_up(serving, directory))
+            failed = serving.deploy()
         assert isinstance(failed.error, DiskTooSmall), str(failed.error)
         assert "No space left on device" in str(failed.error.cause)
         assert "df -i" in str(failed.error.hint)
-        assert look(deployed.host).temporary == ()
-        deployed.check_serves()
-        make_room(deployed, directory)
-        deployed.check_converges(version)
+        assert look(serving.host).temporary == ()
+        serving.check_serves(old)
+        make_room(serving, directory)
+        serving.check_converges(version)
 
 
 @pytest.mark.fault(11)
 @pytest.mark.parametrize("directory", [UNITS, STATE])
-def test_a_full_disk_never_cuts_a_unit_short(deployed: HostSite, directory: str) -> None:
-    before = texts_of_units(deployed)
-    deployed.settings["ollama_num_parallel"] = "2"
-    with own_disk(deployed, directory, "size=64m"):
-        fill(deployed, directory)
-        failed = deployed.deploy()
+def test_a_full_disk_never_cuts_a_unit_short(serving: HostSite, directory: str) -> None:
+    before = texts_of_units(serving)
+    serving.settings["ollama_num_parallel"] = "2"
+    old = serving.version
+    with own_disk(serving, directory, "size=64m"):
+        fill(serving, directory)
+        failed = serving.deploy()
         assert failed.error is not None
         assert "No space left on device" in str(failed.error.cause)
-        assert texts_of_units(deployed) == before
-        assert look(deployed.host).temporary == ()
-        assert look(deployed.host).leases == ()
-        deployed.check_serves()
-        make_room(deployed, directory)
-        deployed.check_converges("0.17.5")
-    assert texts_of_units(deployed) != before
+        assert texts_of_units(serving) == before
+        assert look(serving.host).temporary == ()
+        assert look(serving.host).leases == ()
+        serving.check_serves(old)
+        make_room(serving, directory)
+        serving.check_converges(serving.version)
+    assert texts_of_units(serving) != before
 
 
 @pytest.mark.fault(13)
-def test_a_read_only_disk_is_one_clear_error_and_nothing_is_half_done(deployed: HostSite) -> None:
-    want_other_weights(deployed)
-    version = deployed.want_new_release()
-    deployed.settings["ollama_num_parallel"] = "3"
-    before, asked = footprint(deployed.host), len(deployed.mirror.requests)
+def test_a_read_only_disk_is_one_clear_error_and_nothing_is_half_done(serving: HostSite) -> None:
+    want_other_weights(serving)
+    old, version = serving.version, serving.want_new_release()
+    serving.settings["ollama_num_parallel"] = "3"
+    before, asked = footprint(serving.host), len(serving.mirror.requests)
     for directory in (STATE, RELEASES, UNITS, STORE):
-        make_read_only(deployed, directory)
+        make_read_only(serving, directory)
         try:
-            error = deployed.deploy().error
+            error = serving.deploy().error
         finally:
-            deployed.sh(f"umount -l {directory}")
+            serving.sh(f"umount -l {directory}")
         assert isinstance(error, DiskReadOnly)
         assert error.sentence == f"`{directory}` is mounted read-only"
         assert error.unchanged == "everything"
-        assert (footprint(deployed.host), len(deployed.mirror.requests)) == (before, asked)
-    deployed.check_serves()
-    deployed.check_converges(version)
+        assert (footprint(serving.host), len(serving.mirror.requests)) == (before, asked)
+    serving.check_serves(old)
+    serving.check_converges(version)
 
 
 @pytest.mark.fault(13)
@@ -162,63 +163,63 @@ def test_a_read_only_disk_is_one_clear_error_and_nothing_is_half_done(deployed: 
     ("directory", "step"), [(STATE, TakeLease), (RELEASES, UnpackRelease), (UNITS, WriteFile)]
 )
 def test_a_disk_that_becomes_read_only_meanwhile_leaves_the_old_release_serving(
-    deployed: HostSite, monkeypatch: pytest.MonkeyPatch, directory: str, step: type[Step]
+    serving: HostSite, monkeypatch: pytest.MonkeyPatch, directory: str, step: type[Step]
 ) -> None:
     """As ext4 does after an error: `errors=remount-ro`."""
-    before = texts_of_units(deployed)
-    version = deployed.want_new_release()
-    deployed.settings["ollama_num_parallel"] = "4"
+    before = texts_of_units(serving)
+    old, version = serving.version, serving.want_new_release()
+    serving.settings["ollama_num_parallel"] = "4"
     with monkeypatch.context() as patch:
-        just_before(patch, step, lambda: make_read_only(deployed, directory))
-        failed = deployed.deploy()
+        just_before(patch, step, lambda: make_read_only(serving, directory))
+        failed = serving.deploy()
     try:
         assert failed.error is not None
         assert "Read-only file system" in str(failed.error.cause)
-        assert texts_of_units(deployed) == before
-        deployed.check_serves()
+        assert texts_of_units(serving) == before
+        serving.check_serves(old)
     finally:
-        deployed.sh(f"umount -l {directory}")
-    deployed.check_converges(version)
+        serving.sh(f"umount -l {directory}")
+    serving.check_converges(version)
 
 
 # A model store that is not an ordinary directory of the server's.
 
 
 @pytest.mark.fault(47)
-def test_a_store_behind_a_link_on_another_disk_is_used_where_it_is(deployed: HostSite) -> None:
+def test_a_store_behind_a_link_on_another_disk_is_used_where_it_is(serving: HostSite) -> None:
     elsewhere = "/srv/models"
-    deployed.sh(
+    serving.sh(
         f"systemctl stop ollama && mkdir -p {elsewhere} && mount -t tmpfs -o size=512m tmpfs {elsewhere}"
         f" && cp -a {STORE}/. {elsewhere} && chown ollama: {elsewhere}"
         f" && mv {STORE} {STORE}.before && ln -s {elsewhere} {STORE} && systemctl start ollama"
     )
     try:
-        until("its model is loaded", deployed.loaded)
-        assert deployed.plan().is_empty
-        assert deployed.facts().disks[STORE].mount == elsewhere
-        want_other_weights(deployed)
-        deployed.check_converges("0.17.5")
-        assert deployed.sh(f"readlink {STORE}") == elsewhere
-        assert deployed.sh(f"find {elsewhere} ! -user ollama") == ""
+        until("its model is loaded", serving.loaded)
+        assert serving.plan().is_empty
+        assert serving.facts().disks[STORE].mount == elsewhere
+        want_other_weights(serving)
+        serving.check_converges(serving.version)
+        assert serving.sh(f"readlink {STORE}") == elsewhere
+        assert serving.sh(f"find {elsewhere} ! -user ollama") == ""
     finally:
-        deployed.sh(
+        serving.sh(
             f"systemctl stop ollama && rm {STORE} && mv {STORE}.before {STORE} && umount -l {elsewhere}"
             " && systemctl start ollama"
         )
 
 
 @pytest.mark.fault(47)
-def test_a_store_of_another_account_is_refused_and_nobody_else_gets_it(deployed: HostSite) -> None:
-    want_other_weights(deployed)
-    deployed.sh(f"chown -R nobody: {STORE}")
-    owners = deployed.sh(f"find {STORE} -printf '%p %u:%g\\n' | sort")
-    before, asked = footprint(deployed.host), len(deployed.mirror.requests)
-    error = deployed.deploy().error
+def test_a_store_of_another_account_is_refused_and_nobody_else_gets_it(serving: HostSite) -> None:
+    want_other_weights(serving)
+    serving.sh(f"chown -R nobody: {STORE}")
+    owners = serving.sh(f"find {STORE} -printf '%p %u:%g\\n' | sort")
+    before, asked = footprint(serving.host), len(serving.mirror.requests)
+    error = serving.deploy().error
     assert isinstance(error, ServiceError)
     assert (error.expected, error.actual) == ("ollama", "nobody")
     assert f"chown -R ollama: {STORE}" in str(error.hint)
-    assert deployed.sh(f"find {STORE} -printf '%p %u:%g\\n' | sort") == owners
-    assert (footprint(deployed.host), len(deployed.mirror.requests)) == (before, asked)
-    deployed.check_serves()
-    deployed.sh(f"chown -R ollama: {STORE}")
-    deployed.check_converges("0.17.5")
+    assert serving.sh(f"find {STORE} -printf '%p %u:%g\\n' | sort") == owners
+    assert (footprint(serving.host), len(serving.mirror.requests)) == (before, asked)
+    serving.check_serves(serving.version)
+    serving.sh(f"chown -R ollama: {STORE}")
+    serving.check_converges(serving.version)
