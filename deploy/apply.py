@@ -14,7 +14,14 @@ from typing import assert_never
 from deploy import commands, mirror, services, systemd
 from deploy.baselines import find_baseline, make_baseline, read_baselines, with_baseline, write_baselines
 from deploy.desired import ADOPTED, Artefact, Desired, DesiredModel, ServiceBackend
-from deploy.errors import ChecksumMismatch, CommandFailed, FleetError, ModelRefused, VerifyFailed
+from deploy.errors import (
+    ChecksumMismatch,
+    CommandFailed,
+    FleetError,
+    ModelRefused,
+    VerifyFailed,
+    command_failed,
+)
 from deploy.facts import HostFacts, ProcessId
 from deploy.ollama_api import OllamaApi
 from deploy.outcomes import Baseline, Events, ModelVerdict, Verify, VerifyRequest
@@ -175,7 +182,7 @@ def stop_servers(site: Site) -> None:
 def _run(site: Site, argv: commands.Argv, sentence: str, timeout_seconds: float = 60.0) -> str:
     done = site.transport.run(argv, timeout_seconds=timeout_seconds)
     if done.exit_code != 0:
-        raise CommandFailed(sentence=sentence, host=site.host, cause=done.last_words)
+        raise command_failed(sentence=sentence, host=site.host, cause=done.last_words)
     return done.stdout.decode(errors="replace").strip()
 
 

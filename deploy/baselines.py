@@ -11,7 +11,7 @@ from typing import Any
 
 from deploy import commands
 from deploy.desired import DesiredModel, HostFile
-from deploy.errors import CommandFailed
+from deploy.errors import CommandFailed, command_failed
 from deploy.facts import StoredModel
 from deploy.outcomes import Baseline, ModelVerdict
 from deploy.transport import Transport
@@ -122,7 +122,7 @@ def write_baselines(transport: Transport, path: PurePosixPath, baselines: Baseli
     file = HostFile(path=path, text=render_baselines(baselines))
     done = transport.run(commands.write_file(file), stdin=file.text.encode())
     if done.exit_code != 0:
-        raise CommandFailed(
+        raise command_failed(
             sentence=f"`{path}` could not be written", host=transport.host, cause=done.last_words
         )
 

@@ -70,6 +70,8 @@ fi
 mkdir -p "$directory"
 temporary=$directory/.$name.fleet-$$
 rm -f "$directory/.$name".fleet-*
+# On a full disk.
+trap 'rm -f "$temporary"' EXIT
 cat >"$temporary"
 chmod "$mode" "$temporary"
 sync "$temporary" 2>/dev/null || sync
@@ -128,6 +130,8 @@ owner=$(stat -c %u:%g "$(dirname "$blobs")")
 chown "$owner" "$blobs"
 temporary=$blobs/.place-$$
 rm -f "$blobs"/.place-*
+# On a full disk: gigabytes that did not fit.
+trap 'rm -f "$temporary"' EXIT
 if ln "$source" "$temporary" 2>/dev/null; then how=linked; else cp "$source" "$temporary"; how=copied; fi
 chmod 0644 "$temporary"
 chown "$owner" "$temporary"
@@ -231,6 +235,7 @@ _STAMP_RELEASE = r"""
 set -eu
 umask 022
 cd "$1"
+trap 'rm -f .release.stamp' EXIT
 stat -c '%i %z' bin/ollama >.release.stamp
 mv -T .release.stamp release.stamp
 """

@@ -24,6 +24,10 @@ class ExitCode(IntEnum):
     INTERRUPTED = 130
 
 
+_FULL = "No space left on device"
+"""ENOSPC in the words of the C library; a host that speaks another language keeps the other class."""
+
+
 @dataclass(kw_only=True, eq=False)
 class FleetError(Exception):
     """The root of all designed errors.
@@ -102,7 +106,11 @@ class ArchiveRefused(FleetError):
 
 
 class DiskTooSmall(FleetError):
-    """Not enough free space; nothing was copied."""
+    """Not enough free space or inodes; what did not fit was not kept."""
+
+
+class DiskReadOnly(FleetError):
+    """A file system that the plan would write to is mounted read-only; nothing was changed."""
 
 
 class PortTaken(FleetError):
@@ -161,6 +169,22 @@ class Interrupted(FleetError):
     """Ctrl-C: the running step was finished and the host brought back to what it served."""
 
     exit_code = ExitCode.INTERRUPTED
+
+
+def command_failed(
+    *,
+    sentence: str,
+    host: str,
+    cause: str,
+    kind: type[FleetError] = CommandFailed,
+    unchanged: str | None = None,
+    hint: str | None = None,
+) -> FleetError:
+    """A command on a host ended with an error; a full disk is told as such, whatever it was that met it."""
+    if _FULL in cause:
+        kind = DiskTooSmall
+        hint = f"space or inodes are used up: ./fleet run --yes 'df -h; df -i' --limit {host}"
+    return kind(sentence=sentence, host=host, cause=cause, unchanged=unchanged, hint=hint)
 
 
 def designed_error(error: Exception) -> FleetError:

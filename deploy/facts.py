@@ -43,10 +43,15 @@ class Listener:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Disk:
-    """The file system below a directory of ours (of its nearest existing parent)."""
+    """The file system below a directory of ours (of its nearest existing parent).
+
+    `free_inodes` is None where there is no limit to them, as on btrfs.
+    """
 
     mount: str
     available_bytes: int
+    free_inodes: int | None = None
+    is_read_only: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,7 +162,8 @@ class HostFacts:
     not what was unpacked; `unpacked` has the same names. `current` is the version it links to, or the whole
     target where that is no release of ours. `artefacts` maps `<sha256>/<file name>` of a verified file to its
     size. `models` maps `name:tag` in lower case. `leftovers` are temporary files and directories of runs that
-    were cut short, `parts` what was fetched or copied in part, by its path after `sha256-`, to go on from.
+    were cut short, `parts` the bytes on disk of what was fetched or copied in part, by its path after
+    `sha256-`, to go on from.
     `orphans` are runners whose server was killed: they live on, idle, with their memory (measured on 0.17.5).
     `gpus` is None where nobody asked. `previous` is the release that `current` was before. `store_owner` owns
     the model store, None where there is none. `systemd` is None where systemd does not run the host.
@@ -175,7 +181,7 @@ class HostFacts:
     previous: str | None = None
     artefacts: Mapping[str, int] = field(default_factory=dict)
     leftovers: tuple[str, ...] = ()
-    parts: tuple[str, ...] = ()
+    parts: Mapping[str, int] = field(default_factory=dict)
     servers: tuple[ServerProcess, ...] = ()
     orphans: tuple[ServerProcess, ...] = ()
     listener: Listener | None = None

@@ -52,7 +52,7 @@ def go_back(
             said.append(_drop_candidates(site, todo))
     except Exception as failure:  # noqa: BLE001 - the first error is the one to tell
         second = designed_error(failure)
-        if any(isinstance(step, TakeLease) for step in done):
+        if any(isinstance(step, TakeLease) for step in done) and _may_be_leased(site):
             said.append("the host goes back by itself, when its lease runs out or at its next start")
         else:
             said.append(f"going back failed too: {second.sentence} ({second.cause})")
@@ -60,6 +60,15 @@ def go_back(
     # What could not be reached says nothing of what was done before.
     first = None if done and isinstance(error, HostUnreachable) else error.unchanged
     return "; ".join(part for part in (first, kept) if part) or "what was served before"
+
+
+def _may_be_leased(site: Site) -> bool:
+    """One that cannot be asked for may be there; what is forgotten brings nothing back."""
+    try:
+        found = site.probe().systemd
+    except FleetError:
+        return True
+    return found is not None and found.is_leased
 
 
 def _start_as_before(site: Site, before: HostFacts, now: HostFacts) -> str:

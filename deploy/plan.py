@@ -10,7 +10,7 @@ from typing import Any
 from deploy.desired import Artefact, Desired, DesiredModel, DesiredServer, ServiceBackend
 from deploy.facts import HostFacts, StoredModel
 from deploy.fit_plan import Running, fit_notes
-from deploy.preflight import check_disks, check_port, check_preconditions
+from deploy.preflight import check_disks, check_port, check_preconditions, check_writable
 from deploy.process_plan import process_steps
 from deploy.rollback import check_previous
 from deploy.server_plan import Release, choose_release
@@ -85,13 +85,14 @@ def plan(desired: Desired, facts: HostFacts, selection: Selection = everything) 
     """The steps of one host; none when it is as desired.
 
     Raises designed errors for what can be known to fail before anything is changed: no archive for the
-    architecture, the port taken, the disk or the GPU memory too small, a phase whose precondition another
-    phase makes.
+    architecture, the port taken, a disk that is read-only, it or the GPU memory too small, a phase whose
+    precondition another phase makes.
     """
     steps = tuple(_steps(desired, facts, choose_release(desired, facts)))
     selected = tuple(step for step in steps if selection(step))
     check_preconditions(desired, steps, selected)
     check_port(desired, facts, selected)
+    check_writable(desired, facts, selected)
     check_disks(desired, facts, selected)
     created = {step.model.name for step in selected if isinstance(step, CreateModel)}
     created |= {step.model for step in selected if isinstance(step, FetchWeights)}

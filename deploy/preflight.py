@@ -1,25 +1,37 @@
-"""What can be known to fail before anything is changed: a missing phase, a taken port, a disk too small."""
+"""What can be known to fail before anything is changed: a missing phase, a taken port, a disk too small or
+read-only.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import PurePosixPath
 
-from deploy.desired import Desired
-from deploy.errors import DiskTooSmall, FleetError, PortTaken, ServiceError
+from deploy.desired import Artefact, Desired, HostPaths
+from deploy.errors import DiskReadOnly, DiskTooSmall, FleetError, PortTaken, ServiceError
 from deploy.facts import HostFacts
 from deploy.steps import (
     CreateModel,
+    EnableUnits,
     FetchArchive,
     FetchWeights,
+    OverwriteFile,
+    PromoteModel,
+    RemoveCandidate,
+    RemoveDamagedBlob,
+    RestoreModel,
     StartServer,
     Step,
     SwitchRelease,
     UnpackRelease,
+    WriteFile,
 )
 
 # An archive of 1.9 GB unpacks to about twice its size; three times is asked for, since nobody knows before.
 UNPACKED_FACTOR = 3
 RESERVE_BYTES = 64 * 1024 * 1024
+# A release has fewer than a hundred files, and the journal, the units and the store need a few.
+RESERVE_INODES = 256
 _GIB = 1024**3
 
 
@@ -64,8 +76,42 @@ def check_port(desired: Desired, facts: HostFacts, selected: tuple[Step, ...]) -
     )
 
 
+def check_writable(desired: Desired, facts: HostFacts, selected: tuple[Step, ...]) -> None:
+    """Every file system that a step writes to takes writes. Raises DiskReadOnly."""
+    for path in dict.fromkeys(path for step in selected for path in _written(step, desired.paths)):
+        disk = facts.disks.get(str(path))
+        if disk is not None and disk.is_read_only:
+            raise DiskReadOnly(
+                sentence=f"`{disk.mount}` is mounted read-only",
+                host=desired.host,
+                cause=f"this plan writes below `{path}`; the kernel mounts one with errors so",
+                unchanged="everything",
+                hint=f"./fleet run --yes 'dmesg | tail' --limit {desired.host}; once it is healthy: mount -o "
+                f"remount,rw {disk.mount}",
+            )
+
+
+def _written(step: Step, paths: HostPaths) -> Iterator[PurePosixPath]:
+    # The lock and the journal, whatever the step.
+    yield paths.state
+    match step:
+        case UnpackRelease() | SwitchRelease():
+            yield paths.releases
+        case WriteFile() | OverwriteFile() if step.file.path.is_relative_to(paths.units):
+            yield paths.units
+        case EnableUnits():
+            yield paths.units
+        case CreateModel() | PromoteModel() | RestoreModel() | RemoveCandidate() | RemoveDamagedBlob():
+            yield paths.models_dir
+        case _:
+            pass
+
+
 def check_disks(desired: Desired, facts: HostFacts, selected: tuple[Step, ...]) -> None:
-    """The bytes of every step against the free ones of its file system. Raises DiskTooSmall with figures."""
+    """The bytes of every step against the free ones of its file system, and some inodes for all of them.
+
+    Raises DiskTooSmall with figures.
+    """
     needed: dict[str, int] = {}
 
     def disk_of(path: PurePosixPath) -> str | None:
@@ -83,7 +129,7 @@ def check_disks(desired: Desired, facts: HostFacts, selected: tuple[Step, ...]) 
             case FetchArchive():
                 need(paths.state, step.artefact.size_bytes)
             case FetchWeights():
-                need(paths.state, step.artefact.size_bytes)
+                need(paths.state, max(0, step.artefact.size_bytes - _begun_bytes(step.artefact, facts)))
             case UnpackRelease():
                 need(paths.releases, step.artefact.size_bytes * UNPACKED_FACTOR)
             case CreateModel() if disk_of(paths.models_dir) != disk_of(paths.state):
@@ -91,8 +137,21 @@ def check_disks(desired: Desired, facts: HostFacts, selected: tuple[Step, ...]) 
             case _:
                 pass
     for disk in {disk.mount: disk for disk in facts.disks.values()}.values():
-        wanted = needed.get(disk.mount, 0)
-        if wanted and wanted + RESERVE_BYTES > disk.available_bytes:
+        wanted = needed.get(disk.mount)
+        if wanted is None:
+            continue
+        if disk.free_inodes is not None and disk.free_inodes < RESERVE_INODES:
+            raise DiskTooSmall(
+                sentence=f"`{disk.mount}` has too few free inodes for this plan",
+                host=desired.host,
+                expected=f"{RESERVE_INODES} free inodes",
+                actual=str(disk.free_inodes),
+                cause=f"{RESERVE_INODES - disk.free_inodes} are missing; a directory with very many small "
+                "files is usual",
+                unchanged="everything; nothing was copied",
+                hint=f"remove files on `{disk.mount}`: df -i {disk.mount}",
+            )
+        if wanted + RESERVE_BYTES > disk.available_bytes:
             raise DiskTooSmall(
                 sentence=f"`{disk.mount}` has too little free space for this plan",
                 host=desired.host,
@@ -102,6 +161,13 @@ def check_disks(desired: Desired, facts: HostFacts, selected: tuple[Step, ...]) 
                 unchanged="everything; nothing was copied",
                 hint=f"free it on `{disk.mount}`, or set `ollama_root` or `ollama_models_dir` elsewhere",
             )
+
+
+def _begun_bytes(artefact: Artefact, facts: HostFacts) -> int:
+    """What a cut run has brought of it already: it is gone on with."""
+    copied = artefact.place.with_name(f".{artefact.place.name}.part")
+    places = (f"sha256-{artefact.sha256}.part", str(copied))
+    return sum(facts.parts.get(place.removeprefix("sha256-"), 0) for place in places)
 
 
 def _size(size_bytes: int) -> str:

@@ -114,7 +114,7 @@ class _Reply:
 
     @cached_property
     def paths(self) -> _Paths:
-        state, releases, models = self.rows["@paths"][0]
+        state, releases, models, _ = self.rows["@paths"][0]
         return _Paths(state=state, releases=releases, models=models)
 
     def under(self, directory: str) -> dict[str, bytes]:
@@ -188,7 +188,7 @@ def _facts(parsed: _Reply, root: PurePosixPath) -> HostFacts:
             for name, size in parsed.sizes_under(f"{paths.state}/artefacts").items()
         },
         leftovers=tuple(fields[0] for fields in parsed.rows.get("@leftover", [])),
-        parts=tuple(fields[0] for fields in parsed.rows.get("@part", [])),
+        parts={path: int(kibibytes or 0) * 1024 for path, kibibytes in parsed.rows.get("@part", [])},
         servers=_servers(processes),
         orphans=_orphans(processes),
         listener=_listener(parsed),
@@ -280,9 +280,18 @@ def _disks(reply: _Reply) -> dict[str, Disk]:
     found = [_DF_LINE.fullmatch(line) for line in lines]
     if len(found) != len(directories):
         return {}
+    inodes = [line.split() for line in reply.sections.get("@inodes", [])]
+    if len(inodes) != len(directories):
+        inodes = [["0", "0"]] * len(directories)
+    modes: dict[str, str] = dict(reply.rows.get("@mount", []))
     return {
-        directory: Disk(available_bytes=int(line["available"]) * 1024, mount=line["mount"])
-        for directory, line in zip(directories, found, strict=True)
+        directory: Disk(
+            available_bytes=int(line["available"]) * 1024,
+            mount=line["mount"],
+            free_inodes=int(free) if int(total) else None,
+            is_read_only=modes.get(line["mount"]) == "ro",
+        )
+        for directory, line, (total, free) in zip(directories, found, inodes, strict=True)
         if line is not None
     }
 

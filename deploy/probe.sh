@@ -26,7 +26,7 @@ say() {
 }
 
 say @fleet-probe 2
-say @paths "$state" "$releases" "$models"
+say @paths "$state" "$releases" "$models" "$units"
 say @machine "$(uname -rm)"
 if [ -r /proc/sys/kernel/random/boot_id ]; then
     read -r boot_id </proc/sys/kernel/random/boot_id
@@ -49,8 +49,24 @@ set -- "$existing"
 existing_part "$releases"
 set -- "$@" "$existing"
 existing_part "$models"
+set -- "$@" "$existing"
+existing_part "$units"
+set -- "$@" "$existing"
 say @df
-df -Pk "$@" "$existing" 2>/dev/null
+df -Pk "$@" 2>/dev/null
+# All inodes and those that are free: a file system that makes them as it needs them says 0.
+say @inodes
+stat -f -c '%c %d' "$@" 2>/dev/null
+# How the mounts above these directories are mounted; of two on one place the later one counts.
+while read -r _ mount _ options _; do
+    for path in "$@"; do
+        case $path/ in "${mount%/}"/*)
+            say @mount "$mount" "${options%%,*}"
+            break
+            ;;
+        esac
+    done
+done </proc/self/mounts
 
 # ---- what systemd says, and which files the server depends on
 main_pid=0 foreign='' user=''
@@ -187,7 +203,7 @@ for path in "$releases"/.unpack-* "$prefix/opt/ollama"/.current-* "$prefix/opt/o
 done
 # Fetches and copies that were cut: they go on from there.
 for path in "$state/artefacts"/sha256-*.part "$state/artefacts"/sha256-*/.*.part; do
-    [ -e "$path" ] && say @part "${path#"$state/artefacts/sha256-"}"
+    [ -e "$path" ] && say @part "${path#"$state/artefacts/sha256-"}" "$(du -sk "$path" 2>/dev/null | cut -f 1)"
 done
 
 # ---- processes

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 from deploy import ssh_commands
-from deploy.errors import CommandFailed
+from deploy.errors import command_failed
 from deploy.release_members import Contents, checked_members, render_records
 from deploy.transport import Completed, Progress, Transport
 
@@ -26,12 +26,12 @@ def stream_release(
     """Unpack a verified archive of this machine into `release` on the host; it appears whole or not at all.
 
     `on_progress` gets the bytes sent so far. The host needs no more than `tar`. Raises ArchiveRefused,
-    CommandFailed or HostUnreachable; a release of this name is replaced by rename.
+    DiskTooSmall, CommandFailed or HostUnreachable; a release of this name is replaced by rename.
     """
     chunks = _tar_chunks(archive, version, sha256, on_progress)
     done: Completed = transport.send(ssh_commands.receive_release(release), chunks)
     if done.exit_code != 0:
-        raise CommandFailed(
+        raise command_failed(
             sentence=f"release `{version}` could not be written below `{release.parent}`",
             host=transport.host,
             cause=done.last_words,

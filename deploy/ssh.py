@@ -19,7 +19,7 @@ import paramiko
 
 from deploy import ssh_commands
 from deploy.commands import Argv, render_command, shown_command
-from deploy.errors import CommandFailed, FleetError, HostUnreachable
+from deploy.errors import CommandFailed, FleetError, HostUnreachable, command_failed
 from deploy.facts import ProcessId
 from deploy.ssh_connection import CONNECT_SECONDS, SshTarget, close_connection, open_connection
 from deploy.ssh_tunnel import open_tunnel
@@ -422,4 +422,4 @@ def _sha256(path: Path) -> str:
 
 def _check(done: Completed, sentence: str, host: str) -> None:
     if done.exit_code != 0:
-        raise CommandFailed(sentence=sentence, host=host, cause=done.last_words)
+        raise command_failed(sentence=sentence, host=host, cause=done.last_words)

@@ -38,7 +38,8 @@ umask 022
 mkdir -p "$(dirname "$1")"
 # A part that is longer than what it is a part of belongs to something else.
 [ "$2" -gt 0 ] || : >"$1"
-cat >>"$1"
+# A disk that is full stays full with what did not fit. After a cut cat(1) reads the end, and ends well.
+cat >>"$1" || { code=$?; [ "$code" -gt 128 ] || rm -f "$1"; exit "$code"; }
 """
 
 _FINISH = r"""

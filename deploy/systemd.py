@@ -7,7 +7,7 @@ from pathlib import PurePosixPath
 
 from deploy import commands
 from deploy.desired import ADOPTED, Desired, HostFile
-from deploy.errors import CommandFailed, FleetError, ServiceError
+from deploy.errors import CommandFailed, FleetError, ServiceError, command_failed
 from deploy.facts import HostFacts, ProcessId
 from deploy.steps import MakeAccount, TakeLease
 from deploy.systemd_plan import main_server
@@ -112,7 +112,8 @@ def _run(
     """What it printed."""
     done = transport.run(argv, stdin=stdin, timeout_seconds=RESTART_SECONDS)
     if done.exit_code != 0:
-        raise kind(
+        raise command_failed(
+            kind=kind,
             sentence=sentence,
             host=transport.host,
             cause=done.last_words,

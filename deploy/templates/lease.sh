@@ -100,6 +100,8 @@ is_saved() { # PATH
 }
 
 take() { # PATH...
+    # On a full disk.
+    trap 'rm -rf "$lease.new"' EXIT
     if [ -d "$lease" ]; then
         # A run was cut: what it saved is the last state known to be good. What it did not save it has not
         # changed either: that is as good, and is saved now.
@@ -172,16 +174,30 @@ name_file() { # LEASE/N.path: sets path, content, temporary
     temporary=${path%/*}/.${path##*/}.lease
 }
 
-prepare_files() { # all of the writing: on a full disk nothing has been changed yet
+is_same() { # FILE OTHER: both are text; a full disk needs no room for what was not changed
+    [ ! -L "$1" ] && [ ! -L "$2" ] && [ -f "$1" ] && [ -f "$2" ] || return 1
+    [ "$(stat -c '%a %u %g %s' "$1")" = "$(stat -c '%a %u %g %s' "$2")" ] || return 1
+    [ "$(cat "$1" && echo .)" = "$(cat "$2" && echo .)" ]
+}
+
+prepare_files() { # all of the writing: on a full disk nothing has been changed yet, and nothing is left there
     for saved_path in "$lease"/*.path; do
         [ -e "$saved_path" ] || continue
         name_file "$saved_path"
-        if [ -L "$content" ] || [ -e "$content" ]; then
-            mkdir -p "${path%/*}"
-            rm -f "$temporary"
-            cp -pP "$content" "$temporary"
-            sync_file "$temporary"
+        rm -f "$temporary"
+        if { [ -L "$content" ] || [ -e "$content" ]; } && ! is_same "$content" "$path"; then
+            { mkdir -p "${path%/*}" && cp -pP "$content" "$temporary" && sync_file "$temporary"; } || {
+                remove_prepared
+                fail "$path cannot be written"
+            }
         fi
+    done
+}
+
+remove_prepared() {
+    for saved_path in "$lease"/*.path; do
+        name_file "$saved_path"
+        rm -f "$temporary" || :
     done
 }
 
@@ -189,9 +205,9 @@ put_files() {
     for saved_path in "$lease"/*.path; do
         [ -e "$saved_path" ] || continue
         name_file "$saved_path"
-        if [ -L "$content" ] || [ -e "$content" ]; then
+        if [ -L "$temporary" ] || [ -e "$temporary" ]; then
             mv -T "$temporary" "$path"
-        else
+        elif ! [ -L "$content" ] && ! [ -e "$content" ]; then
             rm -f "$path"
         fi
         sync_directory "${path%/*}"

@@ -22,7 +22,7 @@ DROP_IN = "/etc/systemd/system/ollama.service.d/50-fleet.conf"
 MODULES = "/etc/modules-load.d/a name with spaces.conf"
 PATHS = (UNIT, DROP_IN, MODULES)
 WANTS = "/etc/systemd/system/multi-user.target.wants/ollama.service"
-TOOLS = "cat chmod cp date flock ln mkdir mv readlink rm rmdir sed sync tail tr".split()
+TOOLS = "cat chmod cp date flock ln mkdir mv readlink rm rmdir sed stat sync tail tr".split()
 
 # Stands before every tool: tells its arguments, and ends the whole run in place of the call it is told to.
 WRAPPER = r"""#!/bin/sh

@@ -219,6 +219,21 @@ def test_a_silent_mirror_is_given_up(mirror: Mirror, tmp_path: Path, monkeypatch
     assert listing(tmp_path) == [PART]
 
 
+@pytest.mark.fault(18)
+def test_a_trickle_is_given_up_and_goes_on_later(
+    mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modelscope_hub._download.DOWNLOAD_LOW_SPEED_WINDOW_SECONDS", 0.5)
+    monkeypatch.setattr("modelscope_hub._download.DOWNLOAD_RETRY_TIMES", 1)
+    mirror.faults.append(Fault(kind=FaultKind.SLOW, bytes_per_second=500))
+    error = refusal(pin(), tmp_path)
+    assert type(error) is MirrorError
+    assert "is too slow" in error.sentence
+    assert listing(tmp_path) == [PART]
+    mirror.faults.clear()
+    assert fetch(pin(), tmp_path, on_progress=ignore).read_bytes() == GGUF
+
+
 @pytest.mark.parametrize("kind", [FaultKind.WRONG_SIZE, FaultKind.WRONG_SHA256])
 def test_a_listing_that_disagrees_with_the_pin_costs_no_byte(
     mirror: Mirror, tmp_path: Path, kind: FaultKind

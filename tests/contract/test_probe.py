@@ -105,7 +105,9 @@ def test_releases_artefacts_blobs_and_leftovers_are_found(tmp_path: Path, shell:
     assert facts.current == "0.17.5"
     assert facts.unpacked == {"0.17.5": Unpacked(size_bytes=3, at=1_700_000_000)}
     assert facts.artefacts == {"beef/w.gguf": 5}
-    assert facts.parts == ("cafe.part", "beef/.w.gguf.part")
+    assert facts.parts.keys() == {"cafe.part", "beef/.w.gguf.part"}
+    # As much as the file system gives it: two bytes take a block.
+    assert facts.parts["beef/.w.gguf.part"] % 512 == 0
     assert facts.leftovers == (str(root / "opt/ollama/releases/.unpack-0.17.6-1"),)
     assert facts.blobs == {
         "0001": Blob(size_bytes=13, is_gguf=True),
@@ -283,6 +285,19 @@ def test_a_mount_point_and_a_device_with_spaces_are_read_whole(
     assert (disk.available_bytes, disk.mount) == (600 * 1024, "/mnt/My Share")
 
 
+def test_the_inodes_of_a_disk_are_told_where_it_has_a_number_of_them(
+    tmp_path: Path, shell: tuple[str, ...]
+) -> None:
+    disk = probe(tmp_path / "root", tmp_path / "models", shell=shell).disks[str(tmp_path / "models")]
+    told = os.statvfs(tmp_path)
+    assert not disk.is_read_only
+    if told.f_files == 0:
+        assert disk.free_inodes is None
+    else:
+        # Others make files meanwhile.
+        assert disk.free_inodes == pytest.approx(told.f_ffree, abs=max(1000, told.f_ffree // 10))
+
+
 def test_a_current_that_is_no_release_of_ours_is_told_as_it_is(
     tmp_path: Path, shell: tuple[str, ...]
 ) -> None:
@@ -305,7 +320,7 @@ def test_a_current_that_is_no_release_of_ours_is_told_as_it_is(
     ],
 )
 def test_a_reply_that_makes_no_sense_is_a_designed_error(lines: str) -> None:
-    whole = "@fleet-probe\t2\n@paths\t/s\t/r\t/m\n@stat\t/proc/self\t0\t555\t0\troot\n{}@end\n"
+    whole = "@fleet-probe\t2\n@paths\t/s\t/r\t/m\t/u\n@stat\t/proc/self\t0\t555\t0\troot\n{}@end\n"
     assert parse_reply(whole.format("").encode(), PurePosixPath("/")).user_id == 0
     with pytest.raises(ProbeFailed, match="probe"):
         parse_reply(whole.format(f"{lines}\n").encode(), PurePosixPath("/"))

@@ -80,3 +80,57 @@ def site(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
         made.add_release("0.17.5")
         yield made
         forget_connections()
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    directory = tmp_path_factory.mktemp("site")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(directory / "home"))
+        patch.setenv("XDG_CACHE_HOME", str(directory / "cache"))
+        (directory / "home").mkdir()
+        yield directory
+
+
+@pytest.fixture(scope="module")
+def shared(fleet: PracticeFleet, environment: Path) -> Iterator[HostSite]:
+    """One host for the whole file; `deployed` brings it back to what every test begins with."""
+    weights = MirrorRepo(repo=WEIGHTS_REPO, revisions={"master": {WEIGHTS_FILE: CANARY}})
+    with start_mirror([weights]) as mirror:
+        made = HostSite(host=fleet.add(Kind.RICH), directory=environment, mirror=mirror)
+        made.add_release("0.17.5")
+        try:
+            made.host.wait_for_ssh()
+            yield made
+        finally:
+            forget_connections()
+            fleet.remove(made.host)
+
+
+@pytest.fixture
+def deployed(shared: HostSite, fleet: PracticeFleet) -> HostSite:
+    """Release 0.17.5 serves, and a plan finds nothing to do."""
+    shared.version = "0.17.5"
+    _settle(shared, fleet)
+    return shared
+
+
+@pytest.fixture
+def serving(shared: HostSite, fleet: PracticeFleet) -> HostSite:
+    """The same where it does not matter which release it is: the test before has deployed it already."""
+    _settle(shared, fleet)
+    return shared
+
+
+def _settle(shared: HostSite, fleet: PracticeFleet) -> None:
+    shared.overwrite, shared.settings = True, {}
+    shared.mirror.faults.clear()
+    if shared.deploy().error is not None:
+        # What a test that failed has left is not the next one's.
+        forget_connections()
+        fleet.remove(shared.host)
+        shared.version, shared.host = "0.17.5", fleet.add(Kind.RICH)
+        shared.host.wait_for_ssh()
+        assert shared.deploy().error is None
+    shared.overwrite = False
+    assert shared.plan().is_empty

@@ -10,21 +10,25 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
+
 from console.changes import deploy_hosts, exit_code, make_plans
 from console.paths import MODELFILES, PROJECT
 from console.run import _TRANSPORTS, Run, transport_for
+from deploy.apply import Site, apply_step
 from deploy.compose import Sources
 from deploy.converge import probe_host
 from deploy.facts import HostFacts
 from deploy.outcomes import HostOutcome
 from deploy.plan import Plan
 from deploy.report import Report
+from deploy.steps import Step
 from testbed.archive import make_release_archive
 from testbed.demo import SERVER_REPO, archive_name, render_pins
 from testbed.hosts_host import Host
 from testbed.hosts_tree import PYTHON
 from testbed.mirror import Mirror, MirrorRepo
-from testbed.promises import Ran
+from testbed.promises import Ran, broken_after_converge, broken_after_fault
 
 SIMULATED = PROJECT / "testbed/ollama.py"
 
@@ -59,6 +63,12 @@ class HostSite:
 
     def add_release(self, version: str, binary: Path = SIMULATED) -> None:
         offer_release(self.mirror, self.directory, version, binary)
+
+    def want_new_release(self, binary: Path = SIMULATED) -> str:
+        """The next deploy upgrades to a release that no host has had yet; returns its version."""
+        self.version = f"0.17.{100 + len(self.mirror.repos[SERVER_REPO].revisions)}"
+        self.add_release(self.version, binary)
+        return self.version
 
     def write(self) -> Path:
         (self.directory / "pins.toml").write_text(render_pins(list(self.mirror.repos.values())))
@@ -99,6 +109,14 @@ class HostSite:
         """A deploy as `testbed.promises` wants to hear of it."""
         ended = self.deploy()
         return Ran(exit_code=exit_code([ended]), changed=ended.steps_done)
+
+    def check_serves(self, release: str) -> None:
+        """What holds right after a fault: this release serves, nothing is half done."""
+        assert broken_after_fault(self.host, serves=[release]) == []
+
+    def check_converges(self, new: str) -> None:
+        """What holds once the cause is gone: the next deploy converges, the one after it changes nothing."""
+        assert broken_after_converge(self.host, new=new, deploy=self.ran) == []
 
     def plan(self) -> Plan:
         run = self.run
@@ -152,6 +170,19 @@ def until(what: str, holds: Callable[[], bool], seconds: float = 40.0) -> None:
     while not holds():
         assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
         threading.Event().wait(0.2)
+
+
+def just_before(patch: pytest.MonkeyPatch, kind: type[Step], act: Callable[[], object]) -> None:
+    """Act when a deploy is about to make its first step of this kind."""
+    has_acted = threading.Event()
+
+    def apply(step: Step, site: Site) -> None:
+        if isinstance(step, kind) and not has_acted.is_set():
+            has_acted.set()
+            act()
+        apply_step(step, site)
+
+    patch.setattr("deploy.converge.apply_step", apply)
 
 
 def forget_connections() -> None:

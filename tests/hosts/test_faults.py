@@ -11,7 +11,6 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 
 import pytest
 
@@ -21,12 +20,8 @@ from deploy import systemd
 from deploy.errors import ExitCode
 from deploy.facts import HostFacts, ProcessId
 from deploy.outcomes import HostOutcome, Outcome
-from testbed.demo import WEIGHTS_FILE, WEIGHTS_REPO
-from testbed.hosts import PracticeFleet
 from testbed.hosts_host import Host
-from testbed.hosts_kinds import Kind
 from testbed.hosts_tree import PYTHON
-from testbed.mirror import MirrorRepo, start_mirror
 from testbed.official import official_install
 from testbed.promises import NOTHING, broken_promises
 from tests.hosts.site import HostSite, broken, forget_connections, until
@@ -68,47 +63,6 @@ def start_deploy(site: HostSite) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
     )
-
-
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    directory = tmp_path_factory.mktemp("site")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HOME", str(directory / "home"))
-        patch.setenv("XDG_CACHE_HOME", str(directory / "cache"))
-        (directory / "home").mkdir()
-        yield directory
-
-
-@pytest.fixture(scope="module")
-def shared(fleet: PracticeFleet, environment: Path) -> Iterator[HostSite]:
-    """One host for the whole file; `deployed` brings it back to what every test begins with."""
-    weights = MirrorRepo(repo=WEIGHTS_REPO, revisions={"master": {WEIGHTS_FILE: CANARY}})
-    with start_mirror([weights]) as mirror:
-        made = HostSite(host=fleet.add(Kind.RICH), directory=environment, mirror=mirror)
-        made.add_release("0.17.5")
-        try:
-            made.host.wait_for_ssh()
-            yield made
-        finally:
-            forget_connections()
-            fleet.remove(made.host)
-
-
-@pytest.fixture
-def deployed(shared: HostSite, fleet: PracticeFleet) -> HostSite:
-    """Release 0.17.5 serves, and a plan finds nothing to do."""
-    shared.version, shared.overwrite, shared.settings = "0.17.5", True, {}
-    if shared.deploy().error is not None:
-        # What a test that failed has left is not the next one's.
-        forget_connections()
-        fleet.remove(shared.host)
-        shared.host = fleet.add(Kind.RICH)
-        shared.host.wait_for_ssh()
-        assert shared.deploy().error is None
-    shared.overwrite = False
-    assert shared.plan().is_empty
-    return shared
 
 
 # Drift.

@@ -18,7 +18,7 @@ from deploy.desired import (
     Modelfile,
     ServiceBackend,
 )
-from deploy.errors import DiskTooSmall, PinError, PortTaken, ServiceError
+from deploy.errors import DiskReadOnly, DiskTooSmall, PinError, PortTaken, ServiceError
 from deploy.facts import Blob, Disk, HostFacts, Listener, ProcessId, ServerProcess, StoredModel
 from deploy.plan import (
     Plan,
@@ -248,6 +248,33 @@ def test_a_store_on_another_disk_needs_room_for_a_copy_there() -> None:
     disks = {**EMPTY.disks, str(DESIRED.paths.models_dir): Disk(mount="/data", available_bytes=4000)}
     with pytest.raises(DiskTooSmall, match="`/data`"):
         plan(DESIRED, replace(EMPTY, disks=disks))
+
+
+def test_what_a_cut_run_has_copied_already_needs_no_room_a_second_time() -> None:
+    needed = 1000 + 5000 + 3 * 1000 + 64 * 1024 * 1024
+    tight = replace(EMPTY, disks=dict.fromkeys(EMPTY.disks, Disk(mount="/", available_bytes=needed - 4096)))
+    with pytest.raises(DiskTooSmall):
+        plan(DESIRED, tight)
+    for part in (f"{WEIGHTS.sha256}/.{WEIGHTS.place.name}.part", f"{WEIGHTS.sha256}.part"):
+        assert "FetchWeights" in kinds(plan(DESIRED, replace(tight, parts={part: 4096})))
+
+
+def test_a_disk_without_inodes_says_so_however_many_bytes_are_free() -> None:
+    used_up = replace(PLENTY, free_inodes=7)
+    with pytest.raises(DiskTooSmall, match="`/` has too few free inodes") as refused:
+        plan(DESIRED, replace(EMPTY, disks=dict.fromkeys(EMPTY.disks, used_up)))
+    assert (refused.value.expected, refused.value.actual) == ("256 free inodes", "7")
+    assert "249 are missing" in str(refused.value.cause)
+    # What writes no file of a size needs none.
+    assert plan(DESIRED, replace(CONVERGED, disks=dict.fromkeys(EMPTY.disks, used_up))).is_empty
+
+
+@pytest.mark.parametrize("path", [DESIRED.paths.state, DESIRED.paths.releases, DESIRED.paths.models_dir])
+def test_a_read_only_disk_is_refused_where_the_plan_writes(path: PurePosixPath) -> None:
+    read_only = {**EMPTY.disks, str(path): Disk(mount="/data", available_bytes=10**12, is_read_only=True)}
+    with pytest.raises(DiskReadOnly, match="`/data` is mounted read-only"):
+        plan(DESIRED, replace(EMPTY, disks=read_only))
+    assert plan(DESIRED, replace(CONVERGED, disks=read_only)).is_empty
 
 
 def test_an_architecture_without_a_pinned_archive_is_refused() -> None:

@@ -11,7 +11,7 @@ from deploy.errors import ProbeFailed
 from deploy.transport import Completed
 from tests.unit.test_plan import DESIRED
 
-GOOD = b"@fleet-probe\t2\n@paths\t/s\t/r\t/m\n@stat\t/proc/self\t0\t555\t7\troot\n@end\n"
+GOOD = b"@fleet-probe\t2\n@paths\t/s\t/r\t/m\t/u\n@stat\t/proc/self\t0\t555\t7\troot\n@end\n"
 GARBLED = GOOD.replace(b"@end", b"@stat\t/a\t9\t644\t0\troot\n@files\t1\n/a\nabc\n@end")
 
 

@@ -92,7 +92,7 @@ def test_a_host_with_nothing_of_ours_has_nothing_to_prune() -> None:
 
 
 def test_what_a_cut_run_left_goes_and_what_can_be_gone_on_with_stays() -> None:
-    parts = (f"{WEIGHTS.sha256}.part", f"{OTHER}.part", f"{OTHER}/.w.gguf.part")
+    parts = dict.fromkeys((f"{WEIGHTS.sha256}.part", f"{OTHER}.part", f"{OTHER}/.w.gguf.part"), 4096)
     found = pruned(leftovers=("/srv/fleet/opt/ollama/releases/.unpack-1-2",), parts=parts)
     assert gone(found, Kind.LEFTOVER) == [".unpack-1-2"]
     assert gone(found, Kind.PART) == [f"sha256-{OTHER}.part", f"sha256-{OTHER}"]
