@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 
 from deploy import commands, nvml
-from deploy.apply import Site, apply_step, prove
+from deploy.apply import Site, apply_round, in_rounds, prove
 from deploy.desired import Desired, GpuKind
 from deploy.errors import (
     EditedByHand,
@@ -173,11 +174,11 @@ def _make_changes(
     site: Site, options: Options, done: list[Step], check_held: CheckHeld, before: HostFacts, todo: Plan
 ) -> None:
     try:
-        for step in todo.steps:
+        for steps in in_rounds(todo.steps):
             _stop_if_asked(options)
             check_held()
-            _apply(step, site)
-            done.append(step)
+            _apply(steps, site)
+            done.extend(steps)
     except HostLocked:
         # Without the lock nothing may be touched, to go back neither.
         raise
@@ -205,12 +206,18 @@ def _stop_if_asked(options: Options) -> None:
         )
 
 
-def _apply(step: Step, site: Site) -> None:
+def _apply(steps: Sequence[Step], site: Site) -> None:
     started = time.monotonic()
-    told = {"phase": str(phase_of(step)), "step": type(step).__name__, "subject": subject_of(step)}
-    site.emit("step_started", **told, reason=step.reason)
-    apply_step(step, site)
-    site.emit("step_done", **told, seconds=round(time.monotonic() - started, 3))
+    told = [
+        {"phase": str(phase_of(step)), "step": type(step).__name__, "subject": subject_of(step)}
+        for step in steps
+    ]
+    for step, fields in zip(steps, told, strict=True):
+        site.emit("step_started", **fields, reason=step.reason)
+    apply_round(steps, site)
+    seconds = round(time.monotonic() - started, 3)
+    for fields in told:
+        site.emit("step_done", **fields, seconds=seconds)
 
 
 def _check_served(site: Site, options: Options) -> None:
