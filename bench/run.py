@@ -16,6 +16,10 @@ def run_bench(report: Report, action: str, *, hosts: int, count: int, seed: int)
             from bench.peers import compare
 
             return max(converge.run(report, hosts), compare.run(report, hosts))
+        case "scale":
+            from bench import scale
+
+            return scale.run(report)
         case "kills":
             from bench import kills
 
@@ -36,5 +40,5 @@ def run_bench(report: Report, action: str, *, hosts: int, count: int, seed: int)
             raise UsageError(
                 sentence=f"`bench {action}` is no bench",
                 unchanged="everything",
-                hint="./fleet bench converge|kills|judge|rules|verdicts",
+                hint="./fleet bench converge|scale|kills|judge|rules|verdicts",
             )
