@@ -471,13 +471,13 @@ def testbed(flags: SimpleNamespace, report: Report) -> int:
 @command(
     "json",
     positional=["action"],
-    action=Flag(None, "converge, kills, faults, judge, rules or verdicts"),
-    hosts=Flag(4, "converge: how many hosts, of four kinds in turn"),
+    action=Flag(None, "converge, scale, kills, faults, judge, rules or verdicts"),
+    hosts=Flag(4, "converge: how many hosts"),
     count=Flag(20, "kills: how often the host is killed"),
     seed=Flag(0, "kills: of the random moments (default: another one each time, which is told)"),
 )
 def bench(flags: SimpleNamespace, report: Report) -> int:
-    """For us: a converge beside OpenSSH, hosts that are killed, the judge; pages that are generated."""
+    """For us: a converge beside others, a thousand hosts, hosts that are killed, the judge; pages."""
     from bench.run import run_bench
 
     return run_bench(report, flags.action, hosts=flags.hosts, count=flags.count, seed=flags.seed)

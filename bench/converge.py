@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.hosts import bench_hosts, environment, run_fleet
@@ -136,6 +136,7 @@ def _child(arguments: Sequence[str]) -> int:
             stop_requested=threading.Event(),
         )
         hosts = task.hosts()
+        task = replace(task, forks=len(hosts))
         print("ready", flush=True)
         sys.stdin.readline()
         began = time.monotonic()

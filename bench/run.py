@@ -13,8 +13,13 @@ def run_bench(report: Report, action: str, *, hosts: int, count: int, seed: int)
     match action:
         case "converge":
             from bench import converge
+            from bench.peers import compare
 
-            return converge.run(report, hosts)
+            return max(converge.run(report, hosts), compare.run(report, hosts))
+        case "scale":
+            from bench import scale
+
+            return scale.run(report)
         case "kills":
             from bench import kills
 
@@ -39,5 +44,5 @@ def run_bench(report: Report, action: str, *, hosts: int, count: int, seed: int)
             raise UsageError(
                 sentence=f"`bench {action}` is no bench",
                 unchanged="everything",
-                hint="./fleet bench converge|kills|faults|judge|rules|verdicts",
+                hint="./fleet bench converge|scale|kills|faults|judge|rules|verdicts",
             )

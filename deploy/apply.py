@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import groupby
 from pathlib import Path
 from typing import assert_never
 
@@ -89,6 +90,25 @@ class Site:
         self.events(event, self.host, **fields)
 
 
+def in_rounds(steps: Sequence[Step]) -> tuple[tuple[Step, ...], ...]:
+    """The steps in their order; files that follow each other are written in one round trip."""
+    return tuple(
+        part
+        for writes, group in groupby(steps, lambda step: isinstance(step, WriteFile | OverwriteFile))
+        for part in ([tuple(group)] if writes else [(step,) for step in group])
+    )
+
+
+def apply_round(steps: Sequence[Step], site: Site) -> None:
+    """Make the changes of one round. Raises as `apply_step` does."""
+    files = [step for step in steps if isinstance(step, WriteFile | OverwriteFile)]
+    if files:
+        _write(files, site)
+        return
+    for step in steps:
+        apply_step(step, site)
+
+
 def apply_step(step: Step, site: Site) -> None:
     """Make one change. Raises FleetError; what was served before is then still there (see `converge`)."""
     match step:
@@ -102,11 +122,8 @@ def apply_step(step: Step, site: Site) -> None:
             _unpack(step, site)
         case MakeAccount():
             systemd.make_account(site.transport, site.desired, step)
-        case WriteFile():
-            systemd.write_file(site.transport, step.file)
-        case OverwriteFile():
-            systemd.write_file(site.transport, step.file, step.backup)
-            site.emit("note", text=f"kept a copy of {step.file.path}: {step.backup}")
+        case WriteFile() | OverwriteFile():
+            _write([step], site)
         case TakeLease():
             systemd.take_lease(site.transport, site.desired, step)
         case EnableUnits():
@@ -138,6 +155,13 @@ def apply_step(step: Step, site: Site) -> None:
             _load(step, site)
         case _:
             assert_never(step)
+
+
+def _write(steps: Sequence[WriteFile | OverwriteFile], site: Site) -> None:
+    systemd.write_files(site.transport, steps)
+    for step in steps:
+        if isinstance(step, OverwriteFile):
+            site.emit("note", text=f"kept a copy of {step.file.path}: {step.backup}")
 
 
 def start(site: Site, step: StartServer, version: str | None) -> None:

@@ -120,7 +120,7 @@ def read_baselines(transport: Transport, path: PurePosixPath) -> Baselines:
 def write_baselines(transport: Transport, path: PurePosixPath, baselines: Baselines) -> None:
     """By rename. Raises CommandFailed."""
     file = HostFile(path=path, text=render_baselines(baselines))
-    done = transport.run(commands.write_file(file), stdin=file.text.encode())
+    done = transport.run(commands.write_files([file], [None]), stdin=file.text.encode())
     if done.exit_code != 0:
         raise command_failed(
             sentence=f"`{path}` could not be written", host=transport.host, cause=done.last_words

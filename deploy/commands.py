@@ -55,29 +55,46 @@ point "$current" "$target"
 sync "$directory" 2>/dev/null || sync
 """
 
-# Read from standard input; a backup of what was there goes first, where one is wanted.
-_WRITE_FILE = r"""
+# Each file by rename; a backup of what was there goes first, where one is wanted. Standard input has the
+# contents one after the other: dd(1) takes the bytes of one and not one more, which not every head(1) does.
+# Systemd reads its units once, also when a file after them could not be written.
+_WRITE_FILES = r"""
 set -eu
 umask 022
-path=$1 mode=$2 backup=$3
-directory=$(dirname "$path")
-name=$(basename "$path")
-if [ -n "$backup" ] && [ -e "$path" ]; then
-    mkdir -p "$(dirname "$backup")"
-    cp -p "$path" "$backup"
-    sync "$backup" 2>/dev/null || sync
-fi
-mkdir -p "$directory"
-temporary=$directory/.$name.fleet-$$
-rm -f "$directory/.$name".fleet-*
-# On a full disk.
-trap 'rm -f "$temporary"' EXIT
-cat >"$temporary"
-chmod "$mode" "$temporary"
-sync "$temporary" 2>/dev/null || sync
-mv -T "$temporary" "$path"
-sync "$directory" 2>/dev/null || sync
-case $path in */systemd/system/*) systemctl daemon-reload ;; esac
+units=
+temporary=
+reload() { [ -z "$units" ] || { units= && systemctl daemon-reload; }; }
+# On a full disk the file that was begun goes.
+trap 'rm -f "$temporary"; reload' EXIT
+while [ "$#" -gt 0 ]; do
+    path=$1 mode=$2 size=$3 backup=$4
+    shift 4
+    directory=$(dirname "$path")
+    name=$(basename "$path")
+    if [ -n "$backup" ] && [ -e "$path" ]; then
+        mkdir -p "$(dirname "$backup")"
+        cp -p "$path" "$backup"
+        sync "$backup" 2>/dev/null || sync
+    fi
+    mkdir -p "$directory"
+    temporary=$directory/.$name.fleet-$$
+    rm -f "$directory/.$name".fleet-*
+    if [ "$#" -gt 0 ]; then
+        dd ibs=1 obs=4096 count="$size" 2>/dev/null | cat >"$temporary"
+    else
+        cat >"$temporary"
+    fi
+    actual=$(($(wc -c <"$temporary")))
+    [ "$actual" -eq "$size" ] || { echo "$path: $actual of $size bytes arrived" >&2; exit 65; }
+    chmod "$mode" "$temporary"
+    sync "$temporary" 2>/dev/null || sync
+    mv -T "$temporary" "$path"
+    temporary=
+    case $path in */systemd/system/*) units=yes ;; esac
+    sync "$directory" 2>/dev/null || sync
+    printf '%s\n' "$path"
+done
+reload
 """
 
 # systemd-sysusers is on every host that has systemd, and does nothing for what is there: sysusers.d(5).
@@ -360,9 +377,15 @@ def switch_current(paths: HostPaths, release: str | None, previous: str | None) 
     return shell(_SWITCH_CURRENT, str(paths.current), target(release), str(paths.previous), target(previous))
 
 
-def write_file(file: HostFile, backup: PurePosixPath | None = None) -> Argv:
-    """Reads the content from standard input and gives it its name by rename; systemd reads a unit at once."""
-    return shell(_WRITE_FILE, str(file.path), file.mode, str(backup or ""))
+def write_files(files: Sequence[HostFile], backups: Sequence[PurePosixPath | None]) -> Argv:
+    """Reads the contents, one after the other, from standard input; each file gets its name by rename.
+
+    Prints the path of each file that was written, a line each; systemd has read its units when it ends.
+    """
+    arguments: list[str] = []
+    for file, backup in zip(files, backups, strict=True):
+        arguments += [str(file.path), file.mode, str(len(file.text.encode())), str(backup or "")]
+    return shell(_WRITE_FILES, *arguments)
 
 
 def make_account(record: PurePosixPath, name: str, home: str, groups: Sequence[str]) -> Argv:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 
 from deploy import commands, nvml
-from deploy.apply import Site, apply_step, prove
+from deploy.apply import Site, apply_round, in_rounds, prove
 from deploy.desired import Desired, GpuKind
 from deploy.errors import (
     EditedByHand,
@@ -220,15 +221,15 @@ def _make_changes(
     soaks_at = confirmed_at(todo.steps) if options.soak_seconds > 0 else None
     watched = watch(site, before) if soaks_at is not None else None
     try:
-        for number, step in enumerate(todo.steps):
-            if number == soaks_at:
+        for steps in in_rounds(todo.steps):
+            if len(course.done) == soaks_at:
                 _soak(site, watched, options)
             _stop_if_asked(options)
             check_held()
-            course.begun.append(step)
-            _apply(step, site)
-            course.done.append(step)
-            if soaks_at is not None and isinstance(step, StartServer):
+            course.begun.extend(steps)
+            _apply(steps, site)
+            course.done.extend(steps)
+            if soaks_at is not None and any(isinstance(step, StartServer) for step in steps):
                 watched = watch(site, site.probe())
         if soaks_at == len(todo.steps):
             _soak(site, watched, options)
@@ -263,12 +264,18 @@ def _stop_if_asked(options: Options) -> None:
         )
 
 
-def _apply(step: Step, site: Site) -> None:
+def _apply(steps: Sequence[Step], site: Site) -> None:
     started = time.monotonic()
-    told = {"phase": str(phase_of(step)), "step": type(step).__name__, "subject": subject_of(step)}
-    site.emit("step_started", **told, reason=step.reason)
-    apply_step(step, site)
-    site.emit("step_done", **told, seconds=round(time.monotonic() - started, 3))
+    told = [
+        {"phase": str(phase_of(step)), "step": type(step).__name__, "subject": subject_of(step)}
+        for step in steps
+    ]
+    for step, fields in zip(steps, told, strict=True):
+        site.emit("step_started", **fields, reason=step.reason)
+    apply_round(steps, site)
+    seconds = round(time.monotonic() - started, 3)
+    for fields in told:
+        site.emit("step_done", **fields, seconds=seconds)
 
 
 def _check_served(site: Site, options: Options) -> None:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import PurePosixPath
 
 from deploy import commands
-from deploy.desired import ADOPTED, Desired, HostFile
+from deploy.desired import ADOPTED, Desired
 from deploy.errors import CommandFailed, FleetError, ServiceError, command_failed
 from deploy.facts import HostFacts, ProcessId
-from deploy.steps import MakeAccount, TakeLease
+from deploy.steps import MakeAccount, OverwriteFile, TakeLease, WriteFile
 from deploy.systemd_plan import main_server
-from deploy.transport import Transport
+from deploy.transport import Completed, Transport
 from deploy.units import LOAD_UNIT, UNIT
 
 # The unit's TimeoutStopSec, and a start on a slow disk.
@@ -28,10 +27,23 @@ def make_account(transport: Transport, desired: Desired, step: MakeAccount) -> N
     )
 
 
-def write_file(transport: Transport, file: HostFile, backup: PurePosixPath | None = None) -> None:
-    """By rename; what was there is copied to `backup` first. Raises CommandFailed."""
-    argv = commands.write_file(file, backup)
-    _run(transport, argv, f"`{file.path}` could not be written", stdin=file.text.encode())
+def write_files(transport: Transport, steps: Sequence[WriteFile | OverwriteFile]) -> None:
+    """By rename, in one round trip; what an overwritten one was is copied to its `backup` first.
+
+    Raises CommandFailed with the first file that could not be written; those before it are.
+    """
+    backups = [step.backup if isinstance(step, OverwriteFile) else None for step in steps]
+    argv = commands.write_files([step.file for step in steps], backups)
+    stdin = b"".join(step.file.text.encode() for step in steps)
+    done = transport.run(argv, stdin=stdin, timeout_seconds=RESTART_SECONDS)
+    if done.exit_code != 0:
+        written = done.stdout.decode(errors="replace").splitlines()
+        left = [str(step.file.path) for step in steps if str(step.file.path) not in written]
+        raise _failed(
+            transport,
+            done,
+            f"`{left[0]}` could not be written" if left else "systemd does not read its units",
+        )
 
 
 def enable_units(transport: Transport, names: tuple[str, ...]) -> None:
@@ -106,17 +118,22 @@ def _run(
     argv: commands.Argv,
     sentence: str,
     *,
-    stdin: bytes = b"",
     kind: type[FleetError] = CommandFailed,
 ) -> str:
     """What it printed."""
-    done = transport.run(argv, stdin=stdin, timeout_seconds=RESTART_SECONDS)
+    done = transport.run(argv, timeout_seconds=RESTART_SECONDS)
     if done.exit_code != 0:
-        raise command_failed(
-            kind=kind,
-            sentence=sentence,
-            host=transport.host,
-            cause=done.last_words,
-            hint=f"./fleet logs --limit {transport.host}; on the host: systemctl status ollama",
-        )
+        raise _failed(transport, done, sentence, kind)
     return done.stdout.decode(errors="replace").strip()
+
+
+def _failed(
+    transport: Transport, done: Completed, sentence: str, kind: type[FleetError] = CommandFailed
+) -> FleetError:
+    return command_failed(
+        kind=kind,
+        sentence=sentence,
+        host=transport.host,
+        cause=done.last_words,
+        hint=f"./fleet logs --limit {transport.host}; on the host: systemctl status ollama",
+    )

@@ -38,6 +38,7 @@ _JINJA = jinja2.Environment(
     trim_blocks=True,
     lstrip_blocks=True,
     keep_trailing_newline=True,
+    auto_reload=False,  # or each of a thousand hosts would look whether the files have changed
     autoescape=False,  # noqa: S701 - unit files are no HTML; `quoted` is their escaping
 )
 

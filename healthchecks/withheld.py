@@ -14,8 +14,6 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from healthchecks.toolcalls.sse import looks_like_events, parse_events
-
 SHORTEST_SECRET = 8
 """Shorter keys are placeholders such as `ollama` or `none`, which may stand anywhere."""
 
@@ -56,6 +54,9 @@ def _spells(key: str, text: str) -> bool:
     if _shows(key, text):
         return True
     joined: defaultdict[tuple[Any, ...], list[str]] = defaultdict(list)
+    # The package loads the judge, which a converge that changes nothing does without.
+    from healthchecks.toolcalls.sse import looks_like_events, parse_events
+
     for document in parse_events(text).data if looks_like_events(text) else (text,):
         for place, piece in _decoded_texts(document):
             joined[place].append(piece)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from deploy.apply import in_rounds
 from deploy.desired import Desired, GpuKind, HostPaths, ServiceBackend
 from deploy.errors import ServiceError, UsageError
 from deploy.facts import (
@@ -485,3 +486,11 @@ def test_a_signature_tells_our_text_from_an_edited_one() -> None:
 )
 def test_a_value_stays_literal_in_a_unit_file(value: str, word: str) -> None:
     assert quoted(value) == word
+
+
+def test_files_that_follow_each_other_are_written_in_one_round() -> None:
+    steps = plan(DESIRED, EMPTY).steps
+    rounds = in_rounds(steps)
+    assert [step for round_ in rounds for step in round_] == list(steps)
+    assert [len(round_) for round_ in rounds if isinstance(round_[0], WriteFile)] == [8]
+    assert all(len(round_) == 1 for round_ in rounds if not isinstance(round_[0], WriteFile))
