@@ -8,7 +8,17 @@ from deploy.errors import UsageError
 from deploy.report import Report
 
 
-def run_bench(report: Report, action: str, *, hosts: int, count: int, seed: int) -> int:
+def run_bench(
+    report: Report,
+    action: str,
+    *,
+    hosts: int,
+    count: int,
+    seed: int,
+    minutes: float,
+    rounds: int,
+    from_round: int,
+) -> int:
     """The exit code: 2 when a target was missed. Raises UsageError for what is no bench."""
     match action:
         case "converge":
@@ -19,6 +29,11 @@ def run_bench(report: Report, action: str, *, hosts: int, count: int, seed: int)
             from bench import kills
 
             return kills.run(report, count, seed or random.randrange(1, 1_000_000))
+        case "chaos":
+            from bench import chaos
+
+            chosen = seed or random.randrange(1, 1_000_000)
+            return chaos.run(report, seed=chosen, minutes=minutes, rounds=rounds, first=from_round)
         case "judge":
             from bench import judge
 
@@ -35,5 +50,5 @@ def run_bench(report: Report, action: str, *, hosts: int, count: int, seed: int)
             raise UsageError(
                 sentence=f"`bench {action}` is no bench",
                 unchanged="everything",
-                hint="./fleet bench converge|kills|judge|rules|verdicts",
+                hint="./fleet bench converge|kills|chaos|judge|rules|verdicts",
             )
