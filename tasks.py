@@ -448,7 +448,7 @@ def testbed(flags: SimpleNamespace, report: Report) -> int:
 @command(
     "json",
     positional=["action"],
-    action=Flag(None, "converge, kills, chaos, judge, rules or verdicts"),
+    action=Flag(None, "converge, kills, faults, chaos, judge, rules or verdicts"),
     hosts=Flag(4, "converge: how many hosts, of four kinds in turn"),
     count=Flag(20, "kills: how often the host is killed"),
     seed=Flag(0, "kills, chaos: of all that is random (default: another one each time, which is told)"),

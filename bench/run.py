@@ -34,6 +34,10 @@ def run_bench(
 
             chosen = seed or random.randrange(1, 1_000_000)
             return chaos.run(report, seed=chosen, minutes=minutes, rounds=rounds, first=from_round)
+        case "faults":
+            from bench import faults
+
+            return faults.run(report)
         case "judge":
             from bench import judge
 
@@ -50,5 +54,5 @@ def run_bench(
             raise UsageError(
                 sentence=f"`bench {action}` is no bench",
                 unchanged="everything",
-                hint="./fleet bench converge|kills|chaos|judge|rules|verdicts",
+                hint="./fleet bench converge|kills|faults|chaos|judge|rules|verdicts",
             )

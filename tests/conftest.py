@@ -11,6 +11,8 @@ from collections.abc import Mapping
 import hypothesis
 import pytest
 
+from tests.fault_rows import NODE_PROPERTY, ROW_PROPERTY, read_rows
+
 # A setting of the person's own must change no test; a test that needs one sets it.
 PREFIXES_OF_SETTINGS = ("OLLAMA_", "MODELSCOPE_", "XDG_", "ANSIBLE_", "INVOKE_", "PIP_")
 SETTINGS = (
@@ -56,6 +58,17 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     """Removes the HOME of this run."""
     if _home in config.stash:
         config.stash[_home].cleanup()
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """The rows of the fault matrix that a test shows go into the JUnit report, whichever worker runs it."""
+    numbers = [number for mark in item.iter_markers("fault") for number in mark.args]
+    for number in dict.fromkeys(numbers):
+        if number not in read_rows():
+            raise pytest.UsageError(f"{item.nodeid}: the fault matrix has no row {number}")
+        item.user_properties.append((ROW_PROPERTY, str(number)))
+    if numbers:
+        item.user_properties.append((NODE_PROPERTY, item.nodeid))
 
 
 def asks_real_hosts(config: pytest.Config) -> bool:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from testbed.hosts_machine import missing_parts
 from testbed.ollama import start_server
+from tests.fault_rows import RowTest, read_row_tests, read_rows, unshown
 
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -44,15 +45,30 @@ class TierEnd(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TierResult:
-    """What the summary says of a tier."""
+    """What the summary says of a tier, and what its tests showed of the fault matrix."""
 
     name: str
     end: TierEnd
     told: str
+    faults: tuple[RowTest, ...] = ()
 
 
 def run_tests(extra: Sequence[str] = ()) -> int:
     """Runs every tier; `extra` goes to pytest: options, or paths of tests, which then run alone."""
+    results = run_tiers(extra)
+    if not extra:
+        results.append(_check_faults(results))
+    print("\n== summary")
+    for result in results:
+        print(f"{result.name:<10} {result.end:<8} {result.told}")
+    for tier, reason in LATER.items():
+        print(f"{tier:<10} {TierEnd.NOT_RUN:<8} {reason}")
+    ends = {result.end for result in results}
+    return 0 if TierEnd.OK in ends and TierEnd.FAILED not in ends else 1
+
+
+def run_tiers(extra: Sequence[str]) -> list[TierResult]:
+    """What `run_tests` runs, without its summary."""
     targets, options = _split(extra)
     results = []
     for tier in TIERS:
@@ -62,13 +78,19 @@ def run_tests(extra: Sequence[str] = ()) -> int:
         if chosen or not targets:
             print(f"== {tier}", flush=True)
             results.append(_run_tier(tier, chosen or [directory], options))
-    print("\n== summary")
-    for result in results:
-        print(f"{result.name:<10} {result.end:<8} {result.told}")
-    for tier, reason in LATER.items():
-        print(f"{tier:<10} {TierEnd.NOT_RUN:<8} {reason}")
-    ends = {result.end for result in results}
-    return 0 if TierEnd.OK in ends and TierEnd.FAILED not in ends else 1
+    return results
+
+
+def _check_faults(results: Sequence[TierResult]) -> TierResult:
+    """Every row of the fault matrix was shown by a test that passed, or says why it cannot be."""
+    out = [result.name for result in results if result.end is TierEnd.NOT_RUN]
+    if out:
+        return TierResult(name="faults", end=TierEnd.NOT_RUN, told=f"nor was {', '.join(out)}")
+    missing = unshown(read_rows(), [test for result in results for test in result.faults])
+    if missing:
+        return TierResult(name="faults", end=TierEnd.FAILED, told="; ".join(missing))
+    told = f"{len(read_rows())} rows of docs/faults.md shown, or told why not"
+    return TierResult(name="faults", end=TierEnd.OK, told=told)
 
 
 def _split(extra: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -116,9 +138,10 @@ def _run_tier(tier: str, chosen: Sequence[Path], options: Sequence[str]) -> Tier
         code = subprocess.run(command, cwd=PROJECT, env=environment, check=False).returncode
         seconds = time.monotonic() - began
         counts = _count(report) if report.exists() else f"pytest ended with {code}"
+        faults = tuple(read_row_tests(report)) if report.exists() else ()
     passed = code == 0 or (code == NO_TEST_SELECTED and bool(options))
     end = TierEnd.OK if passed else TierEnd.FAILED
-    return TierResult(name=tier, end=end, told=f"{counts} in {seconds:.1f} s")
+    return TierResult(name=tier, end=end, told=f"{counts} in {seconds:.1f} s", faults=faults)
 
 
 def _in_parallel() -> list[str]:

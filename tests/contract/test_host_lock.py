@@ -101,6 +101,7 @@ def test_a_released_lock_names_nobody_and_its_next_holder_hears_of_nobody(
     assert first_line(start()) == "locked"
 
 
+@pytest.mark.fault(33)
 @pytest.mark.parametrize("death", ["end of input", "terminated", "killed"])
 def test_the_lock_of_a_dead_holder_is_taken_over_with_its_name(start: Start, death: str) -> None:
     holder = start()
@@ -233,6 +234,7 @@ def test_an_owner_that_cannot_be_read_is_somebody(owner: str) -> None:
     assert error.sentence == "`box` is locked by somebody who has not written a name (1 min ago)"
 
 
+@pytest.mark.fault(33)
 def test_a_takeover_is_told_and_stands_in_the_journal(tmp_path: Path) -> None:
     told: list[tuple[str, Any]] = []
 

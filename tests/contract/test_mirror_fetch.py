@@ -140,18 +140,21 @@ def test_progress_grows_to_the_end_and_knows_rate_and_rest(mirror: Mirror, tmp_p
     assert seen[-1].done_bytes == len(GGUF)
 
 
+@pytest.mark.fault(14)
 def test_a_cut_download_goes_on_where_it_stopped(mirror: Mirror, tmp_path: Path) -> None:
     mirror.faults.append(Fault(kind=FaultKind.CUT, after_bytes=600_000, times=1))
     assert fetch(pin(), tmp_path, on_progress=ignore).read_bytes() == GGUF
     assert file_requests(mirror) == [(200, None), (206, "bytes=600000-")]
 
 
+@pytest.mark.fault(20)
 def test_a_mirror_that_ignores_ranges_is_read_from_the_start(mirror: Mirror, tmp_path: Path) -> None:
     mirror.faults += [Fault(kind=FaultKind.CUT, after_bytes=9_000, times=1), Fault(kind=FaultKind.NO_RANGE)]
     assert fetch(pin(), tmp_path, on_progress=ignore).read_bytes() == GGUF
     assert file_requests(mirror) == [(200, None), (200, "bytes=9000-")]
 
 
+@pytest.mark.fault(14)
 def test_a_download_that_never_ends_keeps_its_part_for_the_next_fetch(mirror: Mirror, tmp_path: Path) -> None:
     mirror.faults.append(Fault(kind=FaultKind.CUT, after_bytes=100_000))
     error = refusal(pin(), tmp_path)
@@ -206,6 +209,7 @@ def test_what_a_kill_left_beside_the_finished_file_is_removed(mirror: Mirror, tm
     assert set(tmp_path.rglob("*")) == {path, path.parent}
 
 
+@pytest.mark.fault(18)
 def test_a_silent_mirror_is_given_up(mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("modelscope_hub._legacy_api.DOWNLOAD_TIMEOUT", 0.2)
     mirror.faults.append(Fault(kind=FaultKind.STALL, after_bytes=50_000))
@@ -228,6 +232,7 @@ def test_a_listing_that_disagrees_with_the_pin_costs_no_byte(
     assert listing(tmp_path) == []
 
 
+@pytest.mark.fault(16)
 def test_a_wrong_pinned_sha256_is_found_without_the_listings_help(mirror: Mirror, tmp_path: Path) -> None:
     mirror.faults.append(Fault(kind=FaultKind.NO_SHA256, route=Route.LISTING))
     wrong = pin(data=GGUF[:-1] + b"\0")
@@ -239,12 +244,14 @@ def test_a_wrong_pinned_sha256_is_found_without_the_listings_help(mirror: Mirror
     assert listing(tmp_path) == []
 
 
+@pytest.mark.fault(15)
 def test_corrupt_bytes_are_deleted(mirror: Mirror, tmp_path: Path) -> None:
     mirror.faults.append(Fault(kind=FaultKind.CORRUPT))
     assert type(refusal(pin(), tmp_path)) is ChecksumMismatch
     assert listing(tmp_path) == []
 
 
+@pytest.mark.fault(19)
 def test_a_login_page_instead_of_the_listing_is_named(mirror: Mirror, tmp_path: Path) -> None:
     mirror.faults.append(Fault(kind=FaultKind.LOGIN_PAGE, route=Route.LISTING))
     error = refusal(pin(), tmp_path)
@@ -252,6 +259,7 @@ def test_a_login_page_instead_of_the_listing_is_named(mirror: Mirror, tmp_path: 
     assert 'titled "Sign in to the network"' in str(error.cause)
 
 
+@pytest.mark.fault(19)
 def test_a_login_page_instead_of_the_file_is_named_and_deleted(mirror: Mirror, tmp_path: Path) -> None:
     mirror.faults.append(Fault(kind=FaultKind.LOGIN_PAGE))
     error = refusal(pin(), tmp_path)
@@ -296,6 +304,7 @@ def test_a_file_that_is_listed_and_missing_is_told(mirror: Mirror, tmp_path: Pat
     assert "then does not find it" in refusal(pin(), tmp_path).sentence
 
 
+@pytest.mark.fault(17)
 @pytest.mark.parametrize("route", [Route.LISTING, Route.FILE])
 @pytest.mark.parametrize(
     ("status", "hint"),
@@ -317,6 +326,7 @@ def test_a_status_of_refusal_is_told(
     assert listing(tmp_path) == []
 
 
+@pytest.mark.fault(17)
 def test_trouble_that_passes_is_not_told(mirror: Mirror, tmp_path: Path) -> None:
     mirror.faults += [
         Fault(kind=FaultKind.STATUS, status=503, route=Route.LISTING, times=1),
@@ -372,6 +382,7 @@ def test_an_endpoint_without_a_scheme_is_refused(
     assert "http://127.0.0.1:8080" in str(caught.value.hint)
 
 
+@pytest.mark.fault(10)
 def test_a_disk_too_small_is_told_with_its_figures(
     mirror: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

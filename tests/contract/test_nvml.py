@@ -146,6 +146,7 @@ def test_a_lost_gpu_is_a_problem_and_the_others_are_still_told(driver: pytest.Mo
     assert reading.said == "GPU 0: GPU is lost"
 
 
+@pytest.mark.fault(28)
 @pytest.mark.parametrize("where", ["init", "memory"])
 def test_a_driver_that_hangs_costs_the_deadline_and_nothing_stays(
     driver: pytest.MonkeyPatch, where: str
@@ -231,6 +232,7 @@ def test_nvidia_smi_fails_with_the_numbers_of_nvml(
     assert (reading.gpus, reading.problem, reading.said) == ((), problem, says)
 
 
+@pytest.mark.fault(28)
 def test_nvidia_smi_that_hangs_costs_the_deadline(smi: pytest.MonkeyPatch) -> None:
     smi.setenv("SCRIPTED_SMI_HANG", "1")
     smi.setattr("console.gpu.DEADLINE_SECONDS", 0.5)

@@ -90,6 +90,7 @@ def test_the_answer_comes_from_the_database_that_is_given(suite: Suite) -> None:
     assert len(set(texts)) == 3
 
 
+@pytest.mark.fault(30)
 @pytest.mark.parametrize(
     ("fault", "cases", "modes", "rule"),
     [

@@ -78,6 +78,7 @@ def test_an_unknown_host_key_is_refused_and_its_fingerprint_told(server: Sshd) -
     assert error.hint == "./fleet trust box"
 
 
+@pytest.mark.fault(36)
 @pytest.mark.parametrize("known", ["rsa", "another ed25519"])
 def test_a_changed_host_key_is_refused_with_both_fingerprints(
     server: Sshd, tmp_path: Path, known: str
@@ -260,6 +261,7 @@ class CutWhenThere(threading.Thread):
         self._server.cut()
 
 
+@pytest.mark.fault(48)
 def test_a_login_shell_with_words_of_its_own_is_found_out(tmp_path: Path) -> None:
     with running_sshd(
         tmp_path / "sshd", ForceCommand='echo welcome; sh -c "$SSH_ORIGINAL_COMMAND"'

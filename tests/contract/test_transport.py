@@ -49,6 +49,7 @@ def box(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         transport.close()
 
 
+@pytest.mark.fault(37)
 @given(words=st.lists(TEXT, max_size=4))
 @settings(max_examples=40)
 def test_hostile_arguments_arrive_as_they_are(box: Transport, words: list[str]) -> None:

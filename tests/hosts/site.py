@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from console.changes import deploy_hosts, make_plans
+from console.changes import deploy_hosts, exit_code, make_plans
 from console.paths import MODELFILES, PROJECT
 from console.run import _TRANSPORTS, Run, transport_for
 from deploy.compose import Sources
@@ -24,6 +24,7 @@ from testbed.demo import SERVER_REPO, archive_name, render_pins
 from testbed.hosts_host import Host
 from testbed.hosts_tree import PYTHON
 from testbed.mirror import Mirror, MirrorRepo
+from testbed.promises import Ran
 
 SIMULATED = PROJECT / "testbed/ollama.py"
 
@@ -88,6 +89,11 @@ class HostSite:
     def deploy(self) -> HostOutcome:
         run = self.run
         return deploy_hosts(run, run.hosts(), "deploy")[0]
+
+    def ran(self) -> Ran:
+        """A deploy as `testbed.promises` wants to hear of it."""
+        ended = self.deploy()
+        return Ran(exit_code=exit_code([ended]), changed=ended.steps_done)
 
     def plan(self) -> Plan:
         run = self.run

@@ -153,6 +153,7 @@ DRIFTS: dict[str, tuple[str, str]] = {
 }
 
 
+@pytest.mark.fault(40, 41)
 @pytest.mark.parametrize(
     ("by_hand", "named"), [pytest.param(*drift, id=name) for name, drift in DRIFTS.items()]
 )
@@ -207,6 +208,7 @@ def check_old_release_serves(site: HostSite, failed: HostOutcome) -> None:
     until("the model is loaded again", site.loaded)
 
 
+@pytest.mark.fault(22, 23, 24)
 @pytest.mark.parametrize(("fault", "cause"), list(FAILURES.values()), ids=list(FAILURES))
 def test_a_release_that_fails_leaves_the_old_one_serving(deployed: HostSite, fault: str, cause: str) -> None:
     name = f"0.17.{60 + list(FAILURES.values()).index((fault, cause))}"
@@ -247,6 +249,7 @@ class Killed(BaseException):
     """The controller ends here; nothing of ours runs any more."""
 
 
+@pytest.mark.fault(8)
 def test_a_controller_killed_between_promote_and_the_end_of_the_lease_leaves_the_old_release_and_model(
     deployed: HostSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -284,6 +287,7 @@ def test_a_server_that_systemd_has_started_again_long_ago_is_confirmed_too(deplo
     assert deployed.current() == "0.17.5"
 
 
+@pytest.mark.fault(23)
 def test_a_server_that_ends_after_it_was_verified_is_not_confirmed(
     deployed: HostSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -305,6 +309,7 @@ def test_a_server_that_ends_after_it_was_verified_is_not_confirmed(
     assert (deployed.current(), deployed.running()) == ("0.17.5", "0.17.5")
 
 
+@pytest.mark.fault(32)
 def test_a_second_deploy_at_the_same_time_exits_5_and_names_the_first(deployed: HostSite) -> None:
     # Its server starts when it is told to: the first deploy certainly holds the lock until then.
     waits = "until [ -e /run/second-has-ended ]; do sleep 0.1; done"
@@ -361,6 +366,7 @@ def fresh(host: Host, shared: HostSite) -> Iterator[HostSite]:
     shared.host = before
 
 
+@pytest.mark.fault(39)
 def test_the_models_of_an_adopted_server_are_not_touched(fresh: HostSite) -> None:
     binary = broken(fresh, "python=\n", f"python='{PYTHON}'\n")
     install = official_install(binary.read_bytes())
@@ -437,6 +443,7 @@ def is_failed(site: HostSite) -> bool:
     return site.sh("systemctl is-failed ollama || true") == "failed"
 
 
+@pytest.mark.fault(7)
 @pytest.mark.parametrize("number", range(int(os.environ.get("FLEET_HOST_KILLS", "1"))))
 def test_a_first_deploy_that_a_power_cut_ends_goes_on_and_leaves_nothing(
     fresh: HostSite, number: int

@@ -154,6 +154,7 @@ def test_a_lease_does_not_run_out_while_a_deploy_lives_and_does_once_it_is_dead(
     until_served(host, "0.17.5 old", "0.18.0 new", "0.17.5 old")
 
 
+@pytest.mark.fault(7)
 @KINDS
 def test_a_host_that_loses_power_after_a_switch_comes_back_with_the_old_release_only(host: Host) -> None:
     install_lease(host, "1h")

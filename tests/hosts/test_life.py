@@ -42,6 +42,7 @@ def traces(site: HostSite) -> list[str]:
     return sorted(line for line in found.splitlines() if not line.startswith(ignored))
 
 
+@pytest.mark.fault(40)
 def test_a_host_lives_from_the_first_deploy_to_a_removal_without_a_trace(site: HostSite) -> None:
     before = traces(site)
     first = site.deploy()
@@ -93,6 +94,7 @@ def test_a_host_lives_from_the_first_deploy_to_a_removal_without_a_trace(site: H
     assert remove_hosts(site.run, site.run.hosts(), Models.REMOVE)[0].steps_done == 0
 
 
+@pytest.mark.fault(22)
 def test_a_release_that_exits_leaves_the_old_one_serving_and_no_lease(site: HostSite) -> None:
     assert site.deploy().error is None
     site.add_release("0.17.6", broken(site, "python=\n", "python=\necho 'panic: broken'; exit 2\n"))
@@ -108,6 +110,7 @@ def test_a_release_that_exits_leaves_the_old_one_serving_and_no_lease(site: Host
     assert site.plan().is_empty
 
 
+@pytest.mark.fault(22)
 def test_a_server_that_always_exits_ends_as_failed(site: HostSite) -> None:
     assert site.deploy().error is None
     site.sh(
@@ -138,7 +141,14 @@ def test_the_models_are_loaded_as_often_as_somebody_asks(site: HostSite) -> None
     assert site.sh("systemctl is-active ollama-fleet-load || true") == "inactive"
 
 
-@pytest.mark.parametrize("end", ["controller", "link", "reboot"])
+@pytest.mark.parametrize(
+    "end",
+    [
+        pytest.param("controller", marks=pytest.mark.fault(8)),
+        pytest.param("link", marks=pytest.mark.fault(2)),
+        pytest.param("reboot", marks=pytest.mark.fault(7)),
+    ],
+)
 def test_a_switch_that_nobody_confirms_is_taken_back_by_the_host(site: HostSite, end: str) -> None:
     assert site.deploy().error is None
     # A drop-in of the operator's own is no drift of ours.
@@ -182,6 +192,7 @@ def test_a_switch_that_nobody_confirms_is_taken_back_by_the_host(site: HostSite,
     assert site.plan().is_empty
 
 
+@pytest.mark.fault(7)
 @pytest.mark.parametrize("number", range(int(os.environ.get("FLEET_HOST_KILLS", "1"))))
 def test_a_host_that_loses_power_at_any_moment_of_an_upgrade_serves_old_or_new(
     site: HostSite, number: int
@@ -212,6 +223,7 @@ def test_a_host_that_loses_power_at_any_moment_of_an_upgrade_serves_old_or_new(
     assert site.facts().leftovers == ()
 
 
+@pytest.mark.fault(39)
 def test_an_official_installation_is_adopted_upgraded_and_given_back(site: HostSite) -> None:
     archive = site.directory / "plain"
     archive.write_text(SIMULATED.read_text().replace("python=\n", f"python='{PYTHON}'\n", 1))

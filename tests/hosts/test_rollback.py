@@ -177,7 +177,13 @@ def test_what_is_confirmed_stays_as_a_whole_whatever_fails_after_it(
     assert (state(site), temperature(site, "previous"), leases(site)) == (OLD, "0.5", "0")
 
 
-@pytest.mark.parametrize("end", ["controller", "reboot"])
+@pytest.mark.parametrize(
+    "end",
+    [
+        pytest.param("controller", marks=pytest.mark.fault(8)),
+        pytest.param("reboot", marks=pytest.mark.fault(7)),
+    ],
+)
 def test_a_rollback_cut_between_switch_and_proof_ends_on_what_served(site: HostSite, end: str) -> None:
     # It takes its time to start, so that the rollback is certainly cut before anything is proven.
     site.add_release("0.17.5", broken(site, "python=\n", WHEN_SERVING.format("sleep 3")))

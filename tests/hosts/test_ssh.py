@@ -101,6 +101,7 @@ def test_the_password_of_the_real_sudo_is_in_no_command_line_and_no_environment(
     assert "sesame" not in logged
 
 
+@pytest.mark.fault(34)
 @ASKS
 @pytest.mark.parametrize("given", ["wrong", ""])
 def test_a_wrong_password_is_refused_before_anything_is_done(
@@ -122,6 +123,7 @@ def test_without_a_terminal_the_variable_is_named(host: Host, monkeypatch: pytes
     assert not (host.root / "done").exists()
 
 
+@pytest.mark.fault(34)
 def test_a_user_whom_sudo_does_not_know_is_told_so(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     made = host.shell(f"useradd --create-home --shell /bin/bash guest && echo guest:{PASSWORD} | chpasswd")
     assert made.returncode == 0, made.stderr
@@ -135,6 +137,7 @@ def test_a_user_whom_sudo_does_not_know_is_told_so(host: Host, monkeypatch: pyte
     assert not (host.root / "done").exists()
 
 
+@pytest.mark.fault(34)
 def test_a_sudo_that_wants_a_terminal_is_told_so(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     """`requiretty` was the default of Red Hat's sudoers until 2016."""
     assert host.shell("echo 'Defaults requiretty' >/etc/sudoers.d/tty").returncode == 0
@@ -147,6 +150,7 @@ def test_a_sudo_that_wants_a_terminal_is_told_so(host: Host, monkeypatch: pytest
 # Keys and jumps.
 
 
+@pytest.mark.fault(36)
 def test_a_host_with_another_key_than_before_is_refused(host: Host) -> None:
     with reaching(host) as box:
         assert box.run(["true"]).exit_code == 0
@@ -190,6 +194,7 @@ def test_a_host_is_reached_over_another_that_alone_can_reach_it(
 # A cable that is pulled.
 
 
+@pytest.mark.fault(1)
 def test_a_stream_that_was_cut_goes_on_where_it_ended(
     host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

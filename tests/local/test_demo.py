@@ -192,6 +192,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], li
     return (*found, seconds)
 
 
+@pytest.mark.fault(8)
 @pytest.mark.parametrize("attempt", range(KILLS))
 def test_a_demo_killed_at_any_moment_converges_the_next_time(
     state: Path, undisturbed: tuple[list[str], list[list[str]], float], attempt: int

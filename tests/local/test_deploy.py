@@ -193,6 +193,7 @@ def test_a_broken_release_is_taken_back_and_the_old_one_serves(
     assert len(site.processes()) == 1
 
 
+@pytest.mark.fault(24, 30)
 def test_a_candidate_that_fails_is_removed_and_the_old_model_keeps_its_name(
     site: Site, tmp_path: Path
 ) -> None:
@@ -225,6 +226,7 @@ def claimed_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("deploy.nvml.read_gpus", lambda: GpuReading(gpus=(gpu,)))
 
 
+@pytest.mark.fault(27)
 def test_a_host_without_the_gpu_it_should_have_is_refused_before_the_first_byte(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -259,6 +261,7 @@ def test_a_candidate_that_fails_on_an_empty_host_promotes_nothing(site: Site, tm
     assert site.processes() == []
 
 
+@pytest.mark.fault(27)
 def test_a_converged_host_that_lost_its_gpu_fails_although_nothing_is_to_change(site: Site) -> None:
     assert site.deploy().error is None
     site.settings["ollama_gpu"] = "nvidia"
@@ -268,6 +271,7 @@ def test_a_converged_host_that_lost_its_gpu_fails_although_nothing_is_to_change(
     assert site.events("plan")[-1]["steps"] == []
 
 
+@pytest.mark.fault(29)
 @pytest.mark.usefixtures("claimed_gpu")
 def test_silent_cpu_inference_is_a_failure_where_a_gpu_is_expected(site: Site, tmp_path: Path) -> None:
     site.settings["ollama_gpu"] = "nvidia"
@@ -278,6 +282,7 @@ def test_silent_cpu_inference_is_a_failure_where_a_gpu_is_expected(site: Site, t
     assert "runs on the CPU" in str(error.cause)
 
 
+@pytest.mark.fault(15)
 @pytest.mark.parametrize(
     ("fault", "kind"),
     [
@@ -307,6 +312,7 @@ def test_a_bad_download_of_an_upgrade_leaves_the_old_release_serving(
     assert site.get("/api/version") == {"version": "0.17.6"}
 
 
+@pytest.mark.fault(16)
 def test_a_wrong_pinned_sha256_is_refused_before_anything_is_installed(site: Site) -> None:
     site.write()
     site.pins.write_text(re.sub(r'sha256 = "[0-9a-f]{8}', 'sha256 = "00000000', site.pins.read_text()))
@@ -352,6 +358,7 @@ def test_a_hostile_archive_is_refused(site: Site, tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("escaped"))
 
 
+@pytest.mark.fault(21)
 def test_a_taken_port_names_the_pid_and_touches_nothing(site: Site) -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
@@ -363,6 +370,7 @@ def test_a_taken_port_names_the_pid_and_touches_nothing(site: Site) -> None:
     assert not (site.root / "opt").exists()
 
 
+@pytest.mark.fault(10)
 def test_a_disk_too_small_is_refused_before_the_first_byte(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:

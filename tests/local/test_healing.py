@@ -156,6 +156,7 @@ def test_a_lock_that_cannot_be_made_says_why(site: Site) -> None:
     assert "var" in str(error.cause)
 
 
+@pytest.mark.fault(45)
 def test_a_host_that_cannot_be_reached_fails_alone(site: Site) -> None:
     site.write()
     site.inventory.write_text(

@@ -49,6 +49,7 @@ def read_until(process: subprocess.Popen[str], event: str, step: str) -> None:
     pytest.fail(f"no {event} of {step}")
 
 
+@pytest.mark.fault(9)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_to_the_whole_group_lets_the_step_end_and_cleans_up(
     state: Path, number: signal.Signals
@@ -66,6 +67,7 @@ def test_a_signal_to_the_whole_group_lets_the_step_end_and_cleans_up(
     assert listing(state) == []
 
 
+@pytest.mark.fault(9)
 def test_the_second_ctrl_c_ends_at_once_and_the_next_demo_converges(state: Path) -> None:
     process = start(state, "demo", "--json")
     read_until(process, "step_started", "StartServer")

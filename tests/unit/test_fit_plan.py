@@ -45,6 +45,7 @@ def test_the_numbers_stand_in_the_plan() -> None:
     assert render_plan(plan(WANTED, host(20)))["notes"] == [note]
 
 
+@pytest.mark.fault(26)
 def test_what_does_not_fit_is_refused_before_anything_is_copied() -> None:
     with pytest.raises(DoesNotFit) as caught:
         plan(WANTED, host(4))
