@@ -16,12 +16,13 @@ from typing import Any
 
 from bench.chaos_changes import Prepared, prepare
 from bench.chaos_faults import UNTIL_THE_END, Scene, honest_codes
-from bench.chaos_schedule import Change, Fault, FaultKind, Moment, Round, draw_round
+from bench.chaos_schedule import MIRROR_FAULTS, Change, Fault, FaultKind, Moment, Round, draw_round
 from bench.chaos_site import ChaosSite, chaos_site
 from bench.hosts import until
 from deploy.errors import CommandFailed
 from deploy.report import Report
-from testbed.hosts_host import Host
+from testbed.hosts_host import Host, NotInTime
+from testbed.hosts_machine import MachineRefused
 from testbed.promises import (
     LOCK_SECONDS,
     NOTHING,
@@ -34,6 +35,8 @@ from testbed.promises import (
 
 # The longest that a run may take: a link that is cut for good is given up after 45 s, a lock after 60 s.
 RUN_SECONDS = 240.0
+# Three of these runs side by side, on a machine that does other things too.
+SWITCH_ON_SECONDS = 120.0
 _POLL_SECONDS = 0.01
 _TAIL = 12
 
@@ -52,11 +55,13 @@ class Ended:
 
     @property
     def errors(self) -> tuple[str, ...]:
-        return tuple(
-            f"{event.get('sentence')} ({event.get('cause')})"
-            for event in self.events
-            if event["event"] == "error"
-        )
+        """What each said: of a long cause the first line."""
+        told = [event for event in self.events if event["event"] == "error"]
+        causes = [(event.get("cause") or "it names no cause").splitlines()[0] for event in told]
+        return tuple(f"{event['sentence']} ({cause})" for event, cause in zip(told, causes, strict=True))
+
+
+NEVER_RAN = Ended(exit_code=0, events=(), landed=())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +92,10 @@ def run(report: Report, *, seed: int, minutes: float, rounds: int, first: int) -
         while number < first + rounds if rounds else time.monotonic() < deadline:
             played.append(play(site, draw_round(seed, number, len(site.hosts))))
             tell(report, seed, played[-1])
+            if played[-1].broken:
+                # What a broken promise has left must not break the next one's.
+                for index in played[-1].drawn.hosts:
+                    _converge(site, site.renew(index))
             number += 1
     return tell_sum(report, seed, played)
 
@@ -94,27 +103,31 @@ def run(report: Report, *, seed: int, minutes: float, rounds: int, first: int) -
 def play(site: ChaosSite, drawn: Round) -> Played:
     """One round: the change, its faults, and all that was promised afterwards."""
     began = time.monotonic()
-    hosts = [site.hosts[index] for index in drawn.hosts]
-    others = [host for host in site.hosts if host not in hosts]
-    before = {host.name: footprint(host) for host in others}
-    prepared = prepare(site, hosts, drawn, lambda host: _converge(site, host))
-    scene = Scene(site=site, host=hosts[0], run=site.start(prepared.words, hosts), words=prepared.words)
+    ended, broken = NEVER_RAN, list[str]()
     try:
-        ended = conduct(scene, drawn.faults)
-    finally:
-        for fault in drawn.faults:
-            scene.mend(fault)
-        _end(scene.run)
-    _switch_all_on(hosts)
-    prepared.wanted(site)
-    broken = check_end(ended, drawn)
-    for host in hosts:
-        broken += _check_host(site, host, drawn, prepared, ended)
-    broken += [
-        f"{host.name} was touched, which was left out"
-        for host in others
-        if footprint(host) != before[host.name]
-    ]
+        hosts = [site.hosts[index] for index in drawn.hosts]
+        others = [host for host in site.hosts if host not in hosts]
+        before = {host.name: footprint(host) for host in others}
+        prepared = prepare(site, hosts, drawn, lambda host: _converge(site, host))
+        scene = Scene(site=site, host=hosts[0], run=site.start(prepared.words, hosts), flags=prepared.flags)
+        try:
+            ended = conduct(scene, drawn.faults)
+        finally:
+            _end(scene.run)
+            for fault in drawn.faults:
+                scene.mend(fault)
+        broken += check_end(ended, drawn)
+        _switch_all_on(hosts)
+        prepared.wanted(site)
+        for host in hosts:
+            broken += _check_host(site, host, drawn, prepared, ended)
+        broken += [
+            f"{host.name} was touched, which was left out"
+            for host in others
+            if footprint(host) != before[host.name]
+        ]
+    except (CommandFailed, NotInTime, MachineRefused, subprocess.SubprocessError) as failure:
+        broken.append(str(failure))
     return Played(drawn=drawn, ended=ended, seconds=time.monotonic() - began, broken=tuple(broken))
 
 
@@ -123,13 +136,15 @@ def check_end(ended: Ended, drawn: Round) -> list[str]:
     broken = []
     if ended.is_hanging:
         broken.append(f"the run did not end within {RUN_SECONDS:g} s")
-    codes = honest_codes([fault.kind for fault in drawn.faults])
+    codes = honest_codes([fault.kind for fault in drawn.faults], drawn.change)
     if not ended.is_hanging and ended.exit_code not in codes:
         told = "; ".join(ended.errors) or "it told no error"
         broken.append(f"exit code {ended.exit_code}, not one of {sorted(codes)}: {told}")
     if drawn.change is not Change.NOTHING and ended.exit_code in (2, 4, 5) and not ended.errors:
         broken.append(f"exit code {ended.exit_code} without an error")
-    broken += [f"the other deploy ended with {code}" for code in ended.other_codes if code not in codes | {5}]
+    broken += [
+        f"the other deploy ended with {code}" for code in ended.other_codes if code not in codes | {0, 5}
+    ]
     return broken
 
 
@@ -195,7 +210,7 @@ def conduct(scene: Scene, faults: Sequence[Fault]) -> Ended:
     reader.join()
     events += _take(lines)
     # What is set before a run lands when somebody met it.
-    landed += [fault for fault in faults if fault.kind in _OF_MIRROR and has_met_mirror(events)]
+    landed += [fault for fault in faults if fault.kind in MIRROR_FAULTS and has_met_mirror(events)]
     for fault in faults:
         scene.mend(fault)
     return Ended(
@@ -205,9 +220,6 @@ def conduct(scene: Scene, faults: Sequence[Fault]) -> Ended:
         other_codes=tuple(_wait(other) for other in scene.others),
         is_hanging=is_hanging,
     )
-
-
-_OF_MIRROR = UNTIL_THE_END - {FaultKind.DISK_FULL}
 
 
 def has_come(moment: Moment, events: Events, host: str) -> bool:
@@ -329,16 +341,14 @@ def _switch_all_on(hosts: Sequence[Host]) -> None:
         if not host.is_running:
             host.start()
     for host in hosts:
-        # A reboot that was asked for may not have begun.
-        until(lambda host=host: host.init_pid() is not None, 60)  # type: ignore[misc]
-        host.wait_for_system()
-        host.wait_for_ssh()
+        host.wait_for_ssh(SWITCH_ON_SECONDS)
 
 
 def _read(run: subprocess.Popen[str], lines: queue.SimpleQueue[str]) -> None:
     assert run.stdout is not None
-    for line in run.stdout:
-        lines.put(line)
+    with run.stdout:
+        for line in run.stdout:
+            lines.put(line)
 
 
 def _take(lines: queue.SimpleQueue[str]) -> Iterator[Mapping[str, Any]]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from bench.chaos_schedule import Change, Round
-from bench.chaos_site import STORE, VERSIONS, ChaosSite
+from bench.chaos_site import FAILING, STORE, VERSIONS, ChaosSite
 from testbed.hosts_host import Host
 from testbed.hosts_tree import PYTHON
 from testbed.promises import NOTHING
@@ -77,6 +77,14 @@ def prepare(
                 if drawn.change is Change.BOTH:
                     _change_model(host)
             serves = {name: (old[name], other[name]) for name in old}
+        case Change.FAILING:
+            site.forget_downloads()
+            failing = sorted(FAILING)[drawn.drift % len(FAILING)]
+            for host in hosts:
+                host.shell(_FORGET.format(failing))
+                site.wanted[host.name].version = failing
+            # What was not proven does not stay.
+            after = old
         case Change.MODEL:
             for host in hosts:
                 _change_model(host)

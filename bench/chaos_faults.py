@@ -10,12 +10,15 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.chaos_schedule import Fault, FaultKind
+from bench.chaos_schedule import MIRROR_FAULTS, Change, Fault, FaultKind
 from bench.chaos_site import ChaosSite, disks_of
+from bench.hosts import until
 from testbed.hosts_host import Host, NotInTime
+from testbed.hosts_machine import MachineRefused
 from testbed.mirror import Fault as MirrorFault
 from testbed.mirror import FaultKind as MirrorFaultKind
 
+REBOOT_SECONDS = 120.0
 FILLER = "filler-of-the-chaos"
 _KILL_SERVER = "systemctl kill --signal=KILL ollama.service"
 _KILL_LOCK = 'pid=$(sed -n 2p /var/lib/ollama-fleet/lock) && [ -n "$pid" ] && kill -9 "$pid"'
@@ -23,26 +26,34 @@ _KILL_LOCK = 'pid=$(sed -n 2p /var/lib/ollama-fleet/lock) && [ -n "$pid" ] && ki
 _KILL_SESSIONS = "pkill -KILL -f '^sshd: [a-z]+@'"
 
 
+# The host is off, or its link, or the process is gone.
+_TOO_LATE = (NotInTime, MachineRefused, subprocess.TimeoutExpired, ProcessLookupError)
+
+
 @dataclass(kw_only=True)
 class Scene:
-    """One run and the host that its misfortunes meet. `others` are deploys that came in between."""
+    """One run and the host that its misfortunes meet.
+
+    `others` are deploys that came in between, with these flags; `marker` is what a reboot changes.
+    """
 
     site: ChaosSite
     host: Host
     run: subprocess.Popen[str]
-    words: Sequence[str]
+    flags: Sequence[str]
     others: list[subprocess.Popen[str]] = field(default_factory=list)
+    marker: int | None = None
 
     def begin(self, fault: Fault) -> None:
         """Let it happen now."""
-        with suppress(NotInTime, subprocess.TimeoutExpired, ProcessLookupError):
+        with suppress(*_TOO_LATE):
             _BEGIN[fault.kind](self)
 
     def mend(self, fault: Fault) -> None:
         """Its second half, or its end."""
         end = _END.get(fault.kind)
         if end is not None:
-            with suppress(NotInTime, ProcessLookupError):
+            with suppress(*_TOO_LATE):
                 end(self)
 
 
@@ -70,6 +81,17 @@ def _switch_on(scene: Scene) -> None:
         scene.host.start()
 
 
+def _reboot(scene: Scene) -> None:
+    scene.marker = scene.host.boot_marker()
+    scene.host.shell("systemctl reboot", timeout_seconds=20)
+
+
+def _await_reboot(scene: Scene) -> None:
+    """What was asked for may not have begun."""
+    if scene.marker is not None:
+        until(lambda: scene.host.boot_marker() not in (None, scene.marker), REBOOT_SECONDS)
+
+
 def _shell(script: str) -> Callable[[Scene], None]:
     def begin(scene: Scene) -> None:
         scene.host.shell(script, timeout_seconds=20)
@@ -90,7 +112,7 @@ def _free_disks(scene: Scene) -> None:
 
 
 def _deploy_too(scene: Scene) -> None:
-    scene.others.append(scene.site.start(scene.words, [scene.host]))
+    scene.others.append(scene.site.start(("deploy", *scene.flags), [scene.host]))
 
 
 def _spoil_mirror(fault: Callable[[], MirrorFault]) -> Callable[[Scene], None]:
@@ -113,7 +135,7 @@ _BEGIN: Mapping[FaultKind, Callable[[Scene], None]] = {
     FaultKind.CONTROLLER_SLEEPS: lambda scene: os.killpg(scene.run.pid, signal.SIGSTOP),
     FaultKind.POWER_CUT: _cut_power,
     FaultKind.POWER_AND_CONTROLLER: _cut_power_and_kill_controller,
-    FaultKind.REBOOT: _shell("systemctl reboot"),
+    FaultKind.REBOOT: _reboot,
     FaultKind.LINK_CUT: lambda scene: scene.host.cut_link(),
     FaultKind.SESSIONS_KILLED: _shell(_KILL_SESSIONS),
     FaultKind.SERVER_KILLED: _shell(_KILL_SERVER),
@@ -134,6 +156,7 @@ _END: Mapping[FaultKind, Callable[[Scene], None]] = {
     FaultKind.CONTROLLER_SLEEPS: lambda scene: os.killpg(scene.run.pid, signal.SIGCONT),
     FaultKind.POWER_CUT: _switch_on,
     FaultKind.POWER_AND_CONTROLLER: _switch_on,
+    FaultKind.REBOOT: _await_reboot,
     FaultKind.LINK_CUT: lambda scene: scene.host.mend_link(),
     FaultKind.DISK_FULL: _free_disks,
     FaultKind.MIRROR_REFUSES: _mend_mirror,
@@ -141,8 +164,9 @@ _END: Mapping[FaultKind, Callable[[Scene], None]] = {
     FaultKind.MIRROR_CUTS: _mend_mirror,
     FaultKind.MIRROR_FLIPS: _mend_mirror,
 }
-UNTIL_THE_END = frozenset(kind for kind in FaultKind if kind.name.startswith("MIRROR")) | {
-    FaultKind.DISK_FULL
+UNTIL_THE_END = MIRROR_FAULTS | {
+    FaultKind.DISK_FULL,
+    FaultKind.REBOOT,
 }
 """What lasts as long as the run does, whatever its `seconds` say."""
 
@@ -172,6 +196,7 @@ HONEST: Mapping[FaultKind, frozenset[int]] = {
 """The exit codes that each may lead to."""
 
 
-def honest_codes(kinds: Sequence[FaultKind]) -> frozenset[int]:
+def honest_codes(kinds: Sequence[FaultKind], change: Change = Change.UPGRADE) -> frozenset[int]:
     """Those of a run that met all of these, or of one that met none."""
-    return frozenset({0}).union(*(HONEST[kind] for kind in kinds))
+    undisturbed = {2} if change is Change.FAILING else {0}
+    return frozenset(undisturbed).union(*(HONEST[kind] - {0} for kind in kinds))

@@ -16,6 +16,7 @@ class Change(StrEnum):
 
     UPGRADE = "upgrade"
     BOTH = "upgrade and model"
+    FAILING = "upgrade that fails"
     MODEL = "model"
     SETTING = "setting"
     ROLLBACK = "rollback"
@@ -48,24 +49,26 @@ class FaultKind(StrEnum):
 
 
 MIRROR_FAULTS = frozenset(kind for kind in FaultKind if kind.name.startswith("MIRROR"))
-FETCHING = (Change.UPGRADE, Change.BOTH)
+FETCHING = (Change.UPGRADE, Change.BOTH, Change.FAILING)
 """The changes for which the mirror is asked."""
 BLOCK = tuple(FaultKind)
 """Each comes once in so many rounds, in another order every time."""
 STEPS = {
-    Change.UPGRADE: 9,
-    Change.BOTH: 12,
-    Change.MODEL: 5,
+    Change.UPGRADE: 8,
+    Change.BOTH: 10,
+    Change.FAILING: 6,
+    Change.MODEL: 4,
     Change.SETTING: 6,
     Change.ROLLBACK: 6,
-    Change.RESTART: 5,
-    Change.DRIFT: 6,
-    Change.NOTHING: 1,
+    Change.RESTART: 2,
+    Change.DRIFT: 4,
+    Change.NOTHING: 0,
 }
 """How many steps each has, as seen: a moment is one of them."""
 SECOND_FAULT_SHARE = 0.2
 BOTH_HOSTS_SHARE = 0.3
 AT_ONCE_SHARE = 0.4
+STEP_SHARE = 0.7
 LONG_CUT_SHARE = 0.15
 # A silent connection is given up after 45 s, the lock after 60 s.
 LONG_CUT_SECONDS = 65.0
@@ -104,8 +107,8 @@ class Fault:
 class Round:
     """A change of the hosts with these indices, the first of which the faults meet.
 
-    `drift` chooses what is done by hand. `at_once`: the next deploy does not wait until the host has helped
-    itself.
+    `drift` chooses what is done by hand, or which release fails. `at_once`: the next deploy does not wait
+    until the host has helped itself.
     """
 
     number: int
@@ -146,7 +149,7 @@ def draw_round(seed: int, number: int, host_count: int) -> Round:
 
 
 # What is likely to go wrong has more places.
-_CHANGES: Sequence[Change] = (*Change, Change.UPGRADE, Change.BOTH, Change.SETTING)
+_CHANGES: Sequence[Change] = (*Change, Change.FAILING, Change.BOTH, Change.SETTING)
 
 
 def _draw_fault(draw: random.Random, kind: FaultKind, change: Change) -> Fault:
@@ -163,6 +166,7 @@ def _draw_fault(draw: random.Random, kind: FaultKind, change: Change) -> Fault:
 
 def _draw_moment(draw: random.Random, change: Change) -> Moment:
     milliseconds = draw.randrange(400)
-    if draw.random() < 0.7:
-        return Moment(number=draw.randint(1, STEPS[change]), of_steps=True, milliseconds=milliseconds)
-    return Moment(number=draw.randrange(3 * STEPS[change]), of_steps=False, milliseconds=milliseconds)
+    steps = STEPS[change]
+    if steps and draw.random() < STEP_SHARE:
+        return Moment(number=draw.randint(1, steps), of_steps=True, milliseconds=milliseconds)
+    return Moment(number=draw.randint(0, 3 * steps or 1), of_steps=False, milliseconds=milliseconds)

@@ -31,6 +31,11 @@ from testbed.hosts_tree import PYTHON
 from testbed.mirror import Mirror, MirrorRepo, start_mirror
 
 VERSIONS = (VERSION, NEXT_VERSION)
+FAILING = {
+    "0.17.8": "echo 'panic: broken'; exit 2",
+    "0.17.9": "export OLLAMA_SIMULATED_FAULT=text-calls",
+}
+"""Releases that do not start, or fail the suite, by what their server does first."""
 KINDS = (Kind.RICH, Kind.POOR, Kind.OLD, Kind.PASSWORD)
 HOSTS = 3
 STORE = "/srv/store/models"
@@ -111,6 +116,16 @@ class ChaosSite:
             start_new_session=True,
         )
 
+    def renew(self, index: int) -> Host:
+        """A new host in the place of one."""
+        old = self.hosts[index]
+        self.fleet.remove(old)
+        new = self.fleet.add(old.kind)
+        self.fleet.hosts.sort(key=lambda host: host.number)
+        make_ready([new])
+        self.wanted[new.name] = Wanted()
+        return new
+
     def forget_downloads(self) -> None:
         """What this machine has fetched is fetched again."""
         shutil.rmtree(self._cache, ignore_errors=True)
@@ -133,11 +148,7 @@ def chaos_site(seed: int, tell: Tell) -> Iterator[ChaosSite]:
     Every seed has a directory of its own: several may run at once. Raises as `bench_hosts`.
     """
     with hosts_named(f"chaos-{seed}", kinds_of(seed), tell) as fleet:
-        for host in fleet.hosts:
-            _give_disks(host)
-        for host in fleet.hosts:
-            host.wait_for_ssh()
-            host.shell(_SHORT_LEASE)
+        make_ready(fleet.hosts)
         repos = _make_repos(fleet.directory)
         fleet.pins.write_text(render_pins(repos))
         with start_mirror(repos) as mirror:
@@ -145,6 +156,15 @@ def chaos_site(seed: int, tell: Tell) -> Iterator[ChaosSite]:
             site.wanted = {host.name: Wanted() for host in fleet.hosts}
             site.write_inventory()
             yield site
+
+
+def make_ready(hosts: Sequence[Host]) -> None:
+    """New hosts get their small disks and their short lease."""
+    for host in hosts:
+        _give_disks(host)
+    for host in hosts:
+        host.wait_for_ssh()
+        host.shell(_SHORT_LEASE)
 
 
 def _give_disks(host: Host) -> None:
@@ -156,17 +176,17 @@ def _give_disks(host: Host) -> None:
 
 
 def _make_repos(directory: Path) -> Sequence[MirrorRepo]:
-    """Both releases are the same simulated Ollama under two names, with a library that takes its time."""
+    """Releases are the same simulated Ollama under several names, with a library that takes its time."""
     libraries = directory / "libraries"
     libraries.mkdir()
     (libraries / "libggml-none.so").write_bytes(random.Random(0).randbytes(LIBRARY_BYTES))
     archives = {}
-    for version in VERSIONS:
+    for version in (*VERSIONS, *FAILING):
         archive = make_release_archive(
             directory / "releases" / version / archive_name(),
             version=version,
             compression="tar.zst",
-            binary=SIMULATED,
+            binary=_make_failing(directory, version) if version in FAILING else SIMULATED,
             libraries=libraries,
             python=PYTHON,
         )
@@ -175,3 +195,13 @@ def _make_repos(directory: Path) -> Sequence[MirrorRepo]:
         MirrorRepo(repo=SERVER_REPO, revisions=archives),
         MirrorRepo(repo=WEIGHTS_REPO, revisions={WEIGHTS_REVISION: {WEIGHTS_FILE: CANARY}}),
     )
+
+
+def _make_failing(directory: Path, version: str) -> Path:
+    """Only the server fails: the client of the same release loads its models."""
+    text = SIMULATED.read_text()
+    begin = "python=\n"
+    assert text.count(begin) == 1
+    path = directory / f"failing-{version}"
+    path.write_text(text.replace(begin, f'{begin}if [ "$1" = serve ]; then {FAILING[version]}; fi\n'))
+    return path
