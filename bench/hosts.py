@@ -16,6 +16,7 @@ from console.pin import cache_directory
 from deploy.errors import CommandFailed, HostLocked
 from deploy.sudo import VARIABLE
 from testbed.hosts import FleetBusy, NoFleet, PracticeFleet, alone_in, fleet_directory, open_fleet, take_down
+from testbed.hosts_host import NotInTime
 from testbed.hosts_kinds import Kind
 from testbed.hosts_machine import MachineRefused, Tell
 from testbed.hosts_tree import PASSWORD
@@ -67,6 +68,13 @@ def hosts_named(name: str, kinds: Sequence[Kind], tell: Tell) -> Iterator[Practi
         raise CommandFailed(
             sentence=refused.sentence, cause=refused.cause, hint=refused.hint or "./fleet testbed down"
         ) from refused
+    except NotInTime as late:
+        raise CommandFailed(
+            sentence=f"the hosts of `{name}` did not start",
+            cause=str(late),
+            hint="each takes about 8 inotify instances of this machine: sysctl fs.inotify.max_user_instances; "
+            "./fleet testbed down",
+        ) from late
 
 
 def environment() -> dict[str, str]:
