@@ -72,8 +72,7 @@ def hosts_named(name: str, kinds: Sequence[Kind], tell: Tell) -> Iterator[Practi
         raise CommandFailed(
             sentence=f"the hosts of `{name}` did not start",
             cause=str(late),
-            hint="each takes about 8 inotify instances of this machine: sysctl fs.inotify.max_user_instances; "
-            "./fleet testbed down",
+            hint="sysctl fs.inotify.max_user_instances: each takes about 8 of them",
         ) from late
 
 
