@@ -471,16 +471,20 @@ def testbed(flags: SimpleNamespace, report: Report) -> int:
 @command(
     "json",
     positional=["action"],
-    action=Flag(None, "converge, scale, kills, faults, judge, rules or verdicts"),
+    action=Flag(None, "converge, scale, kills, faults, chaos, judge, rules or verdicts"),
     hosts=Flag(4, "converge: how many hosts"),
     count=Flag(20, "kills: how often the host is killed"),
-    seed=Flag(0, "kills: of the random moments (default: another one each time, which is told)"),
+    seed=Flag(0, "kills, chaos: of all that is random (default: another one each time, which is told)"),
+    minutes=Flag(20.0, "chaos: how long; the round in which they are over is the last"),
+    rounds=Flag(0, "chaos: how many rounds, instead of minutes"),
+    from_round=Flag(1, "chaos: the first round, to play one again without those before it"),
 )
 def bench(flags: SimpleNamespace, report: Report) -> int:
-    """For us: a converge beside others, a thousand hosts, hosts that are killed, the judge; pages."""
+    """For us: a converge beside others, a thousand hosts, hosts that are killed or harmed, the judge; pages."""
     from bench.run import run_bench
 
-    return run_bench(report, flags.action, hosts=flags.hosts, count=flags.count, seed=flags.seed)
+    given = {name: value for name, value in vars(flags).items() if name not in ("action", "json")}
+    return run_bench(report, flags.action, **given)
 
 
 @task(help={"pytest": "arguments for pytest in one string"})

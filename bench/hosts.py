@@ -16,6 +16,7 @@ from console.pin import cache_directory
 from deploy.errors import CommandFailed, HostLocked
 from deploy.sudo import VARIABLE
 from testbed.hosts import FleetBusy, NoFleet, PracticeFleet, alone_in, fleet_directory, open_fleet, take_down
+from testbed.hosts_host import NotInTime
 from testbed.hosts_kinds import Kind
 from testbed.hosts_machine import MachineRefused, Tell
 from testbed.hosts_tree import PASSWORD
@@ -35,7 +36,16 @@ def bench_hosts(kinds: Sequence[Kind], tell: Tell) -> Iterator[PracticeFleet]:
 
     Raises CommandFailed where this machine cannot have one, HostLocked where another bench has it.
     """
-    directory = fleet_directory().with_name("bench")
+    with hosts_named("bench", kinds, tell) as fleet:
+        fleet.offer(CANARY, cache_directory())
+        fleet.write_inventory(SETTINGS)
+        yield fleet
+
+
+@contextmanager
+def hosts_named(name: str, kinds: Sequence[Kind], tell: Tell) -> Iterator[PracticeFleet]:
+    """The hosts alone. Fleets of other names may be there at the same time. Raises as `bench_hosts`."""
+    directory = fleet_directory().with_name(name)
     try:
         with alone_in(directory):
             with suppress(NoFleet):
@@ -43,23 +53,27 @@ def bench_hosts(kinds: Sequence[Kind], tell: Tell) -> Iterator[PracticeFleet]:
             directory.mkdir(parents=True, exist_ok=True)
             fleet = open_fleet(directory, _PREFIXES, tell)
             try:
-                fleet.offer(CANARY, cache_directory())
                 for kind in kinds:
                     fleet.add(kind)
                 for host in fleet.hosts:
                     host.wait_for_ssh()
-                fleet.write_inventory(SETTINGS)
                 yield fleet
             finally:
                 fleet.down()
     except FleetBusy as busy:
         raise HostLocked(
-            sentence="another `bench` has its hosts up", unchanged="everything", hint="wait for it"
+            sentence=f"another `{name}` has its hosts up", unchanged="everything", hint="wait for it"
         ) from busy
     except MachineRefused as refused:
         raise CommandFailed(
             sentence=refused.sentence, cause=refused.cause, hint=refused.hint or "./fleet testbed down"
         ) from refused
+    except NotInTime as late:
+        raise CommandFailed(
+            sentence=f"the hosts of `{name}` did not start",
+            cause=str(late),
+            hint="sysctl fs.inotify.max_user_instances: each takes about 8 of them",
+        ) from late
 
 
 def environment() -> dict[str, str]:

@@ -8,7 +8,17 @@ from deploy.errors import UsageError
 from deploy.report import Report
 
 
-def run_bench(report: Report, action: str, *, hosts: int, count: int, seed: int) -> int:
+def run_bench(
+    report: Report,
+    action: str,
+    *,
+    hosts: int,
+    count: int,
+    seed: int,
+    minutes: float,
+    rounds: int,
+    from_round: int,
+) -> int:
     """The exit code: 2 when a target was missed. Raises UsageError for what is no bench."""
     match action:
         case "converge":
@@ -24,6 +34,11 @@ def run_bench(report: Report, action: str, *, hosts: int, count: int, seed: int)
             from bench import kills
 
             return kills.run(report, count, seed or random.randrange(1, 1_000_000))
+        case "chaos":
+            from bench import chaos
+
+            chosen = seed or random.randrange(1, 1_000_000)
+            return chaos.run(report, seed=chosen, minutes=minutes, rounds=rounds, first=from_round)
         case "faults":
             from bench import faults
 
@@ -44,5 +59,5 @@ def run_bench(report: Report, action: str, *, hosts: int, count: int, seed: int)
             raise UsageError(
                 sentence=f"`bench {action}` is no bench",
                 unchanged="everything",
-                hint="./fleet bench converge|scale|kills|faults|judge|rules|verdicts",
+                hint="./fleet bench converge|scale|kills|faults|chaos|judge|rules|verdicts",
             )

@@ -18,6 +18,7 @@ from deploy.errors import (
     ExitCode,
     FleetError,
     HostLocked,
+    HostUnreachable,
     Interrupted,
     NotConverged,
     ProbeFailed,
@@ -238,6 +239,9 @@ def _make_changes(
         raise
     except Exception as failure:
         error = designed_error(failure)
+        if not isinstance(error, HostUnreachable):
+            # Once the lock is lost the lease runs out: the host goes back under a running check, which fails.
+            check_held()
         error.unchanged = go_back(site, before, todo, error, done=course.done)
         if error is failure:
             raise

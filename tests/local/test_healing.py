@@ -179,9 +179,9 @@ def test_a_host_that_cannot_be_reached_fails_alone(site: Site) -> None:
         assert box.outcome is Outcome.CHANGED, str(box.error)
 
 
-def test_a_lost_lock_stops_the_deploy_before_its_next_step(
-    site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def lose_lock(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """What the holder does itself after a minute without a word."""
     channels: list[LocalChannel] = []
     open_channel = LocalTransport.open_channel
 
@@ -189,18 +189,39 @@ def test_a_lost_lock_stops_the_deploy_before_its_next_step(
         channels.append(open_channel(self, argv))
         return channels[-1]
 
-    def lose(_step: Step, _site: apply.Site) -> None:
-        # What the holder does itself after a minute without a word.
+    def lose() -> None:
         holder = channels[-1]._process
         os.killpg(holder.pid, signal.SIGKILL)
         holder.wait(10)
 
     monkeypatch.setattr(LocalTransport, "open_channel", remember)
-    monkeypatch.setattr("deploy.apply._unpack", lose)
+    return lose
+
+
+def test_a_lost_lock_stops_the_deploy_before_its_next_step(
+    site: Site, monkeypatch: pytest.MonkeyPatch, lose_lock: Callable[[], None]
+) -> None:
+    monkeypatch.setattr("deploy.apply._unpack", lambda _step, _site: lose_lock())
     error = site.deploy().error
     assert isinstance(error, HostLocked)
     assert "was lost" in error.sentence
     assert site.processes() == []
+
+
+def test_a_step_that_fails_after_the_lock_was_lost_is_told_as_that_and_nothing_is_taken_back(
+    site: Site, monkeypatch: pytest.MonkeyPatch, lose_lock: Callable[[], None]
+) -> None:
+    def fail(_step: Step, _site: apply.Site) -> None:
+        lose_lock()
+        raise CommandFailed(sentence="`bin/ollama` was taken away meanwhile")
+
+    monkeypatch.setattr("deploy.apply._unpack", fail)
+    went_back: list[str] = []
+    monkeypatch.setattr("deploy.converge.go_back", lambda *_, **__: went_back.append("back"))
+    error = site.deploy().error
+    assert isinstance(error, HostLocked)
+    assert "was lost" in error.sentence
+    assert went_back == []
 
 
 def test_a_user_without_a_name_can_hold_the_lock(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
