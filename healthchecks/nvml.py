@@ -1,8 +1,8 @@
 """Asks this machine's NVIDIA driver, in a process of its own: a driver that hangs takes only that along.
 
 The only importer of `pynvml` (package nvidia-ml-py). `python -m healthchecks.nvml` prints what the driver
-says as one JSON object: `gpus`, each with the fields of `Gpu`; `driver` and `cuda`; `code`, the nvmlReturn_t of
-what failed or null; `said`, the driver's words for it.
+says as one JSON object: `gpus`, each with the fields of `Gpu`; `driver` and `cuda`; `code`, the nvmlReturn_t
+of what failed or null; `said`, the driver's words for it. A deploy runs that program for this machine's GPUs.
 """
 
 from __future__ import annotations

@@ -154,7 +154,7 @@ def test_a_driver_that_hangs_costs_the_deadline_and_nothing_stays(
     reading = nvml.read_gpus(deadline_seconds=1.0)
     assert (reading.problem, reading.said) == (Problem.HANGS, "no answer within 1 s")
     left = [child.cmdline() for child in psutil.Process().children(recursive=True)]
-    assert not [words for words in left if "deploy.nvml" in words]
+    assert not [words for words in left if "healthchecks.nvml" in words]
 
 
 def test_a_driver_that_crashes_takes_only_its_own_process_along(driver: pytest.MonkeyPatch) -> None:
