@@ -49,7 +49,9 @@ def check_version(look: Look) -> Judgement:
     open_here = known.open_in(version)
     evidence["vulnerabilities"] = [one.id for one in open_here]
     reason = f"{version} is below {floor.version}: {floor.why}"
-    hint = f"set `ollama_version` to {known.newest_floor} or newer, then ./fleet pin and ./fleet deploy"
+    hint = (
+        f"./fleet pin --version X, best {known.newest_floor} or newer; until then load no GGUF of strangers"
+    )
     return Judgement(State(floor.state), reason, hint, evidence)
 
 

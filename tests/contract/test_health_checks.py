@@ -73,6 +73,15 @@ def canary_config(**changes: Any) -> ModelConfig:
     return replace(made, **changes)
 
 
+def stored_weights(server: Server) -> str:
+    """The layer that the store has: from 0.30.0 on not the file that was sent."""
+    manifest = server.models / "manifests/registry.ollama.ai/library/canary/latest"
+    [layer] = [
+        one for one in json.loads(manifest.read_text())["layers"] if one["mediaType"].endswith(".model")
+    ]
+    return str(layer["digest"].removeprefix("sha256:"))
+
+
 MakeSite = Callable[..., Site]
 
 
@@ -106,7 +115,7 @@ def make_site(tmp_path: Path) -> Iterator[MakeSite]:
             previous=str(tmp_path / "opt/ollama/previous"),
             release="first",
             backend="process",
-            models=(canary_config(),),
+            models=(canary_config(weights_sha256=stored_weights(server)),),
             files=(FileConfig(str(program), hashlib.sha256(program.read_bytes()).hexdigest()),),
         )
         return Site(server, parse_config(json.loads(json.dumps(render_config(config)))))
@@ -147,7 +156,8 @@ def test_a_server_as_deployed_is_well_and_two_names_share_its_runner(
         deadline_seconds=10,
     )
     assert copied.status == 200
-    both = replace(site.config, models=(canary_config(), canary_config(name="second")))
+    [canary] = site.config.models
+    both = replace(site.config, models=(canary, replace(canary, name="second")))
     report = site.check(both)
     told = {result.check: (result.state, result.reason) for result in report.checks}
     unwell = {name: said for name, said in told.items() if said[0] is not State.PASS}
