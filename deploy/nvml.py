@@ -1,6 +1,7 @@
-"""Asks this machine's NVIDIA driver, in a process of its own: a driver that hangs takes only that along.
+"""Asks this machine's NVIDIA driver by the program that the health checks ask it with.
 
-The only importer of `pynvml` (package nvidia-ml-py).
+`python -m healthchecks.nvml` is run, not imported: it stands in a process of its own anyway, since a driver
+that hangs takes the process that asked it along, and both rooms read GPUs with the same eyes.
 """
 
 from __future__ import annotations
@@ -9,23 +10,22 @@ import contextlib
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from deploy.gpu import Gpu, GpuProcess, GpuReading, Mig, Problem, problem_of, render_gpu
+from deploy.gpu import Gpu, GpuProcess, GpuReading, Mig, Problem, problem_of
 
 DEADLINE_SECONDS = 20.0
 """Without persistence mode the first question initialises every GPU, which takes seconds each."""
 
 _PROJECT = Path(__file__).resolve().parent.parent
-Value = TypeVar("Value")
+_FIELDS = ("index", "name", "uuid", "memory_total_bytes", "memory_used_bytes", "memory_free_bytes", "driver")
 
 
 def read_gpus(deadline_seconds: float = DEADLINE_SECONDS) -> GpuReading:
     """What the driver says of every GPU; what goes wrong is in the value, nothing is raised."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "deploy.nvml"],
+        [sys.executable, "-m", "healthchecks.nvml"],
         cwd=_PROJECT,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -55,112 +55,14 @@ def _give_up(process: subprocess.Popen[bytes]) -> None:
 
 
 def _parse_reply(reply: dict[str, Any]) -> GpuReading:
+    """What a plan needs of the answer; the rest is for the health checks."""
     gpus = tuple(
         Gpu(
-            **{
-                **fields,
-                "mig": Mig(fields["mig"]),
-                "processes": tuple(GpuProcess(**process) for process in fields["processes"]),
-            }
+            **{name: fields[name] for name in _FIELDS},
+            mig=Mig(fields["mig"]),
+            processes=tuple(GpuProcess(**process) for process in fields["processes"]),
         )
         for fields in reply["gpus"]
     )
     code = reply["code"]
     return GpuReading(gpus=gpus, problem=None if code is None else problem_of(code), said=reply["said"])
-
-
-def _main() -> None:
-    print(json.dumps(_ask_driver()))
-
-
-def _ask_driver() -> dict[str, Any]:
-    """`gpus` as `render_gpu` writes them; `code` is the nvmlReturn_t of what failed."""
-    import pynvml
-
-    gpus: list[dict[str, Any]] = []
-    code, said = None, ""
-    try:
-        pynvml.nvmlInit()
-        driver = pynvml.nvmlSystemGetDriverVersion()
-        count = pynvml.nvmlDeviceGetCount()
-    except pynvml.NVMLError as error:
-        return {"gpus": gpus, "code": error.value, "said": f"nvmlInit: {error}"}
-    for index in range(count):
-        try:
-            handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-            gpus += [render_gpu(gpu) for gpu in _read_device(index, handle, driver)]
-        except pynvml.NVMLError as error:
-            # The others still count: they are told beside the failure.
-            code, said = error.value, f"GPU {index}: {error}"
-    return {"gpus": gpus, "code": code, "said": said}
-
-
-def _read_device(index: int, handle: Any, driver: str) -> Iterator[Gpu]:
-    """The GPU, and each of its MIG instances: only these have memory that CUDA can use then."""
-    import pynvml
-
-    mode = _optional(lambda: pynvml.nvmlDeviceGetMigMode(handle)[0])
-    split = mode == pynvml.NVML_DEVICE_MIG_ENABLE
-    yield _read_one(index, handle, driver, Mig.SPLIT if split else Mig.OFF)
-    if not split:
-        return
-    for number in range(_optional(lambda: int(pynvml.nvmlDeviceGetMaxMigDeviceCount(handle))) or 0):
-        # Not every place has an instance.
-        with contextlib.suppress(pynvml.NVMLError_NotFound):
-            instance = pynvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, number)
-            yield _read_one(index, instance, driver, Mig.INSTANCE)
-
-
-def _read_one(index: int, handle: Any, driver: str, mig: Mig) -> Gpu:
-    import pynvml
-
-    def memory() -> Any:
-        try:
-            return pynvml.nvmlDeviceGetMemoryInfo(handle, version=pynvml.nvmlMemory_v2)
-        except pynvml.NVMLError_FunctionNotFound:
-            # Drivers before 510 count what they reserve as used.
-            return pynvml.nvmlDeviceGetMemoryInfo(handle)
-
-    sizes = _optional(memory)
-    running = _optional(lambda: pynvml.nvmlDeviceGetComputeRunningProcesses(handle)) or []
-    return Gpu(
-        index=index,
-        name=pynvml.nvmlDeviceGetName(handle),
-        uuid=pynvml.nvmlDeviceGetUUID(handle),
-        memory_total_bytes=None if sizes is None else sizes.total,
-        memory_used_bytes=None if sizes is None else sizes.used,
-        memory_free_bytes=None if sizes is None else sizes.free,
-        driver=driver,
-        processes=tuple(_process(item.pid, item.usedGpuMemory) for item in running),
-        mig=mig,
-    )
-
-
-def _process(pid: int, memory_used_bytes: int | None) -> GpuProcess:
-    import pynvml
-
-    try:
-        name = _optional(lambda: str(pynvml.nvmlSystemGetProcessName(pid)))
-    except UnicodeDecodeError:
-        name = None
-    # A process of another container has no name here.
-    return GpuProcess(pid=pid, name=name or "", memory_used_bytes=memory_used_bytes)
-
-
-def _optional(ask: Callable[[], Value]) -> Value | None:
-    """None for a field that this GPU, driver or user does not get."""
-    import pynvml
-
-    try:
-        return ask()
-    except (
-        pynvml.NVMLError_NotSupported,
-        pynvml.NVMLError_NoPermission,
-        pynvml.NVMLError_FunctionNotFound,
-        pynvml.NVMLError_NotFound,
-    ):
-        return None
-
-
-if __name__ == "__main__":
-    _main()

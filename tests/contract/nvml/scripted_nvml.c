@@ -1,7 +1,7 @@
 /* A libnvidia-ml.so.1 that plays the driver it is told to play, for the real binding to load.
  *
  *   SCRIPTED_NVML_INIT=CODE          nvmlInit answers CODE (nvml.h, nvmlReturn_t): 9 not loaded, 18 mismatch
- *   SCRIPTED_NVML_HANG=init|memory   that call never returns
+ *   SCRIPTED_NVML_HANG=init|memory|temperature   that call never returns
  *   SCRIPTED_NVML_CRASH=1            nvmlInit ends the process
  *   SCRIPTED_NVML_GPUS="NAME,TOTAL,RESERVED,USED;..."      MiB; one entry a GPU
  *   SCRIPTED_NVML_PROCESSES="GPU,PID,USED,NAME;..."        MiB; USED - is not available, NAME - is not found
@@ -9,6 +9,10 @@
  *   SCRIPTED_NVML_MIG=INDEX          that GPU is split: instances 0 and 2 exist, with a quarter of the memory each
  *   SCRIPTED_NVML_MEMORY=CODE        both memory calls answer CODE
  *   SCRIPTED_NVML_OLD=1              a driver that has no nvmlDeviceGetMemoryInfo_v2
+ *   SCRIPTED_NVML_HEALTH="INDEX:KEY=VALUE,KEY=VALUE;..."   what that GPU says of itself; - is not supported. Keys:
+ *                                    temperature (41), slowdown (90), utilization (0), throttle (0: a mask),
+ *                                    persistence (1), ecc (0: since the driver was loaded), ecc_life (0),
+ *                                    pending, failed (0: remapped rows), retired (-: pages of older cards)
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -22,6 +26,11 @@ static const unsigned long long MIB = 1024ULL * 1024;
 struct device { int index, instance; char name[96]; unsigned long long total, reserved, used; };
 struct memory_v1 { unsigned long long total, free, used; };
 struct memory_v2 { unsigned version; unsigned long long total, reserved, free, used; };
+struct pci {
+    char legacy_bus_id[16];
+    unsigned domain, bus, device, device_id, subsystem_id;
+    char bus_id[32];
+};
 struct process { unsigned pid; unsigned long long used; unsigned gpu_instance, compute_instance; };
 
 static struct device gpus[GPUS], instances[PLACES];
@@ -47,10 +56,37 @@ int nvmlInitWithFlags(unsigned flags) {
     return number("SCRIPTED_NVML_INIT", OK);
 }
 
+/* The value that SCRIPTED_NVML_HEALTH has for a key of this GPU: OK and the number, or NOT_SUPPORTED. */
+static int health(const struct device *device, const char *key, long long usually, long long *value) {
+    char mark[16], word[64];
+    snprintf(mark, sizeof mark, "%d:", device->index);
+    snprintf(word, sizeof word, "%s=", key);
+    *value = usually;
+    char *list = strdup(told("SCRIPTED_NVML_HEALTH")), *rest = NULL;
+    for (char *item = strtok_r(list, ";", &rest); item; item = strtok_r(NULL, ";", &rest)) {
+        if (strncmp(item, mark, strlen(mark))) continue;
+        char *inner = NULL;
+        for (char *pair = strtok_r(item + strlen(mark), ",", &inner); pair; pair = strtok_r(NULL, ",", &inner))
+            if (!strncmp(pair, word, strlen(word)))
+                *value = pair[strlen(word)] == '-' ? -1 : atoll(pair + strlen(word));
+    }
+    free(list);
+    if (device->instance >= 0) *value = -1;
+    return *value < 0 ? NOT_SUPPORTED : OK;
+}
+
+static int health_word(const struct device *device, const char *key, long long usually, unsigned *value) {
+    long long found;
+    int code = health(device, key, usually, &found);
+    if (code == OK) *value = (unsigned)found;
+    return code;
+}
+
 int nvmlShutdown(void) { return OK; }
 const char *nvmlErrorString(int code) { (void)code; return "a scripted error"; }
 
 int nvmlSystemGetDriverVersion(char *text, unsigned size) { snprintf(text, size, "550.54.15"); return OK; }
+int nvmlSystemGetCudaDriverVersion_v2(int *version) { *version = 12040; return OK; }
 int nvmlDeviceGetCount_v2(unsigned *found) { *found = (unsigned)count; return OK; }
 
 int nvmlDeviceGetHandleByIndex_v2(unsigned index, struct device **device) {
@@ -69,6 +105,51 @@ int nvmlDeviceGetUUID(struct device *device, char *text, unsigned size) {
     if (device->instance < 0) snprintf(text, size, "GPU-%08d", device->index);
     else snprintf(text, size, "MIG-%08d-%d", device->index, device->instance);
     return OK;
+}
+
+int nvmlDeviceGetPciInfo_v3(struct device *device, struct pci *pci) {
+    memset(pci, 0, sizeof *pci);
+    pci->bus = (unsigned)device->index + 0x17;
+    snprintf(pci->bus_id, sizeof pci->bus_id, "00000000:%02X:00.0", pci->bus);
+    return OK;
+}
+
+int nvmlDeviceGetTemperature(struct device *device, int sensor, unsigned *celsius) {
+    hang_if("temperature");
+    return sensor ? INVALID : health_word(device, "temperature", 41, celsius);
+}
+
+int nvmlDeviceGetTemperatureThreshold(struct device *device, int threshold, unsigned *celsius) {
+    return threshold != 1 ? NOT_SUPPORTED : health_word(device, "slowdown", 90, celsius);
+}
+
+int nvmlDeviceGetUtilizationRates(struct device *device, unsigned rates[2]) {
+    rates[1] = 0;
+    return health_word(device, "utilization", 0, rates);
+}
+
+int nvmlDeviceGetCurrentClocksThrottleReasons(struct device *device, unsigned long long *mask) {
+    return health(device, "throttle", 0, (long long *)mask);
+}
+
+int nvmlDeviceGetPersistenceMode(struct device *device, unsigned *mode) {
+    return health_word(device, "persistence", 1, mode);
+}
+
+/* Uncorrected errors (1) only are asked for; counter 0 is since the driver was loaded, 1 over the card's life. */
+int nvmlDeviceGetTotalEccErrors(struct device *device, int type, int counter, unsigned long long *errors) {
+    return type != 1 ? INVALID : health(device, counter ? "ecc_life" : "ecc", 0, (long long *)errors);
+}
+
+int nvmlDeviceGetRemappedRows(struct device *device, unsigned *corrected, unsigned *uncorrected,
+                              unsigned *pending, unsigned *failed) {
+    *corrected = *uncorrected = 0;
+    int code = health_word(device, "pending", 0, pending);
+    return code ? code : health_word(device, "failed", 0, failed);
+}
+
+int nvmlDeviceGetRetiredPagesPendingStatus(struct device *device, unsigned *pending) {
+    return health_word(device, "retired", -1, pending);
 }
 
 int nvmlDeviceGetMigMode(struct device *device, unsigned *current, unsigned *pending) {
