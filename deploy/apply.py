@@ -22,12 +22,14 @@ from deploy.plan import model_differences
 from deploy.release_stream import stream_release
 from deploy.releases import unpack_release
 from deploy.render import create_request
+from deploy.schedule import apply_schedule
 from deploy.steps import (
     CreateModel,
     EnableUnits,
     EndLease,
     FetchArchive,
     FetchWeights,
+    InstallAgent,
     LoadModel,
     MakeAccount,
     OverwriteFile,
@@ -38,7 +40,9 @@ from deploy.steps import (
     RemoveLeftovers,
     RestoreModel,
     StartServer,
+    StartTimer,
     Step,
+    StopSchedule,
     StopServer,
     SwitchRelease,
     TakeLease,
@@ -82,7 +86,7 @@ class Site:
         self.events(event, self.host, **fields)
 
 
-def apply_step(step: Step, site: Site) -> None:
+def apply_step(step: Step, site: Site) -> None:  # noqa: C901, PLR0912 - one short arm for each kind of step
     """Make one change. Raises FleetError; what was served before is then still there (see `converge`)."""
     match step:
         case RemoveLeftovers():
@@ -129,6 +133,8 @@ def apply_step(step: Step, site: Site) -> None:
                 OllamaApi(site.host, url).delete(f"{step.name}:candidate")
         case LoadModel():
             _load(step, site)
+        case InstallAgent() | StartTimer() | StopSchedule():
+            apply_schedule(step, site.transport, site.desired.paths, site.events)
         case _:
             assert_never(step)
 
