@@ -138,7 +138,7 @@ def plan(flags: SimpleNamespace, report: Report) -> int:
 
 @command(*HOSTS, "yes", "verify", "database", "endpoint", "overwrite")
 def deploy(flags: SimpleNamespace, report: Report) -> int:
-    """Make the hosts as desired: fetch, install, service, model, verify, promote."""
+    """Make the hosts as desired: fetch, install, service, model, verify, promote, schedule."""
     from console.changes import deploy_asking
     from deploy.plan import everything
 
@@ -297,6 +297,31 @@ def remove(flags: SimpleNamespace, report: Report) -> int:
     from console.changes import remove_asking
 
     return remove_asking(_run(flags, report), yes=flags.yes, models=flags.models)
+
+
+@command(
+    *HOSTS,
+    every=Flag(None, "again and again, as 5m, 1h or 1d, until Ctrl-C"),
+    quick=Flag(False, "let no model answer: only look"),
+)
+def health(flags: SimpleNamespace, report: Report) -> int:
+    """Run the health checks of every host now; exit 2 when one fails."""
+    from console.health import show_health
+
+    return show_health(_run(flags, report), flags.every, quick=flags.quick)
+
+
+@command(
+    *HOSTS,
+    "yes",
+    "overwrite",
+    agent=Flag(None, "an agent that was built elsewhere, for a machine without a package index"),
+)
+def schedule(flags: SimpleNamespace, report: Report) -> int:
+    """Have the hosts run the health checks by timer, as `ollama_health_every` says."""
+    from console.schedule import schedule_asking
+
+    return schedule_asking(_run(flags, report), _path(flags.agent), yes=flags.yes)
 
 
 @command(

@@ -365,6 +365,11 @@ def probe(
     return ("sh", "-s", "--", str(root), str(models_dir), str(port), gpu, service)
 
 
+def shell_from_input(*arguments: str) -> Argv:
+    """A script that comes on standard input, with its arguments."""
+    return ("sh", "-s", "--", *arguments)
+
+
 def start_process(log: PurePosixPath, environment: Mapping[str, str], argv: Sequence[str]) -> Argv:
     """Starts a command with exactly this environment; prints its pid.
 

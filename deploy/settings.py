@@ -188,7 +188,8 @@ def _read_batch(value: Any) -> tuple[str, ...]:
     return tuple(items)
 
 
-def _read_period(value: Any) -> int | None:
+def read_period(value: Any) -> int | None:
+    """In minutes, None for `off`. Raises ValueError."""
     text = "off" if value is False else plain_text(value).lower()
     if text in ("off", "none"):
         return None
@@ -257,7 +258,7 @@ class _Variables(BaseModel):
     ollama_max_failures: Annotated[
         int, BeforeValidator(lambda value: whole_number(value, lowest=0, highest=1_000_000))
     ] = 0
-    ollama_health_every: Annotated[int | None, BeforeValidator(_read_period)] = _DEFAULT_PERIOD_MINUTES
+    ollama_health_every: Annotated[int | None, BeforeValidator(read_period)] = _DEFAULT_PERIOD_MINUTES
 
 
 def _server_setting(key: str) -> TypeAdapter[str]:

@@ -134,11 +134,16 @@ def health_arguments(desired: Desired) -> tuple[str, ...]:
     )
 
 
+def health_program(desired: Desired) -> HostFile:
+    """What the timer runs; `./fleet health` sends it along, for hosts that have it not or another one."""
+    return _file(desired.paths.health_program, "health.sh", mode="755")
+
+
 def health_files(desired: Desired, every_minutes: int) -> tuple[HostFile, ...]:
     """What has the host check itself: the program, its unit and its timer."""
     paths = desired.paths
     return (
-        _file(paths.health_program, "health.sh", mode="755"),
+        health_program(desired),
         _file(
             paths.units / HEALTH_UNIT,
             "ollama-fleet-health.service.j2",
