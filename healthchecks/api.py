@@ -11,8 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import tenacity
-
 from healthchecks.check import Check
 from healthchecks.wire import Answer, send
 
@@ -36,9 +34,11 @@ def wait_ready(url: str, deadline_seconds: float) -> Check:
     waits (measured on 0.17.5). So a refused connection is tried again, and a connected request may use all
     the time left.
     """
+    import tenacity
+
     started = time.monotonic()
 
-    def ask() -> Answer:
+    def ask_again() -> Answer:
         left = started + deadline_seconds - time.monotonic()
         return _get(url, "/api/version", max(left, RETRY_SECONDS))
 
@@ -47,7 +47,7 @@ def wait_ready(url: str, deadline_seconds: float) -> Check:
         wait=tenacity.wait_fixed(RETRY_SECONDS),
         stop=tenacity.stop_before_delay(deadline_seconds),
         retry_error_callback=lambda state: state.outcome.result() if state.outcome else None,
-    )(ask)
+    )(ask_again)
     check = _version_check("ready", url, answer)
     return Check("ready", check.ok, check.reason, {**check.data, "seconds": time.monotonic() - started})
 
@@ -89,7 +89,7 @@ def identify(url: str, key: str | None = None) -> Identity:
 def load_model(url: str, model: str, deadline_seconds: float) -> Check:
     """Load `model` and keep it loaded; `deadline_seconds` may be minutes for a large model on a slow disk."""
     asked = {"model": model, "keep_alive": -1}
-    answer = send("POST", url.rstrip("/") + "/api/generate", asked, deadline_seconds=deadline_seconds)
+    answer = ask(url, "POST", "/api/generate", asked, deadline_seconds=deadline_seconds)
     try:
         answer.json()
     except ValueError as problem:
@@ -121,7 +121,7 @@ def loaded_runner(url: str, model: str) -> Mapping[str, Any] | None:
     """
     running = running_models(url)
     for entry in running:
-        if _same_name(str(entry.get("model", "")), model):
+        if is_same_model(str(entry.get("model", "")), model):
             return entry
     manifest = _manifest_digest(url, model)
     for entry in running:
@@ -160,18 +160,39 @@ def _version_check(name: str, url: str, answer: Answer) -> Check:
     return Check(name, True, f"{kind} {version}", {"version": version, **data})
 
 
-def _manifest_digest(url: str, model: str) -> str | None:
+def listed_models(url: str) -> Sequence[Mapping[str, Any]]:
+    """The entries of `/api/tags`; none where the answer has no list of them.
+
+    Raises:
+        ValueError: the server did not answer.
+    """
     reply = _get(url, "/api/tags", ANSWER_SECONDS).json()
     listed = reply.get("models") if isinstance(reply, dict) else None
-    for entry in listed if isinstance(listed, list) else ():
-        if isinstance(entry, dict) and _same_name(str(entry.get("model", "")), model):
+    return [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
+
+
+def ask(
+    url: str,
+    method: str,
+    path: str,
+    payload: Mapping[str, Any] | None = None,
+    *,
+    deadline_seconds: float = ANSWER_SECONDS,
+) -> Answer:
+    """One request to the server's own interface."""
+    return send(method, url.rstrip("/") + path, payload, deadline_seconds=deadline_seconds)
+
+
+def _manifest_digest(url: str, model: str) -> str | None:
+    for entry in listed_models(url):
+        if is_same_model(str(entry.get("model", "")), model):
             digest = entry.get("digest")
             return digest if isinstance(digest, str) else None
     return None
 
 
 def _weights(url: str, model: str) -> str | None:
-    answer = send("POST", url.rstrip("/") + "/api/show", {"model": model}, deadline_seconds=ANSWER_SECONDS)
+    answer = ask(url, "POST", "/api/show", {"model": model})
     if answer.status != 200:
         return None
     reply = answer.json()
@@ -180,7 +201,7 @@ def _weights(url: str, model: str) -> str | None:
     return found.group(1) if found else None
 
 
-def _same_name(one: str, other: str) -> bool:
+def is_same_model(one: str, other: str) -> bool:
     """Names are case-insensitive on the server, and no tag means `latest`."""
     return _full_name(one) == _full_name(other)
 
@@ -191,4 +212,4 @@ def _full_name(model: str) -> str:
 
 
 def _get(url: str, path: str, deadline_seconds: float) -> Answer:
-    return send("GET", url.rstrip("/") + path, deadline_seconds=deadline_seconds)
+    return ask(url, "GET", path, deadline_seconds=deadline_seconds)

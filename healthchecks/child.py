@@ -7,6 +7,8 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+KILL_SECONDS = 1.0
+
 
 @dataclass(frozen=True)
 class Ran:
@@ -33,7 +35,7 @@ def run_child(argv: Sequence[str], deadline_seconds: float, env: Mapping[str, st
     except subprocess.TimeoutExpired:
         process.kill()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=2)
+            process.wait(timeout=KILL_SECONDS)
         for pipe in (process.stdout, process.stderr):
             assert pipe is not None
             pipe.close()

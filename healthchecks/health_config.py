@@ -52,11 +52,15 @@ class Thresholds:
     """Of the model's baseline."""
 
     tokens_per_second_fail_share: float = 0.2
+    gpu_deadline_seconds: float = 20.0
+    """Without persistence mode the first question initialises every GPU, which takes seconds each."""
+
     unowned_gpu_bytes: int = 512 * 1024 * 1024
     gpu_memory_warn_share: float = 0.95
     temperature_margin_celsius: float = 5.0
     """Below the temperature at which the GPU slows itself down."""
 
+    disk_fail_bytes: int = 512 * 1024 * 1024
     inodes_warn: int = 10_000
     memory_available_warn_share: float = 0.05
     swap_used_warn_share: float = 0.5
@@ -96,7 +100,8 @@ class HealthConfig:
 
 def render_config(config: HealthConfig) -> dict[str, Any]:
     """As JSON; `parse_config` reads it back."""
-    return dataclasses.asdict(config)
+    document = dataclasses.asdict(config)
+    return {**document, "models": list(document["models"]), "files": list(document["files"])}
 
 
 def parse_config(document: Any) -> HealthConfig:
@@ -147,7 +152,4 @@ def _parse_thresholds(fields: Fields) -> Thresholds:
     if unknown:
         raise ValueError(f"`thresholds.{unknown[0]}` is no threshold; they are {', '.join(sorted(known))}")
     given = {name: fields.number(name) for name in fields.values}
-    whole = {
-        name: int(value) for name, value in given.items() if name in ("unowned_gpu_bytes", "inodes_warn")
-    }
-    return Thresholds(**{**given, **whole})  # type: ignore[arg-type]
+    return Thresholds(**given)  # type: ignore[arg-type]

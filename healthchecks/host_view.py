@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
@@ -67,11 +68,17 @@ class HostView(Protocol):
         """Where a link leads, whether anything is there or not; None for what is no link."""
         ...
 
-    def exists(self, path: str) -> bool: ...
+    def size(self, path: str) -> int | None:
+        """In bytes, None where there is no such file."""
+        ...
 
     def space(self, path: str) -> Space: ...
 
     def memory(self) -> Memory: ...
+
+    def clock_error_seconds(self) -> float | None:
+        """How wrong the kernel holds its clock to be, None where it does not say."""
+        ...
 
     def processes(self) -> Sequence[Process]: ...
 
@@ -105,8 +112,11 @@ class LocalHost:
     def link_target(self, path: str) -> str | None:
         return os.readlink(path) if Path(path).is_symlink() else None  # noqa: PTH115 - as it is written
 
-    def exists(self, path: str) -> bool:
-        return Path(path).exists()
+    def size(self, path: str) -> int | None:
+        try:
+            return Path(path).stat().st_size
+        except (FileNotFoundError, NotADirectoryError):
+            return None
 
     def space(self, path: str) -> Space:
         found = os.statvfs(path)
@@ -121,6 +131,16 @@ class LocalHost:
 
         memory, swap = psutil.virtual_memory(), psutil.swap_memory()
         return Memory(memory.total, memory.available, swap.total, swap.used)
+
+    def clock_error_seconds(self) -> float | None:
+        # struct timex of adjtimex(2) on 64-bit machines, in words: modes, offset, freq, maxerror in
+        # microseconds. With modes 0 it only reads.
+        timex = (ctypes.c_long * 32)()
+        try:
+            found = ctypes.CDLL(None, use_errno=True).adjtimex(ctypes.byref(timex))
+        except AttributeError:
+            return None
+        return None if found < 0 or ctypes.sizeof(ctypes.c_long) != 8 else timex[3] / 1e6
 
     def processes(self) -> Sequence[Process]:
         import psutil

@@ -52,17 +52,19 @@ class Look:
     known: dict[str, Any] = field(default_factory=dict)
 
     def gpus(self) -> GpuReading:
-        """A second less than the check has: a driver that hangs is a finding, no check without an answer."""
-        return self._once("gpus", lambda: self.host.gpus(max(self.deadline_seconds - 1, 0.5)))
+        """What NVML says, with a deadline of its own: a driver that hangs is a finding."""
+        deadline_seconds = self.config.thresholds.gpu_deadline_seconds
+        return self.once("gpus", lambda: self.host.gpus(deadline_seconds))
 
     def processes(self) -> tuple[Process, ...]:
-        return self._once("processes", lambda: tuple(self.host.processes()))
+        return self.once("processes", lambda: tuple(self.host.processes()))
 
     def previous_fact(self, name: str) -> Any:
         """What the run before found, None without one."""
         return None if self.previous is None else self.previous.facts.get(name)
 
-    def _once(self, name: str, ask: Callable[[], Value]) -> Value:
+    def once(self, name: str, ask: Callable[[], Value]) -> Value:
+        """What `ask` answered to the first check of this run that wanted to know."""
         if name not in self.known:
             self.known[name] = ask()
         found: Value = self.known[name]

@@ -13,7 +13,7 @@ def check_rollback(look: Look) -> Judgement:
     host, config = look.host, look.config
     current, previous = host.link_target(config.current), host.link_target(config.previous)
     release = None if current is None else posixpath.basename(current)
-    is_there = previous is not None and host.exists(posixpath.join(config.previous, "bin/ollama"))
+    is_there = previous is not None and host.size(posixpath.join(config.previous, "bin/ollama")) is not None
     evidence = {"current": current, "previous": previous, "deployed": config.release}
     facts = {"rollback_available": is_there, "release": release}
     if release is not None and release != config.release:

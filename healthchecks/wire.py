@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,8 +17,6 @@ from urllib.parse import urlsplit
 import requests
 from urllib3.exceptions import HTTPError
 
-from healthchecks.withheld import WHY_WITHHELD, WITHHELD, is_secret, without_key, without_key_bytes
-
 CONNECT_SECONDS = 10.0
 LARGEST_BODY_BYTES = 16 * 1024 * 1024
 PIECE_BYTES = 64 * 1024
@@ -25,12 +24,16 @@ PIECE_BYTES = 64 * 1024
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back; without a status line `status` is None. `error` says why it is not whole."""
+    """What came back; without a status line `status` is None. `error` says why it is not whole.
+
+    `first_byte_seconds` is from the request to the first byte of the body: of a stream, its first piece.
+    """
 
     status: int | None
     headers: Mapping[str, str] | None
     body: bytes
     error: str | None = None
+    first_byte_seconds: float | None = None
 
     def json(self) -> Any:
         """The decoded body.
@@ -57,9 +60,12 @@ class _Arriving:
     body: bytearray = field(default_factory=bytearray)
     done: threading.Event = field(default_factory=threading.Event)
     give_up: threading.Event = field(default_factory=threading.Event)
+    started: float = field(default_factory=time.monotonic)
 
     def answer(self, error: str | None) -> Answer:
-        return Answer(self.head.get("status"), self.head.get("headers"), bytes(self.body), error)
+        head = self.head
+        first = head.get("first_byte_seconds")
+        return Answer(head.get("status"), head.get("headers"), bytes(self.body), error, first)
 
 
 def send(
@@ -88,12 +94,17 @@ def send(
 
 
 def _without(key: str | None, answer: Answer) -> Answer:
-    if key is None or not is_secret(key):
+    if key is None:
+        return answer
+    # It brings the judge and its schemas; most servers want no key.
+    from healthchecks.withheld import WHY_WITHHELD, WITHHELD, is_secret, without_key, without_key_bytes
+
+    if not is_secret(key):
         return answer
     body, headers, error = without_key_bytes(key, answer.body), answer.headers, answer.error
     headers = headers and {name: without_key(key, value) for name, value in headers.items()}
     error = WHY_WITHHELD if body == WITHHELD else error and without_key(key, error)
-    return Answer(answer.status, headers, body, error)
+    return Answer(answer.status, headers, body, error, answer.first_byte_seconds)
 
 
 def _as_it_is(request: requests.PreparedRequest) -> requests.PreparedRequest:
@@ -144,6 +155,7 @@ def _read_body(response: requests.Response, arriving: _Arriving) -> None:
         piece = response.raw.read1(PIECE_BYTES)
         if not piece:
             return
+        arriving.head.setdefault("first_byte_seconds", time.monotonic() - arriving.started)
         arriving.body.extend(piece)
         if len(arriving.body) > LARGEST_BODY_BYTES:
             arriving.head["error"] = f"the answer is larger than {LARGEST_BODY_BYTES} bytes"

@@ -42,6 +42,7 @@ holds the models canary, myqwen2, qwen (tag <tool_call>), bare (tag {) and each 
 
 Faults (--fault NAME[=VALUE], or OLLAMA_SIMULATED_FAULT="name[=value],...")
   slow=SECONDS      waits before the first piece of every answer
+  reload=SECONDS    loads the model anew for every answer, which takes that long
   hang[=PATH]       accepts requests (below PATH) and never answers
   die               exits in the middle of a reply
   die-after-call    exits after the first tool call was sent
@@ -2452,6 +2453,7 @@ def read_script(path: str) -> dict[str, Played]:
 
 FAULTS: dict[str, str] = {
     "slow": "SECONDS",
+    "reload": "SECONDS",
     "hang": "[PATH]",
     "die": "",
     "die-after-call": "",
@@ -2506,7 +2508,7 @@ def parse_faults(items: Sequence[str]) -> dict[str, str]:
         wrong = "unknown" if wanted is None else ""
         if wanted is not None and bool(value) != bool(wanted) and not wanted.startswith("["):
             wrong = "needs a value" if wanted else "takes no value"
-        if name in ("slow", "gpu") and value and not re.fullmatch(r"[0-9]+(\.[0-9]+)?", value):
+        if name in ("slow", "reload", "gpu") and value and not re.fullmatch(r"[0-9]+(\.[0-9]+)?", value):
             wrong = "needs a number"
         if wrong:
             raise StartError(f"Error: simulated: fault `{item}`: {wrong}; known faults: {known}")
@@ -3709,6 +3711,9 @@ class Engine:
         if "503" in self.settings.faults:
             raise ApiError(503, "server busy, please try again.  maximum pending requests exceeded")
         gguf = read_gguf(model.path, verbose=False)
+        if "reload" in self.settings.faults:
+            self.unload(model)
+            time.sleep(float(self.settings.faults["reload"]))
         with self.lock:
             self._load(model, gguf, merged, keep_alive)
         return merged

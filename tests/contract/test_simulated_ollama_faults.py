@@ -104,6 +104,13 @@ def test_slow_waits_before_the_first_piece() -> None:
         assert time.monotonic() - started >= 0.3
 
 
+def test_reload_loads_the_model_for_every_answer() -> None:
+    with start_server(faults=["reload=0.2"]) as server:
+        body = json.dumps({"model": "canary", "prompt": "hello", "stream": False}).encode()
+        replies = [json.loads(send(server.port, "POST", "/api/generate", body).text) for _ in range(2)]
+    assert all(reply["load_duration"] >= 0.2e9 for reply in replies)
+
+
 def test_hang_accepts_and_never_answers() -> None:
     with start_server(script=SCRIPT, faults=["hang=/v1"]) as server:
         assert send(server.port, "GET", "/api/version").status == 200
@@ -167,7 +174,9 @@ def test_start_fails_panics_with_exit_code_2(tmp_path: Path) -> None:
     assert "panic: " in done.stderr
 
 
-@pytest.mark.parametrize("fault", ["dead", "slow", "slow=x", "503=1", "version", "gpu=half"])
+@pytest.mark.parametrize(
+    "fault", ["dead", "slow", "slow=x", "reload", "reload=x", "503=1", "version", "gpu=half"]
+)
 def test_an_unknown_or_wrong_fault_is_refused_with_the_list(fault: str) -> None:
     with pytest.raises(StartError) as caught:
         parse_faults([fault])
