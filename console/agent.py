@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -51,7 +51,7 @@ def make_agents(architectures: Iterable[str], tell: Callable[[str], None]) -> di
     for architecture in architectures:
         path = _place(architecture)
         if not path.is_file():
-            tell(f"building the health agent for {architecture} (about a minute, once)")
+            tell(f"building the health agent for {architecture} (a minute or two, once)")
             _build(architecture, path)
         made[architecture] = describe_agent(path)
     return made
@@ -85,7 +85,7 @@ def describe_agent(path: Path) -> AgentFile:
 def recipe() -> str:
     """16 hex digits of everything that the agent is made of."""
     digest = hashlib.sha256(repr((PYTHONS, sorted(PLATFORMS.items()), ENTRY, _options())).encode())
-    files = [_REQUIREMENTS / "agent.txt", _REQUIREMENTS / "pex.txt", *packed_files()]
+    files = [*(_REQUIREMENTS / name for name in ("agent.in", "agent.txt", "pex.txt")), *packed_files()]
     for path in files:
         text = path.read_bytes()
         digest.update(f"{path.relative_to(PROJECT)} {len(text)}\n".encode() + text)
@@ -106,16 +106,20 @@ def _place(architecture: str) -> Path:
     return _directory() / f"{recipe()}-{architecture}.pex"
 
 
+def _platforms(architecture: str) -> tuple[str, ...]:
+    return tuple(f"--platform={PLATFORMS[architecture]}-cp-{python}-cp{python}" for python in PYTHONS)
+
+
 def _options() -> tuple[str, ...]:
     """Measured beside the other layouts of pex: a start takes a third of the CPU, and 10 MB less memory."""
     return (
-        *("--venv", "--venv-site-packages-copies", "--no-build", "--use-pip-config"),
+        *("--venv", "--venv-site-packages-copies", "--no-build"),
         *("--python-shebang", "/usr/bin/env python3", "--entry-point", ENTRY),
     )
 
 
 def _build(architecture: str, target: Path) -> None:
-    """By rename, and by one process at a time: another one waits and finds it done."""
+    """By one process at a time: another one waits and finds it done."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with (target.parent / "lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -123,30 +127,61 @@ def _build(architecture: str, target: Path) -> None:
             return
         with tempfile.TemporaryDirectory(prefix=".build-", dir=target.parent) as name:
             work = Path(name)
-            packer = work / "packer"
-            pip = (sys.executable, "-m", "pip", "install", "--require-hashes", "--only-binary", ":all:")
-            _run((*pip, "--target", str(packer), "-r", str(_REQUIREMENTS / "pex.txt")), work)
+            packages = _fetch_packages(architecture, work)
             for path in packed_files():
                 staged = work / "sources" / path.relative_to(PROJECT)
                 staged.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, staged)
-            platforms = [f"--platform={PLATFORMS[architecture]}-cp-{python}-cp{python}" for python in PYTHONS]
-            built = work / "agent.pex"
-            packed = ("--sources-directory", str(work / "sources"), "--pex-root", str(work / "root"))
-            command = (
-                sys.executable,
-                "-m",
-                "pex",
+            from_packages = (
+                "--pex-repository",
+                str(packages),
                 "--requirement",
-                str(_REQUIREMENTS / "agent.txt"),
-                *platforms,
+                str(_REQUIREMENTS / "agent.in"),
             )
-            _run((*command, *packed, *_options(), "--output-file", str(built)), work, packer)
-            built.chmod(0o644)
-            built.replace(target)
+            sources = ("--sources-directory", str(work / "sources"))
+            _pack((*from_packages, *_platforms(architecture), *sources, *_options()), target, work)
         for old in target.parent.glob(f"*-{architecture}.pex"):
-            if old != target:
+            if old not in (target, packages):
                 old.unlink(missing_ok=True)
+
+
+def _fetch_packages(architecture: str, work: Path) -> Path:
+    """The locked packages in a file of their own: other checks need no package index then."""
+    locked = [_REQUIREMENTS / "agent.txt", _REQUIREMENTS / "pex.txt"]
+    digest = hashlib.sha256(
+        repr(_platforms(architecture)).encode() + b"".join(p.read_bytes() for p in locked)
+    )
+    packages = _directory() / f"packages-{digest.hexdigest()[:16]}-{architecture}.pex"
+    if not packages.is_file() or not _packer().is_dir():
+        pip = (
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--require-hashes",
+            "--only-binary",
+            ":all:",
+        )
+        _run((*pip, "--target", str(work / "packer"), "-r", str(_REQUIREMENTS / "pex.txt")), work)
+        shutil.rmtree(_packer(), ignore_errors=True)
+        (work / "packer").rename(_packer())
+        wanted = ("--requirement", str(_REQUIREMENTS / "agent.txt"), "--no-build", "--use-pip-config")
+        _pack((*wanted, *_platforms(architecture)), packages, work)
+    return packages
+
+
+def _packer() -> Path:
+    return _directory() / "packer"
+
+
+def _pack(options: Sequence[str], target: Path, work: Path) -> None:
+    """By rename."""
+    built = work / "built.pex"
+    root = ("--pex-root", str(work / "root"), "--output-file", str(built))
+    _run((sys.executable, "-m", "pex", *options, *root), work, _packer())
+    built.chmod(0o644)
+    built.replace(target)
 
 
 def _run(argv: tuple[str, ...], work: Path, path: Path | None = None) -> None:

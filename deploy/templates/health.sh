@@ -139,7 +139,7 @@ check_models() { # MODEL...
         fi
     done
     if [ $# -eq 0 ]; then
-        tell models pass 'no model is to be served'
+        tell models unknown 'no model was deployed'
     elif [ -n "$missing" ]; then
         tell models fail "absent: $missing" './fleet deploy makes it anew'
     else
@@ -171,7 +171,7 @@ check_disk() {
         ;;
     esac
     said="$((free / 1048576)) GiB free for the models"
-    if [ "$free" -lt 1048576 ]; then
+    if [ "$free" -lt 524288 ]; then
         tell disk fail "$((free / 1024)) MiB free for the models" './fleet prune'
     elif [ "${inodes:-0}" != - ] && [ "${inodes:-10000}" -lt 10000 ] 2>/dev/null && [ "${inodes:-0}" -gt 0 ]; then
         tell disk warn "$said, but only $inodes inodes" "df -i $models_dir"
@@ -221,7 +221,7 @@ check_exposure() {
 check_rollback() {
     target=$(readlink "$prefix/opt/ollama/previous") || target=
     if [ -z "$target" ]; then
-        tell rollback unknown 'no release was replaced yet'
+        tell rollback pass 'there is no previous release yet'
     elif [ -d "$prefix/opt/ollama/$target" ]; then
         tell rollback pass "${target#releases/} is there to go back to"
     else
@@ -237,9 +237,9 @@ check_disk
 check_memory
 check_exposure
 check_rollback
-others='version drift clock'
-[ "$gpu" != nvidia ] || others="$others gpu_memory"
-[ -n "$quick" ] || [ $# -eq 0 ] || others="$others generate toolcall"
+others='version loaded owners clock drift'
+[ -n "$quick" ] || others="$others generate toolcall"
+[ "$gpu" != nvidia ] || others="$others gpu_truth gpu_errors gpu_heat gpu_persistence gpu_xid"
 for name in $others; do
     tell "$name" unknown "was not checked: $why" 'with Python 3.9 or newer on the host ./fleet schedule brings the agent'
 done
@@ -262,8 +262,8 @@ else
         # A line that was cut short is no line.
         sed -i '$d' "$directory/history.jsonl"
     fi
-    printf '{"started": "%s", "seconds": %s, "state": "%s", "checks": {%s}, "facts": {}}\n' \
-        "$started" "$seconds" "$worst" "$states" >>"$directory/history.jsonl"
+    entry="{\"started\": \"$started\", \"seconds\": $seconds, \"state\": \"$worst\", \"checks\": {$states}, \"facts\": {}}"
+    printf '%s\n' "$entry" >>"$directory/history.jsonl"
     if [ "$(wc -l <"$directory/history.jsonl")" -gt $((runs_kept + 200)) ]; then
         tail -n "$runs_kept" "$directory/history.jsonl" >"$directory/.history.subset-$$" &&
             mv -f "$directory/.history.subset-$$" "$directory/history.jsonl"
