@@ -16,9 +16,8 @@ from contextlib import contextmanager
 from invoke import Collection, Exit, ParseError, Program
 
 import tasks
+from console.version import VERSION
 from deploy.errors import ExitCode, UsageError, designed_error, render_error
-
-VERSION = "0.1.0"
 
 
 @contextmanager

@@ -154,7 +154,7 @@ def plan(flags: SimpleNamespace, report: Report) -> int:
     junit=Flag(None, "write a JUnit report to this file"),
 )
 def deploy(flags: SimpleNamespace, report: Report) -> int:
-    """Make the hosts as desired, batch by batch: fetch, install, service, model, verify, promote."""
+    """Make the hosts as desired in batches: fetch, install, service, model, verify, promote, schedule."""
     from console.changes import deploy_asking
     from deploy.plan import everything
 
@@ -323,6 +323,31 @@ def remove(flags: SimpleNamespace, report: Report) -> int:
 
 
 @command(
+    *HOSTS,
+    every=Flag(None, "again and again, as 5m, 1h or 1d, until Ctrl-C"),
+    quick=Flag(False, "let no model answer: only look"),
+)
+def health(flags: SimpleNamespace, report: Report) -> int:
+    """Run the health checks of every host now; exit 2 when one fails."""
+    from console.health import show_health
+
+    return show_health(_run(flags, report), flags.every, quick=flags.quick)
+
+
+@command(
+    *HOSTS,
+    "yes",
+    "overwrite",
+    agent=Flag(None, "an agent that was built elsewhere, for a machine without a package index"),
+)
+def schedule(flags: SimpleNamespace, report: Report) -> int:
+    """Have the hosts run the health checks by timer, as `ollama_health_every` says."""
+    from console.schedule import schedule_asking
+
+    return schedule_asking(_run(flags, report), _path(flags.agent), yes=flags.yes)
+
+
+@command(
     "inventory",
     "limit",
     "forks",
@@ -480,7 +505,7 @@ def testbed(flags: SimpleNamespace, report: Report) -> int:
     from_round=Flag(1, "chaos: the first round, to play one again without those before it"),
 )
 def bench(flags: SimpleNamespace, report: Report) -> int:
-    """For us: a converge beside others, a thousand hosts, hosts that are killed or harmed, the judge; pages."""
+    """For us: a converge beside others, a thousand hosts, hosts killed or harmed, the judge; pages."""
     from bench.run import run_bench
 
     given = {name: value for name, value in vars(flags).items() if name not in ("action", "json")}

@@ -6,14 +6,16 @@ import atexit
 import contextlib
 import os
 import threading
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path, PurePosixPath
 
 from console.pace import AskedPace
 from console.paths import MODELFILES, PROJECT
+from console.version import VERSION
 from deploy.compose import Sources, compose
-from deploy.desired import Artefact, Desired, GpuKind, Login
+from deploy.desired import AgentFile, Artefact, Desired, GpuKind, Login
 from deploy.errors import NotAnArtefact, UsageError
 from deploy.fit import ModelShape
 from deploy.local import LocalTransport
@@ -57,7 +59,25 @@ class Run:
 
     def hosts(self) -> tuple[Desired, ...]:
         """The desired state of every selected host. Raises InputErrors with all problems at once."""
-        return tuple(self.pace.over(_with_shapes(desired)) for desired in compose(self.sources, self.limit))
+        found = compose(self.sources, self.limit)
+        hosts = tuple(self.pace.over(_with_shapes(desired)) for desired in found)
+        if not any(desired.health is not None for desired in hosts):
+            return hosts
+        from console.agent import cached_agents
+
+        return with_agents(hosts, cached_agents())
+
+
+def with_agents(hosts: Iterable[Desired], agents: Mapping[str, AgentFile]) -> tuple[Desired, ...]:
+    """Hosts that check themselves, with the agents that this machine has for them."""
+
+    def one(desired: Desired) -> Desired:
+        if desired.health is None:
+            return desired
+        health = replace(desired.health, agents=dict(agents), toolkit_version=VERSION)
+        return replace(desired, health=health)
+
+    return tuple(map(one, hosts))
 
 
 def _with_shapes(desired: Desired) -> Desired:

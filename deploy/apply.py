@@ -30,12 +30,14 @@ from deploy.plan import model_differences
 from deploy.release_stream import stream_release
 from deploy.releases import unpack_release
 from deploy.render import create_request
+from deploy.schedule import apply_schedule
 from deploy.steps import (
     CreateModel,
     EnableUnits,
     EndLease,
     FetchArchive,
     FetchWeights,
+    InstallAgent,
     LoadModel,
     MakeAccount,
     OverwriteFile,
@@ -46,7 +48,9 @@ from deploy.steps import (
     RemoveLeftovers,
     RestoreModel,
     StartServer,
+    StartTimer,
     Step,
+    StopSchedule,
     StopServer,
     SwitchRelease,
     TakeLease,
@@ -153,6 +157,8 @@ def apply_step(step: Step, site: Site) -> None:
                 OllamaApi(site.host, url).delete(f"{step.name}:candidate")
         case LoadModel():
             _load(step, site)
+        case InstallAgent() | StartTimer() | StopSchedule():
+            apply_schedule(step, site.transport, site.desired.paths, site.events)
         case _:
             assert_never(step)
 

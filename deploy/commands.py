@@ -111,6 +111,35 @@ fi
 for group in "$@"; do systemd-sysusers --inline "m $name $group"; done
 """
 
+# What an agent before it had unpacked goes with it, once no run is under way. Prints why it does not start.
+_START_AGENT = r"""
+set -eu
+umask 022
+agent=$1 state=$2
+mkdir -p "$state"
+exec 9>>"$state/lock"
+! command -v flock >/dev/null 2>&1 || flock -w 240 9
+for path in "$(dirname "$agent")"/*; do [ "$path" = "$agent" ] || rm -rf "$path"; done
+rm -rf "$state/agent"
+said=$(PEX_ROOT=$state/agent python3 "$agent" version 2>&1 </dev/null 9>&-) ||
+    printf '%s\n' "$said" | tail -n 1
+"""
+
+_START_TIMER = r"""
+set -eu
+systemctl --quiet enable "$1"
+systemctl restart "$1"
+"""
+
+_STOP_SCHEDULE = r"""
+set -eu
+systemctl --quiet disable --now ollama-fleet-health.timer
+systemctl stop ollama-fleet-health.service
+systemctl reset-failed ollama-fleet-health.service 2>/dev/null || :
+for path in "$@"; do rm -rf "$path"; done
+systemctl daemon-reload
+"""
+
 _RESTART_UNIT = r"""
 set -eu
 umask 022
@@ -297,6 +326,9 @@ adopted=$1
 shift
 was_active=$(systemctl is-active ollama.service) || :
 systemctl stop ollama-fleet-lease.timer 2>/dev/null || :
+systemctl --quiet disable --now ollama-fleet-health.timer 2>/dev/null || :
+systemctl stop ollama-fleet-health.service 2>/dev/null || :
+systemctl --quiet clean --what=state ollama-fleet-health.timer 2>/dev/null || :
 systemctl --quiet disable --now ollama-fleet-load.service ollama-fleet-boot.service 2>/dev/null || :
 [ "$adopted" = yes ] || systemctl --quiet disable --now ollama.service 2>/dev/null || :
 for path in "$@"; do
@@ -355,6 +387,11 @@ def probe(
     return ("sh", "-s", "--", str(root), str(models_dir), str(port), gpu, service)
 
 
+def shell_from_input(*arguments: str) -> Argv:
+    """A script that comes on standard input, with its arguments."""
+    return ("sh", "-s", "--", *arguments)
+
+
 def start_process(log: PurePosixPath, environment: Mapping[str, str], argv: Sequence[str]) -> Argv:
     """Starts a command with exactly this environment; prints its pid.
 
@@ -401,6 +438,21 @@ def restart_unit(user: str, directories: Sequence[PurePosixPath | str]) -> Argv:
 def enable_units(names: Sequence[str]) -> Argv:
     """Has systemd start them at every boot."""
     return ("systemctl", "--quiet", "enable", *names)
+
+
+def start_agent(agent: PurePosixPath, state: PurePosixPath) -> Argv:
+    """Removes every other agent and starts this one; prints nothing, or why it does not start."""
+    return shell(_START_AGENT, str(agent), str(state))
+
+
+def start_timer(name: str) -> Argv:
+    """Enabled, and started anew with what its file says now."""
+    return shell(_START_TIMER, name)
+
+
+def stop_schedule(paths: Sequence[PurePosixPath]) -> Argv:
+    """Ends the timer of the health checks and a run that is under way; removes these files."""
+    return shell(_STOP_SCHEDULE, *map(str, paths))
 
 
 def take_lease(program: PurePosixPath, files: Sequence[str]) -> Argv:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from deploy.desired import Artefact, Desired, DesiredModel, DesiredServer, HostPaths, Login, Pace
+from deploy.desired import Artefact, Desired, DesiredModel, DesiredServer, Health, HostPaths, Login, Pace
 from deploy.errors import FleetError, InputErrors, InventoryError, PinError, UsageError, render_error
 from deploy.inventory import Inventory, InventoryHost
 from deploy.models import ModelSpec, desired_model, parse_models
@@ -109,9 +109,15 @@ def _desired(host: str, settings: HostSettings, pins: Pins, rendered: Mapping[st
         ),
         models=tuple(rendered[name] for name in settings.models if name in rendered),
         gpu=settings.gpu,
+        health=_health(settings),
         login=login_of(settings),
         pace=Pace(batch=settings.batch, max_failures=settings.max_failures),
     )
+
+
+def _health(settings: HostSettings) -> Health | None:
+    minutes = settings.health_every_minutes
+    return None if minutes is None else Health(every_minutes=minutes)
 
 
 def login_of(settings: HostSettings) -> Login | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import PurePosixPath
 
@@ -103,6 +103,33 @@ class DesiredServer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AgentFile:
+    """The health agent as one file of this machine: what a host with Python is given."""
+
+    local_path: str
+    size_bytes: int
+    sha256: str
+
+    @property
+    def name(self) -> str:
+        """On a host. It tells the content: a file gets it only when all its bytes have come."""
+        return f"{self.sha256[:16]}.pex"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Health:
+    """That a host checks itself by timer.
+
+    `agents` are those that this machine has, by architecture (`amd64`, `arm64`); where there is none, the one
+    that is on the host stays.
+    """
+
+    every_minutes: int
+    toolkit_version: str = ""
+    agents: Mapping[str, AgentFile] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HostFile:
     """A file that is ours on a host. `mode` is that of chmod(1), in octal digits."""
 
@@ -191,6 +218,21 @@ class HostPaths:
         return self.state / "baselines.json"
 
     @property
+    def agents(self) -> PurePosixPath:
+        """The health agent, named by its content."""
+        return self.programs / "agent"
+
+    @property
+    def health_program(self) -> PurePosixPath:
+        """What the timer runs: the agent where it can run, else what a POSIX shell can check."""
+        return self.programs / "health"
+
+    @property
+    def health(self) -> PurePosixPath:
+        """Of the health checks: `config.json`, `last.json`, `history.jsonl`, and what the agent unpacks."""
+        return self.state / "health"
+
+    @property
     def server_home(self) -> PurePosixPath:
         """HOME of the server: it panics without one (measured on 0.17.5)."""
         return self.state / "home"
@@ -241,7 +283,7 @@ class Pace:
 class Desired:
     """Everything the plan of one host is made from, beside its facts.
 
-    `variables` of the inventory that are not ours never get here.
+    `variables` of the inventory that are not ours never get here. `health` is None where no timer is wanted.
     """
 
     host: str
@@ -252,6 +294,7 @@ class Desired:
     gpu: GpuKind
     login: Login | None = None
     pace: Pace = Pace()
+    health: Health | None = None
 
     @property
     def port(self) -> int:

@@ -133,6 +133,10 @@ class VerifyFailed(FleetError):
     """The candidate did not pass; what was served before is still served."""
 
 
+class AgentNotBuilt(FleetError):
+    """The one-file health agent could not be put together on this machine."""
+
+
 class NotConverged(FleetError):
     """Every step ended well and the host still differs from what is desired."""
 

@@ -166,7 +166,8 @@ class HostFacts:
     `sha256-`, to go on from.
     `orphans` are runners whose server was killed: they live on, idle, with their memory (measured on 0.17.5).
     `gpus` is None where nobody asked. `previous` is the release that `current` was before. `store_owner` owns
-    the model store, None where there is none. `systemd` is None where systemd does not run the host.
+    the model store, None where there is none. `agents` maps the file names of health agents to their sizes.
+    `systemd` is None where systemd does not run the host.
     """
 
     architecture: str
@@ -189,4 +190,5 @@ class HostFacts:
     models: Mapping[str, StoredModel] = field(default_factory=dict)
     gpus: GpuReading | None = None
     store_owner: str | None = None
+    agents: Mapping[str, int] = field(default_factory=dict)
     systemd: SystemdFacts | None = None

@@ -12,7 +12,8 @@ from enum import StrEnum
 PREFIX = "ollama_"
 
 FLEET_KEYS = frozenset(
-    PREFIX + name for name in "version models models_dir gpu service root batch max_failures".split()
+    PREFIX + name
+    for name in "version models models_dir gpu service root batch max_failures health_every".split()
 )
 """What the fleet reads itself. `ollama_models` names models; their directory is `ollama_models_dir`."""
 

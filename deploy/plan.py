@@ -13,6 +13,7 @@ from deploy.fit_plan import Running, fit_notes
 from deploy.preflight import check_disks, check_port, check_preconditions, check_writable
 from deploy.process_plan import process_steps
 from deploy.rollback import check_previous
+from deploy.schedule_plan import schedule_notes, schedule_steps
 from deploy.server_plan import Release, choose_release
 from deploy.steps import (
     CreateModel,
@@ -81,6 +82,11 @@ def only_create(step: Step) -> bool:
     return phase_of(step) in (Phase.MODEL, Phase.VERIFY, Phase.PROMOTE)
 
 
+def only_schedule(step: Step) -> bool:
+    """`schedule`: the health agent and its timer."""
+    return phase_of(step) is Phase.SCHEDULE
+
+
 def plan(desired: Desired, facts: HostFacts, selection: Selection = everything) -> Plan:
     """The steps of one host; none when it is as desired.
 
@@ -98,6 +104,8 @@ def plan(desired: Desired, facts: HostFacts, selection: Selection = everything) 
     created |= {step.model for step in selected if isinstance(step, FetchWeights)}
     stops = any(isinstance(step, StopServer) for step in selected)
     notes = fit_notes(desired, facts, created, Running.STOPPED if stops else Running.KEPT)
+    if any(phase_of(step) is Phase.SCHEDULE for step in selected):
+        notes += schedule_notes(desired, facts)
     return Plan(host=desired.host, steps=selected, notes=notes)
 
 
@@ -193,6 +201,7 @@ def _steps(desired: Desired, facts: HostFacts, release: Release) -> Iterator[Ste
         if item.differences:
             reason = "promoted" if item.model.stored is None else "brought back"
             yield LoadModel(reason=reason, name=item.model.name, phase=Phase.PROMOTE)
+    yield from schedule_steps(desired, facts, release)
 
 
 def _with_models(step: Step, desired: Desired, models: Sequence[_ModelPlan]) -> Step:

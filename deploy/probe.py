@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from deploy.desired import HostPaths
 from deploy.errors import ProbeFailed
 from deploy.facts import (
     Account,
@@ -169,6 +170,7 @@ def _facts(parsed: _Reply, root: PurePosixPath) -> HostFacts:
     processes = _processes(parsed, root, systemd.unit.main_pid if systemd is not None else None)
     kernel, _, machine = parsed.first("@machine").rpartition(" ")
     store = parsed.stats.get(paths.models)
+    agents = HostPaths(root=root, models_dir=PurePosixPath(paths.models)).agents
     return HostFacts(
         systemd=systemd,
         store_owner=store.owner if store is not None else None,
@@ -194,6 +196,7 @@ def _facts(parsed: _Reply, root: PurePosixPath) -> HostFacts:
         listener=_listener(parsed),
         blobs=_blobs(parsed),
         models=_models(parsed),
+        agents=parsed.sizes_under(str(agents)),
     )
 
 

@@ -91,7 +91,7 @@ if [ "$service" = systemd ] && [ -d /run/systemd/system ]; then
             User=*) runs_as=${line#*=} ;;
         esac
     done <<EOF
-$(systemctl show ollama.service ollama-fleet-load.service ollama-fleet-boot.service \
+$(systemctl show ollama.service ollama-fleet-load.service ollama-fleet-boot.service ollama-fleet-health.timer \
         --property=Id,LoadState,ActiveState,UnitFileState,Result,MainPID,NRestarts,FragmentPath,DropInPaths,User)
 EOF
     end_unit
@@ -131,6 +131,9 @@ for path in "$state/artefacts"/sha256-*/*; do
     case $path in */sha256-*.part/*) continue ;; esac
     [ -f "$path" ] && set -- "$@" "$path"
 done
+for path in "$prefix"/usr/local/lib/ollama-fleet/agent/*.pex; do
+    [ -f "$path" ] && set -- "$@" "$path"
+done
 stat_all "$@"
 
 set --
@@ -152,7 +155,8 @@ done
 if [ "$service" = systemd ]; then
     for path in ${server_drop_ins:-} "${server_fragment:-}" "$units/ollama.service" \
         "$units/ollama.service.d/50-fleet.conf" "$units"/ollama-fleet-* \
-        "$prefix"/usr/local/lib/ollama-fleet/* "$prefix"/etc/modules-load.d/ollama-fleet.conf; do
+        "$prefix"/usr/local/lib/ollama-fleet/* "$prefix"/etc/modules-load.d/ollama-fleet.conf \
+        "$state/health/config.json"; do
         [ -f "$path" ] && [ -r "$path" ] && set -- "$@" "$path"
     done
 fi

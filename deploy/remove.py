@@ -168,6 +168,7 @@ def _doomed(desired: Desired, facts: HostFacts, models: Models) -> tuple[PurePos
     ours = (
         *(paths.current, paths.previous, paths.releases, paths.artefacts, paths.server_home),
         *(paths.log.parent, paths.programs, paths.backups, paths.state / "lease"),
+        paths.health,
         paths.baselines,
     )
     if desired.server.backend is ServiceBackend.SYSTEMD:

@@ -130,8 +130,8 @@ def version_of(release: str) -> str:
 
 
 def going_back(step: Step) -> bool:
-    """`rollback`: the server and what it serves; nothing is fetched and nothing made."""
-    return phase_of(step) in (Phase.SERVICE, Phase.VERIFY, Phase.PROMOTE)
+    """`rollback`: server, models and what the checks expect; nothing is fetched and nothing made."""
+    return phase_of(step) in (Phase.SERVICE, Phase.VERIFY, Phase.PROMOTE, Phase.SCHEDULE)
 
 
 def _replaced(desired: Desired, facts: HostFacts) -> Replaced:

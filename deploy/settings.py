@@ -35,7 +35,8 @@ class HostSettings:
     `port` and `user` are None where the inventory leaves them to SSH's own configuration, `version` where it
     names none. `inventory` is the file that says all this; `key_file` is a private key's path as it is
     written there, in the line `key_file_line`. `models` are names from `models.toml`. `batch` are counts or
-    percentages of hosts ("1", "25%"), one batch after the other, the last repeated. `environment` is that of
+    percentages of hosts ("1", "25%"), one batch after the other, the last repeated. `health_every_minutes` is
+    None where the host is not to check itself. `environment` is that of
     the server process, OLLAMA_HOST always as `host:port`.
     """
 
@@ -54,6 +55,7 @@ class HostSettings:
     root: PurePosixPath
     batch: tuple[str, ...]
     max_failures: int
+    health_every_minutes: int | None
     environment: dict[str, str]
 
 
@@ -78,6 +80,13 @@ _CONNECTIONS = {
 _KEY_FILE = ("ansible_ssh_private_key_file", "ansible_private_key_file")
 _VERSION = re.compile(r"v?([0-9]+\.[0-9]+\.[0-9]+(?:-rc[0-9]+)?)")
 _MODEL_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,79}")
+_PERIODS = {
+    **{f"{minutes}m": minutes for minutes in (1, 2, 3, 4, 5, 6, 10, 12, 15, 20, 30)},
+    **{f"{hours}h": hours * 60 for hours in (1, 2, 3, 4, 6, 8, 12)},
+    "1d": 1440,
+}
+"""In minutes: what divides an hour or a day, as a calendar needs it."""
+_DEFAULT_PERIOD_MINUTES = 5
 _BATCH = re.compile(r"[1-9][0-9]{0,5}|(?:[1-9][0-9]?|100)%")
 
 
@@ -185,6 +194,16 @@ def parse_max_failures(value: Any) -> int:
     return whole_number(value, lowest=0, highest=1_000_000)
 
 
+def read_period(value: Any) -> int | None:
+    """In minutes, None for `off`. Raises ValueError."""
+    text = "off" if value is False else plain_text(value).lower()
+    if text in ("off", "none"):
+        return None
+    if text not in _PERIODS:
+        raise ValueError("off, or a period that divides an hour or a day, such as 5m, 30m, 6h or 1d")
+    return _PERIODS[text]
+
+
 def _read_directory(value: Any) -> PurePosixPath:
     path = PurePosixPath(plain_text(value))
     if not path.is_absolute() or ".." in path.parts:
@@ -243,6 +262,7 @@ class _Variables(BaseModel):
     ollama_root: Annotated[PurePosixPath | None, BeforeValidator(_read_directory)] = None
     ollama_batch: Annotated[tuple[str, ...], BeforeValidator(parse_batch)] = ("100%",)
     ollama_max_failures: Annotated[int, BeforeValidator(parse_max_failures)] = 0
+    ollama_health_every: Annotated[int | None, BeforeValidator(read_period)] = _DEFAULT_PERIOD_MINUTES
 
 
 def _server_setting(key: str) -> TypeAdapter[str]:
@@ -290,6 +310,7 @@ def _parse(
         root=root,
         batch=variables.ollama_batch,
         max_failures=variables.ollama_max_failures,
+        health_every_minutes=variables.ollama_health_every,
         environment=environment | {"OLLAMA_MODELS": str(models_dir)},
     )
 

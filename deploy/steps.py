@@ -8,7 +8,7 @@ from enum import StrEnum
 from pathlib import PurePosixPath
 from typing import Any
 
-from deploy.desired import Artefact, DesiredModel, HostFile
+from deploy.desired import AgentFile, Artefact, DesiredModel, HostFile
 from deploy.facts import ServerProcess
 
 
@@ -21,6 +21,7 @@ class Phase(StrEnum):
     MODEL = "model"
     VERIFY = "verify"
     PROMOTE = "promote"
+    SCHEDULE = "schedule"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +90,7 @@ class WriteFile(_Step):
     """A file of ours that is absent or was written with other settings."""
 
     file: HostFile
+    phase: Phase = Phase.SERVICE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +99,7 @@ class OverwriteFile(_Step):
 
     file: HostFile
     backup: PurePosixPath
+    phase: Phase = Phase.SERVICE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,6 +203,27 @@ class LoadModel(_Step):
     phase: Phase
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InstallAgent(_Step):
+    """The one-file health agent onto the host, in place of another one."""
+
+    agent: AgentFile
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartTimer(_Step):
+    """The timer of the health checks, at every boot and from now on."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopSchedule(_Step):
+    """The host checks itself no more: its timer and what it runs; the results stay."""
+
+    paths: tuple[PurePosixPath, ...]
+
+
 Step = (
     RemoveLeftovers
     | FetchArchive
@@ -221,6 +245,9 @@ Step = (
     | RestoreModel
     | RemoveCandidate
     | LoadModel
+    | InstallAgent
+    | StartTimer
+    | StopSchedule
 )
 
 PHASES: dict[type, Phase] = {
@@ -229,8 +256,6 @@ PHASES: dict[type, Phase] = {
     FetchWeights: Phase.FETCH,
     UnpackRelease: Phase.INSTALL,
     MakeAccount: Phase.SERVICE,
-    WriteFile: Phase.SERVICE,
-    OverwriteFile: Phase.SERVICE,
     TakeLease: Phase.SERVICE,
     EnableUnits: Phase.SERVICE,
     EndLease: Phase.PROMOTE,
@@ -243,12 +268,17 @@ PHASES: dict[type, Phase] = {
     PromoteModel: Phase.PROMOTE,
     RestoreModel: Phase.PROMOTE,
     RemoveCandidate: Phase.PROMOTE,
+    InstallAgent: Phase.SCHEDULE,
+    StartTimer: Phase.SCHEDULE,
+    StopSchedule: Phase.SCHEDULE,
 }
 
 
 def phase_of(step: Step) -> Phase:
     """The phase a step belongs to."""
-    return step.phase if isinstance(step, LoadModel) else PHASES[type(step)]
+    if isinstance(step, LoadModel | WriteFile | OverwriteFile):
+        return step.phase
+    return PHASES[type(step)]
 
 
 def subject_of(step: Step) -> str:  # noqa: PLR0911 - one short arm for each kind of step
@@ -284,3 +314,9 @@ def subject_of(step: Step) -> str:  # noqa: PLR0911 - one short arm for each kin
             return f"{step.name}:candidate"
         case LoadModel():
             return f"{step.name}:latest"
+        case InstallAgent():
+            return f"health agent {step.agent.name.removesuffix('.pex')}"
+        case StartTimer():
+            return step.name
+        case StopSchedule():
+            return "health timer"

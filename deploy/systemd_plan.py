@@ -50,9 +50,9 @@ def systemd_steps(desired: Desired, facts: HostFacts, release: Release) -> Itera
     """
     found = _check_host(desired, facts)
     yield from _account(desired, facts, found)
-    yield from _write(desired, found, host_files(desired))
+    yield from write_steps(desired, found, host_files(desired))
     files = server_files(desired, facts, release)
-    changed = tuple(_write(desired, found, files))
+    changed = tuple(write_steps(desired, found, files))
     loader = load_unit(desired, facts, release)
     environment = server_environment(desired, facts, release)
     _check_settings(desired, found, environment)
@@ -70,7 +70,7 @@ def systemd_steps(desired: Desired, facts: HostFacts, release: Release) -> Itera
             files=tuple(str(file.path) for file in (*files, loader)),
         )
     yield from changed
-    yield from _write(desired, found, (loader,))
+    yield from write_steps(desired, found, (loader,))
     if switch is not None:
         yield switch
     for other in (*facts.servers, *facts.orphans):
@@ -87,7 +87,7 @@ def systemd_steps(desired: Desired, facts: HostFacts, release: Release) -> Itera
             account=user_of(facts),
         )
     # Last: a unit whose directories a first start has yet to make would fail at the next boot.
-    disabled = tuple(name for name in ENABLED_UNITS if not _is_enabled(found, name))
+    disabled = tuple(name for name in ENABLED_UNITS if not is_enabled(found, name))
     if disabled:
         yield EnableUnits(reason="not started at boot", names=disabled)
 
@@ -239,9 +239,10 @@ def _account(desired: Desired, facts: HostFacts, found: SystemdFacts) -> Iterato
     yield MakeAccount(reason=str(difference), differences=(difference,), name=name, home=home, groups=missing)
 
 
-def _write(
+def write_steps(
     desired: Desired, found: SystemdFacts, files: tuple[HostFile, ...]
 ) -> Iterator[WriteFile | OverwriteFile]:
+    """For each file that is not as it should be; one that another hand has edited is told apart."""
     for file in files:
         fact = found.files.get(str(file.path))
         if fact is None:
@@ -313,7 +314,8 @@ def _switch(facts: HostFacts, release: Release) -> SwitchRelease | None:
     return SwitchRelease(reason=str(change), differences=(change,), previous=previous, version=release.name)
 
 
-def _is_enabled(found: SystemdFacts, name: str) -> bool:
+def is_enabled(found: SystemdFacts, name: str) -> bool:
+    """Whether systemd starts the unit by itself."""
     unit = found.units.get(name)
     return unit is not None and unit.enabled == "enabled"
 

@@ -25,10 +25,15 @@ LOAD_UNIT = "ollama-fleet-load.service"
 BOOT_UNIT = "ollama-fleet-boot.service"
 LEASE_UNIT = "ollama-fleet-lease.service"
 LEASE_TIMER = "ollama-fleet-lease.timer"
+HEALTH_UNIT = "ollama-fleet-health.service"
+HEALTH_TIMER = "ollama-fleet-health.timer"
 ENABLED_UNITS = (UNIT, LOAD_UNIT, BOOT_UNIT)
 """What systemd starts by itself; the lease's timer is started with a lease."""
 
-OUR_UNITS = (LOAD_UNIT, BOOT_UNIT, LEASE_UNIT, LEASE_TIMER)
+OUR_UNITS = (LOAD_UNIT, BOOT_UNIT, LEASE_UNIT, LEASE_TIMER, HEALTH_UNIT, HEALTH_TIMER)
+
+HOUR_MINUTES, DAY_MINUTES = 60, 1440
+_LONGEST_DELAY_SECONDS = 300
 
 _SIGNED = "# Written by ollama-fleet; edits are drift, and kept until told otherwise. sha256 of the rest: "
 _SIGNATURE = re.compile(f"^{re.escape(_SIGNED)}(?P<sha256>[0-9a-f]{{64}})\n", re.MULTILINE)
@@ -119,6 +124,56 @@ def load_unit(desired: Desired, facts: HostFacts, release: Release) -> HostFile:
         user=user_of(facts),
         environment=[quoted(f"{name}={environment[name]}") for name in ("HOME", "OLLAMA_HOST", "PATH")],
     )
+
+
+def health_arguments(desired: Desired) -> tuple[str, ...]:
+    """What `health.sh` must know of the host, after its action."""
+    return (
+        *(desired.host, str(desired.paths.root), str(desired.paths.models_dir)),
+        *(desired.server.environment["OLLAMA_HOST"], str(desired.server.backend), str(desired.gpu)),
+        *(model.name for model in desired.models),
+    )
+
+
+def health_program(desired: Desired) -> HostFile:
+    """What the timer runs; `./fleet health` sends it along, for hosts that have it not or another one."""
+    return _file(desired.paths.health_program, "health.sh", mode="755")
+
+
+def health_files(desired: Desired, every_minutes: int) -> tuple[HostFile, ...]:
+    """What has the host check itself: the program, its unit and its timer."""
+    paths = desired.paths
+    return (
+        health_program(desired),
+        _file(
+            paths.units / HEALTH_UNIT,
+            "ollama-fleet-health.service.j2",
+            program=paths.health_program,
+            # systemd.service(5): a `$` would be a variable.
+            arguments=[quoted(word).replace("$", "$$") for word in health_arguments(desired)],
+        ),
+        _file(
+            paths.units / HEALTH_TIMER,
+            "ollama-fleet-health.timer.j2",
+            every=period_text(every_minutes),
+            calendar=calendar_of(every_minutes),
+            delay_seconds=min(every_minutes * 12, _LONGEST_DELAY_SECONDS),
+        ),
+    )
+
+
+def calendar_of(every_minutes: int) -> str:
+    """systemd.time(7) for a period that divides an hour or a day."""
+    if every_minutes < HOUR_MINUTES:
+        return f"*:0/{every_minutes}"
+    return "daily" if every_minutes == DAY_MINUTES else f"0/{every_minutes // HOUR_MINUTES}:00"
+
+
+def period_text(every_minutes: int) -> str:
+    """As the inventory says it."""
+    if every_minutes < HOUR_MINUTES:
+        return f"{every_minutes}m"
+    return "1d" if every_minutes == DAY_MINUTES else f"{every_minutes // HOUR_MINUTES}h"
 
 
 def _drop_in_values(desired: Desired, facts: HostFacts, release: Release) -> dict[str, Any]:

@@ -1,0 +1,86 @@
+"""What a host should be, for its own checks: `config.json`, as `healthchecks/health_config.py` reads it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from deploy.desired import Desired, DesiredModel, HostFile
+from deploy.facts import HostFacts
+from deploy.server_plan import Release
+from deploy.units import UNIT, health_files, host_files, load_unit, server_files
+
+FORMAT = 1
+
+
+def render_health_config(desired: Desired, facts: HostFacts, release: Release) -> str:
+    """JSON for people too, ending in a line break. The same desired state and host give the same text.
+
+    When the host was deployed is not in it: its own journal knows.
+    """
+    paths = desired.paths
+    document = {
+        "format": FORMAT,
+        "host": desired.host,
+        "url": desired.url,
+        "root": str(paths.root),
+        "models_dir": str(paths.models_dir),
+        "current": str(paths.current),
+        "previous": str(paths.previous),
+        "release": release.name,
+        "backend": str(desired.server.backend),
+        "unit": UNIT,
+        "gpu": str(desired.gpu),
+        "gpu_expected_count": _expected_gpus(desired, facts),
+        "models": [_model(model) for model in desired.models],
+        "files": [_file(file) for file in _files(desired, facts, release)],
+        "toolkit_version": desired.health.toolkit_version if desired.health is not None else "",
+        "deployed_at": None,
+        "thresholds": {},
+    }
+    return json.dumps(document, indent=1) + "\n"
+
+
+def _model(model: DesiredModel) -> dict[str, Any]:
+    stored = model.stored
+    template = model.modelfile.template if stored is None else stored.template
+    return {
+        "name": model.name,
+        "weights_sha256": model.weights.sha256 if stored is None else stored.model_sha256,
+        "size_bytes": model.weights.size_bytes if stored is None else stored.model_bytes,
+        "template_sha256": None if template is None else hashlib.sha256(template.encode()).hexdigest(),
+        "parameters": dict(model.modelfile.parameters if stored is None else stored.parameters),
+        "uses_tools": model.uses_tools,
+        "baseline_tokens_per_second": None,
+    }
+
+
+def _files(desired: Desired, facts: HostFacts, release: Release) -> tuple[HostFile, ...]:
+    """What `systemd_steps` and `schedule_steps` write."""
+    if facts.systemd is None:
+        return ()
+    health = () if desired.health is None else health_files(desired, desired.health.every_minutes)
+    served = (*server_files(desired, facts, release), load_unit(desired, facts, release))
+    return (*host_files(desired), *served, *health)
+
+
+def _file(file: HostFile) -> dict[str, str]:
+    return {"path": str(file.path), "sha256": hashlib.sha256(file.text.encode()).hexdigest()}
+
+
+def _expected_gpus(desired: Desired, facts: HostFacts) -> int | None:
+    """As many as were ever found here: one that is gone is for the checks to tell, not to be forgotten."""
+    found = len(facts.gpus.gpus) if facts.gpus is not None and facts.gpus.problem is None else None
+    before = _told_before(desired, facts)
+    known = [count for count in (found, before) if count is not None]
+    return max(known, default=None)
+
+
+def _told_before(desired: Desired, facts: HostFacts) -> int | None:
+    fact = facts.systemd.files.get(str(desired.paths.health / "config.json")) if facts.systemd else None
+    try:
+        count = json.loads(fact.text)["gpu_expected_count"] if fact is not None else None
+    except (ValueError, KeyError, TypeError):
+        return None
+    return count if isinstance(count, int) else None
