@@ -27,6 +27,9 @@ SETTINGS = {
     "ollama_models": "myqwen2",
     "ollama_version": "0.17.5",
 }
+_INOTIFY_LIMIT = Path("/proc/sys/fs/inotify/max_user_instances")
+_INOTIFY_PER_HOST = 6
+"""What root holds of them on a Debian 12: five by systemd, one by logind (counted); all hosts share them."""
 _PREFIXES = tuple(f"bench{letter}" for letter in string.ascii_lowercase)
 
 
@@ -45,6 +48,7 @@ def bench_hosts(kinds: Sequence[Kind], tell: Tell) -> Iterator[PracticeFleet]:
 @contextmanager
 def hosts_named(name: str, kinds: Sequence[Kind], tell: Tell) -> Iterator[PracticeFleet]:
     """The hosts alone. Fleets of other names may be there at the same time. Raises as `bench_hosts`."""
+    check_room(len(kinds), int(_INOTIFY_LIMIT.read_text()) if _INOTIFY_LIMIT.exists() else None)
     directory = fleet_directory().with_name(name)
     try:
         with alone_in(directory):
@@ -74,6 +78,18 @@ def hosts_named(name: str, kinds: Sequence[Kind], tell: Tell) -> Iterator[Practi
             cause=str(late),
             hint="sysctl fs.inotify.max_user_instances: each takes about 8 of them",
         ) from late
+
+
+def check_room(hosts: int, inotify_limit: int | None) -> None:
+    """Whether this machine's kernel lets so many systemds run. Raises CommandFailed with what to set."""
+    needed = hosts * _INOTIFY_PER_HOST
+    if inotify_limit is not None and needed > inotify_limit:
+        raise CommandFailed(
+            sentence=f"`{hosts}` practice hosts are more than this machine lets run",
+            cause=f"each holds {_INOTIFY_PER_HOST} inotify instances, and root may have {inotify_limit}",
+            unchanged="everything",
+            hint=f"sysctl fs.inotify.max_user_instances={2 * needed}",
+        )
 
 
 def environment() -> dict[str, str]:

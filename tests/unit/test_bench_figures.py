@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from bench.hosts import check_room
 from bench.peers.compare import text_for_peers
 from bench.peers.environment import REQUIREMENTS, pinned_versions
 from bench.peers.figures import COLUMNS, Seconds, compare, medians
@@ -111,3 +112,11 @@ def test_the_inventory_of_a_thousand_hosts_has_as_many_addresses(tmp_path: Any) 
     assert problems == []
     addresses = {host.variables["ansible_host"] for host in inventory.hosts.values()}
     assert len(addresses) == len(inventory.hosts) == HOSTS
+
+
+def test_more_hosts_than_the_kernel_lets_run_are_refused_before_the_first() -> None:
+    check_room(16, 128)
+    check_room(32, None)
+    with pytest.raises(CommandFailed, match="`32` practice hosts") as refused:
+        check_room(32, 128)
+    assert refused.value.hint == "sysctl fs.inotify.max_user_instances=384"
