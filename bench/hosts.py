@@ -76,6 +76,13 @@ def hosts_named(name: str, kinds: Sequence[Kind], tell: Tell) -> Iterator[Practi
         ) from late
 
 
+def remove_abandoned(pattern: str) -> None:
+    """Take down the hosts of these names whose run was killed: nobody holds their directory any more."""
+    for directory in sorted(fleet_directory().parent.glob(pattern)):
+        with suppress(FleetBusy, NoFleet), alone_in(directory):
+            take_down(directory)
+
+
 def environment() -> dict[str, str]:
     """That of a controller whose practice hosts ask for the password of sudo, as `./fleet` leaves it."""
     return {**os.environ, VARIABLE: PASSWORD}
