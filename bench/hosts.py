@@ -47,10 +47,10 @@ def hosts_named(name: str, kinds: Sequence[Kind], tell: Tell) -> Iterator[Practi
     """The hosts alone. Fleets of other names may be there at the same time. Raises as `bench_hosts`."""
     directory = fleet_directory().with_name(name)
     try:
+        # In a lock of its own: it removes the directory, and who then holds that one holds nothing.
+        with suppress(NoFleet), alone_in(directory):
+            take_down(directory)
         with alone_in(directory):
-            with suppress(NoFleet):
-                take_down(directory)
-            directory.mkdir(parents=True, exist_ok=True)
             fleet = open_fleet(directory, _PREFIXES, tell)
             try:
                 for kind in kinds:
