@@ -1,4 +1,4 @@
-"""The hosts of a bench: nobody takes them from a run that goes on; those of one that was killed are removed."""
+"""The hosts of a bench: nobody takes them from a run that goes on, and those of a killed one are removed."""
 
 from __future__ import annotations
 
