@@ -174,7 +174,7 @@ UNTIL_THE_END = MIRROR_FAULTS | {
 """What lasts as long as the run does, whatever its `seconds` say."""
 
 # 0 where it came too late, or was survived. A process that a signal ends has its number, below zero: before
-# the first line of ours runs, Ctrl-C is that. The lock goes with its connection: what is cut between two steps
+# the first line of ours runs, Ctrl-C is that. The lock goes with its connection: what is cut between steps
 # is a lost lock (5), in a step an unreachable host (4).
 HONEST: Mapping[FaultKind, frozenset[int]] = {
     FaultKind.NONE: frozenset({0}),
