@@ -156,8 +156,8 @@ def check_end(ended: Ended, drawn: Round) -> list[str]:
 def _check_host(site: ChaosSite, host: Host, drawn: Round, prepared: Prepared, ended: Ended) -> list[str]:
     broken = []
     serves = prepared.serves[host.name]
-    if drawn.at_once:
-        # It may still be on its way back, but not to a third state.
+    if drawn.at_once or drawn.change is Change.DRIFT:
+        # It may still be on its way back, or wait for the repair of what a hand has removed: no third state.
         release = look(host).release
         if release not in (*serves, NOTHING):
             broken.append(f"{host.name} serves {release}")

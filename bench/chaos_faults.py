@@ -174,19 +174,20 @@ UNTIL_THE_END = MIRROR_FAULTS | {
 """What lasts as long as the run does, whatever its `seconds` say."""
 
 # 0 where it came too late, or was survived. A process that a signal ends has its number, below zero: before
-# the first line of ours runs, Ctrl-C is that.
+# the first line of ours runs, Ctrl-C is that. The lock goes with its connection: what is cut between steps
+# is a lost lock (5), in a step an unreachable host (4).
 HONEST: Mapping[FaultKind, frozenset[int]] = {
     FaultKind.NONE: frozenset({0}),
     FaultKind.CONTROLLER_KILLED: frozenset({0, -signal.SIGKILL}),
     FaultKind.CTRL_C: frozenset({0, 130, -signal.SIGINT}),
     FaultKind.CTRL_C_TWICE: frozenset({0, 130, -signal.SIGINT}),
     FaultKind.CONTROLLER_SLEEPS: frozenset({0, 4, 5}),
-    FaultKind.POWER_CUT: frozenset({0, 4}),
-    FaultKind.POWER_AND_CONTROLLER: frozenset({0, 4, -signal.SIGKILL}),
+    FaultKind.POWER_CUT: frozenset({0, 4, 5}),
+    FaultKind.POWER_AND_CONTROLLER: frozenset({0, 4, 5, -signal.SIGKILL}),
     # The server is stopped before the network is.
-    FaultKind.REBOOT: frozenset({0, 2, 4}),
-    FaultKind.LINK_CUT: frozenset({0, 4}),
-    FaultKind.SESSIONS_KILLED: frozenset({0, 4}),
+    FaultKind.REBOOT: frozenset({0, 2, 4, 5}),
+    FaultKind.LINK_CUT: frozenset({0, 4, 5}),
+    FaultKind.SESSIONS_KILLED: frozenset({0, 4, 5}),
     FaultKind.SERVER_KILLED: frozenset({0, 2}),
     FaultKind.LOCK_LOST: frozenset({0, 5}),
     FaultKind.DISK_FULL: frozenset({0, 2}),

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.hosts import environment, fleet_command, hosts_named
+from bench.hosts import environment, fleet_command, hosts_named, remove_abandoned
 from console.paths import CANARY
 from testbed.archive import make_release_archive
 from testbed.demo import (
@@ -147,6 +147,7 @@ def chaos_site(seed: int, tell: Tell) -> Iterator[ChaosSite]:
 
     Every seed has a directory of its own: several may run at once. Raises as `bench_hosts`.
     """
+    remove_abandoned("chaos-*")
     with hosts_named(f"chaos-{seed}", kinds_of(seed), tell) as fleet:
         make_ready(fleet.hosts)
         repos = _make_repos(fleet.directory)

@@ -51,10 +51,10 @@ def hosts_named(name: str, kinds: Sequence[Kind], tell: Tell) -> Iterator[Practi
     check_room(len(kinds), int(_INOTIFY_LIMIT.read_text()) if _INOTIFY_LIMIT.exists() else None)
     directory = fleet_directory().with_name(name)
     try:
+        # In a lock of its own: it removes the directory, and who then holds that one holds nothing.
+        with suppress(NoFleet), alone_in(directory):
+            take_down(directory)
         with alone_in(directory):
-            with suppress(NoFleet):
-                take_down(directory)
-            directory.mkdir(parents=True, exist_ok=True)
             fleet = open_fleet(directory, _PREFIXES, tell)
             try:
                 for kind in kinds:
@@ -78,6 +78,13 @@ def hosts_named(name: str, kinds: Sequence[Kind], tell: Tell) -> Iterator[Practi
             cause=str(late),
             hint="sysctl fs.inotify.max_user_instances: each takes about 8 of them",
         ) from late
+
+
+def remove_abandoned(pattern: str) -> None:
+    """Take down the hosts of these names whose run was killed: nobody holds their directory any more."""
+    for directory in sorted(fleet_directory().parent.glob(pattern)):
+        with suppress(FleetBusy, NoFleet), alone_in(directory):
+            take_down(directory)
 
 
 def check_room(hosts: int, inotify_limit: int | None) -> None:

@@ -65,7 +65,8 @@ def host_lock(
             raise HostLocked(
                 sentence=f"the lock of `{transport.host}` was lost",
                 host=transport.host,
-                cause="this process slept for more than a minute, or somebody ended the lock's holder",
+                cause="its connection was cut, this process slept for more than a minute, "
+                "or somebody ended the lock's holder",
                 hint="run the same command again",
             ) from error
 
