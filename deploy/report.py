@@ -154,12 +154,14 @@ class Report:
         if self._stdout.isatty():
             from rich.console import Console
             from rich.table import Table
+            from rich.text import Text
 
             table = Table(title=title, title_justify="left")
             for column in columns:
                 table.add_column(column)
             for row in rows:
-                table.add_row(*row)
+                # As it is: `[/tmp]` in a reason would be taken for markup, and for a mistake in it.
+                table.add_row(*map(Text, row))
             Console(file=self._stdout).print(table)
             return
         widths = [max(len(row[i]) for row in [columns, *rows]) for i in range(len(columns))]
@@ -411,7 +413,7 @@ def _batch_done(fields: Mapping[str, Any]) -> str | None:
 
 def _stopped(fields: Mapping[str, Any]) -> str:
     where = f"before batch {fields['batch']} of {fields['of']}"
-    return f"stopped {where}: {fields['reason']}; {_count(fields['hosts'], 'host')} left as they are"
+    return f"stopped {where}: {fields['reason']}; {_count(fields['hosts'], 'host')} not touched"
 
 
 def _host_done(fields: Mapping[str, Any]) -> str:
