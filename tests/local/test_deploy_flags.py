@@ -9,7 +9,6 @@ import pytest
 
 from tests.local.test_demo import fleet
 
-
 PINS = f"""
 [[server]]
 version = "0.17.5"
