@@ -137,6 +137,19 @@ def test_an_error_and_the_recap_stand_above_and_after_the_board(terminal: Termin
     assert "hosts done" not in terminal.text.rpartition("recap")[2]
 
 
+def test_nothing_is_drawn_over_a_question(terminal: Terminal) -> None:
+    report = Report(as_json=False, stdout=terminal.stdout, stderr=io.StringIO())
+    with at_work(report, 4, 4):
+        terminal.wait_for(r"of 4 hosts done")
+        with report.paused():
+            terminal.stdout.write("password: ")
+            terminal.stdout.flush()
+            report._tell_progress()
+            assert report._screen is not None
+            assert report._screen._live is None
+        terminal.wait_for(r"password: .*of 4 hosts done")
+
+
 def test_a_reason_with_square_brackets_is_no_markup(terminal: Terminal) -> None:
     report = Report(as_json=False, stdout=terminal.stdout, stderr=io.StringIO())
     reason = "`[bold]` and [/tmp/x] are words"
