@@ -88,14 +88,14 @@ def run(report: Report, count: int, seed: int) -> int:
 
 def _deploy(inventory: Path, version: str) -> None:
     set_in(inventory, {"ollama_version": version})
-    done = run_fleet("deploy", "--yes", "--inventory", str(inventory))
+    done = run_fleet("deploy", "--yes", "--soak=0", "--inventory", str(inventory))
     if done.returncode != 0:
         raise CommandFailed(sentence=f"`deploy` of {version} failed", cause=done.stderr or done.stdout)
 
 
 def _kill(host: Host, inventory: Path, number: int, seconds: float, *, old: str, new: str) -> Kill:
     set_in(inventory, {"ollama_version": new})
-    words = fleet_command("deploy", "--yes", "--json", "--inventory", str(inventory))
+    words = fleet_command("deploy", "--yes", "--soak=0", "--json", "--inventory", str(inventory))
     with subprocess.Popen(
         words, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
     ) as deploy:
@@ -112,7 +112,7 @@ def _kill(host: Host, inventory: Path, number: int, seconds: float, *, old: str,
     if not loaded or serves not in (old, new):
         wrong.append(f"serves {serves or 'nothing'}, model {'loaded' if loaded else 'not loaded'}")
     for nth, wanted in (("second", None), ("third", 0)):
-        done = run_fleet("deploy", "--yes", "--json", "--inventory", str(inventory))
+        done = run_fleet("deploy", "--yes", "--soak=0", "--json", "--inventory", str(inventory))
         last = json.loads(done.stdout.splitlines()[-1]) if done.stdout else {}
         if done.returncode != 0 or (wanted is not None and last.get("changed") != wanted):
             wrong.append(f"the {nth} deploy: exit {done.returncode}, {last.get('changed')} changed")

@@ -14,7 +14,7 @@ from typing import TypeVar
 from console.pin import cache_directory
 from console.report_files import check_report_file, write_report_file
 from console.rollout import Work, roll_out
-from console.run import Run, may_change, transport_for
+from console.run import Run, keep_away_while_asking, may_change, transport_for
 from console.served import check_served
 from deploy import services, systemd
 from deploy.converge import Edits, Options, converge, probe_host, survey
@@ -150,6 +150,7 @@ def deploy_in_batches(
             return _on_host(desired, lambda transport: converge(desired, transport, options))
 
         run.report.begin(len(hosts))
+        keep_away_while_asking(run.report)
         return roll_out(
             hosts,
             Work(survey=look, change=change, tell=partial(tell_outcome, run)),

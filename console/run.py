@@ -148,6 +148,11 @@ def transport_to(host: str, login: Login | None, root: PurePosixPath) -> Transpo
         return _TRANSPORTS[key]
 
 
+def keep_away_while_asking(report: Report) -> None:
+    """The report draws nothing while a person is asked for the password of `sudo`."""
+    _SUDO_PASSWORD.while_asking = report.paused
+
+
 def _ssh_transport(host: str, login: Login, root: PurePosixPath) -> Transport:
     # Fabric takes a while to load, which a run without SSH need not wait for.
     from deploy.ssh import Rights, SshTransport

@@ -81,6 +81,6 @@ def _hear_of_one(doing: _Doing, event: str, fields: Mapping[str, Any]) -> None:
     elif event == "case":
         doing.share = f", {fields['case']}"
     elif event == "soak":
-        doing.words, doing.share = f"watched for {fields['left_seconds']:.0f} s more", ""
+        doing.words, doing.share = f"watched until it has been up for {fields['seconds']:g} s", ""
     elif event == "surveyed":
         doing.words = "nothing to change, checking what it serves"

@@ -64,6 +64,7 @@ class Report:
         self._board: Board | None = None
         self._screen: _Screen | None = None
         self._closed = threading.Event()
+        self._is_paused = False
         self.started = time.monotonic()
 
     def __call__(self, event: str, host: str | None, **fields: Any) -> None:
@@ -100,13 +101,27 @@ class Report:
 
     def _keep_telling(self) -> None:
         while not self._closed.wait(TELL_SECONDS if self._screen is None else DRAW_SECONDS):
-            with self._lock, self._without_reader():
-                if self._board is None or self._closed.is_set():
-                    return
-                if self._screen is None:
-                    self._print(f"{self._board.total()}, {len(self._board.running)} at work")
-                else:
-                    self._screen.draw(self._board)
+            self._tell_progress()
+
+    def _tell_progress(self) -> None:
+        with self._lock, self._without_reader():
+            if self._board is None or self._is_paused:
+                return
+            if self._screen is None:
+                self._print(f"{self._board.total()}, {len(self._board.running)} at work")
+            else:
+                self._screen.draw(self._board)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Nothing is drawn while a person is asked for something."""
+        with self._lock, self._without_reader():
+            self._clear()
+            self._is_paused = True
+        try:
+            yield
+        finally:
+            self._is_paused = False
 
     def _clear(self) -> None:
         """Make room for lines: what was drawn on the terminal comes again below them."""
@@ -154,12 +169,14 @@ class Report:
         if self._stdout.isatty():
             from rich.console import Console
             from rich.table import Table
+            from rich.text import Text
 
             table = Table(title=title, title_justify="left")
             for column in columns:
                 table.add_column(column)
             for row in rows:
-                table.add_row(*row)
+                # As it is: `[/tmp]` in a reason would be taken for markup, and for a mistake in it.
+                table.add_row(*map(Text, row))
             Console(file=self._stdout).print(table)
             return
         widths = [max(len(row[i]) for row in [columns, *rows]) for i in range(len(columns))]
@@ -311,7 +328,13 @@ class _Screen:
 
         if self._live is None:
             # Drawn by us alone: a thread of rich's would write between our lines.
-            self._live = Live(console=Console(file=self._stdout), auto_refresh=False, transient=True)
+            self._live = Live(
+                console=Console(file=self._stdout),
+                auto_refresh=False,
+                transient=True,
+                redirect_stdout=False,
+                redirect_stderr=False,
+            )
             self._live.start()
         # The last line stays free for the cursor, one is the total.
         room = max(1, min(LINES_AT_MOST, self._live.console.height - 2))
@@ -411,7 +434,7 @@ def _batch_done(fields: Mapping[str, Any]) -> str | None:
 
 def _stopped(fields: Mapping[str, Any]) -> str:
     where = f"before batch {fields['batch']} of {fields['of']}"
-    return f"stopped {where}: {fields['reason']}; {_count(fields['hosts'], 'host')} left as they are"
+    return f"stopped {where}: {fields['reason']}; {_count(fields['hosts'], 'host')} not touched"
 
 
 def _host_done(fields: Mapping[str, Any]) -> str:

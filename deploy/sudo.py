@@ -5,6 +5,8 @@ from __future__ import annotations
 import getpass
 import os
 import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 from deploy.errors import CommandFailed
 
@@ -12,7 +14,12 @@ VARIABLE = "FLEET_SUDO_PASSWORD"
 
 
 class SudoPassword:
-    """One answer for all hosts of a run, whichever of them asks first."""
+    """One answer for all hosts of a run, whichever of them asks first.
+
+    `while_asking` is entered while the person types: what is drawn on the terminal must keep away from it.
+    """
+
+    while_asking: Callable[[], AbstractContextManager[None]] = staticmethod(nullcontext)
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -37,4 +44,5 @@ class SudoPassword:
                 unchanged="everything",
                 hint=f"set {VARIABLE}, or allow the user NOPASSWD in the host's sudoers",
             )
-        return getpass.getpass(f"password for sudo on {host} (and on every other host that asks): ")
+        with self.while_asking():
+            return getpass.getpass(f"password for sudo on {host} (and on every other host that asks): ")

@@ -57,7 +57,7 @@ def start_deploy(site: HostSite) -> subprocess.Popen[str]:
     """A real process, as a person starts it."""
     inventory = str(site.write())
     return subprocess.Popen(
-        [sys.executable, str(PROJECT), "deploy", "--yes", "--json", "--inventory", inventory],
+        [sys.executable, str(PROJECT), "deploy", "--yes", "--soak=0", "--json", "--inventory", inventory],
         env={**os.environ, "MODELSCOPE_ENDPOINT": site.mirror.url},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

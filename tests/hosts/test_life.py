@@ -201,7 +201,16 @@ def test_a_host_that_loses_power_at_any_moment_of_an_upgrade_serves_old_or_new(
     site.add_release("0.17.7")
     site.version = "0.17.7"
     inventory = site.write()
-    command = [sys.executable, str(PROJECT), "deploy", "--yes", "--json", "--inventory", str(inventory)]
+    command = [
+        sys.executable,
+        str(PROJECT),
+        "deploy",
+        "--yes",
+        "--soak=0",
+        "--json",
+        "--inventory",
+        str(inventory),
+    ]
     environment = {**os.environ, "MODELSCOPE_ENDPOINT": site.mirror.url}
     moment = random.Random(f"{number} {time.time()}").uniform(0.8, 4.0)
     with (

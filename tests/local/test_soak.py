@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from console.changes import deploy_hosts
-from deploy import soak
+from deploy import apply, soak
 from deploy.errors import Interrupted, ServiceError
 from deploy.outcomes import HostOutcome
 from tests.local.conftest import SIMULATED, Site
@@ -34,14 +34,14 @@ def offer_upgrade(site: Site, binary: Path = SIMULATED) -> None:
 
 def when_watched(monkeypatch: pytest.MonkeyPatch, happen: Callable[[], None]) -> None:
     """It happens as soon as the window begins."""
-    emit = soak.Site.emit
+    emit = apply.Site.emit
 
-    def emit_and_happen(self: soak.Site, event: str, **fields: object) -> None:
+    def emit_and_happen(self: apply.Site, event: str, **fields: object) -> None:
         emit(self, event, **fields)
         if event == "soak":
             happen()
 
-    monkeypatch.setattr(soak.Site, "emit", emit_and_happen)
+    monkeypatch.setattr(apply.Site, "emit", emit_and_happen)
 
 
 def deploy(site: Site, soak_seconds: float, stop_requested: threading.Event | None = None) -> HostOutcome:

@@ -137,6 +137,26 @@ def test_an_error_and_the_recap_stand_above_and_after_the_board(terminal: Termin
     assert "hosts done" not in terminal.text.rpartition("recap")[2]
 
 
+def test_nothing_is_drawn_over_a_question(terminal: Terminal) -> None:
+    report = Report(as_json=False, stdout=terminal.stdout, stderr=io.StringIO())
+    with at_work(report, 4, 4):
+        terminal.wait_for(r"of 4 hosts done")
+        with report.paused():
+            terminal.stdout.write("password: ")
+            terminal.stdout.flush()
+            report._tell_progress()
+            assert report._screen is not None
+            assert report._screen._live is None
+        terminal.wait_for(r"password: .*of 4 hosts done")
+
+
+def test_a_reason_with_square_brackets_is_no_markup(terminal: Terminal) -> None:
+    report = Report(as_json=False, stdout=terminal.stdout, stderr=io.StringIO())
+    reason = "`[bold]` and [/tmp/x] are words"
+    report.recap([HostOutcome(host=f"h{n}", outcome=Outcome.SKIPPED, reason=reason) for n in range(2)])
+    terminal.wait_for(re.escape(reason))
+
+
 def test_a_log_of_many_hosts_has_their_ends_and_how_far_all_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reports, "TELL_SECONDS", 0.02)
     stdout = io.StringIO()
@@ -188,5 +208,5 @@ def test_a_board_knows_what_a_host_does_and_for_how_long() -> None:
     board.hear("progress", "b", {"bytes": 45, "total_bytes": 100})
     assert board.lines() == [("b", "fetch: FetchWeights m, 45 %", "0 s")]
     assert board.total() == "batch 1 of 2 · 1 of 3 hosts done, 0 failed, 1 unreachable"
-    board.hear("soak", "b", {"left_seconds": 18.2})
-    assert board.lines()[0][1] == "watched for 18 s more"
+    board.hear("soak", "b", {"seconds": 20.0, "left_seconds": 18.2})
+    assert board.lines()[0][1] == "watched until it has been up for 20 s"

@@ -12,6 +12,7 @@ import xml.etree.ElementTree as ET
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +21,10 @@ from hypothesis import strategies as st
 
 from console.deploy_junit import render_deploy_junit
 from console.pace import AskedPace, parse_pace
+from console.report_files import check_report_file
 from console.rollout import Work, roll_out
+from console.run import Run
+from deploy.compose import Sources
 from deploy.desired import Desired, Pace
 from deploy.errors import (
     ExitCode,
@@ -355,6 +359,26 @@ def test_a_pace_that_cannot_be_meant_is_refused_as_in_the_inventory(
     with pytest.raises(UsageError) as refused:
         parse_pace(batch, most)
     assert said in str(refused.value)
+
+
+def test_a_report_that_could_not_be_kept_is_refused_before_anything_is_done(tmp_path: Path) -> None:
+    check_report_file("--junit", None)
+    check_report_file("--junit", tmp_path / "deploy.xml")
+    for path in (tmp_path, tmp_path / "nowhere/deploy.xml"):
+        with pytest.raises(UsageError, match="cannot be written"):
+            check_report_file("--junit", path)
+
+
+def test_a_window_of_less_than_no_time_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="`--soak -1` is no time"):
+        Run(
+            report=Report(as_json=True),
+            sources=Sources(inventory=tmp_path, modelfiles=tmp_path, pins=tmp_path),
+            limit=None,
+            forks=1,
+            stop_requested=threading.Event(),
+            soak_seconds=-1.0,
+        )
 
 
 def test_a_flag_wins_over_the_inventory_and_no_flag_leaves_it() -> None:
