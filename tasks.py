@@ -110,6 +110,7 @@ def _reporting(flags: SimpleNamespace) -> Iterator[Report]:
 def _run(flags: SimpleNamespace, report: Report) -> Run:
     import threading
 
+    from console.pace import parse_pace
     from console.run import Run, make_sources
 
     return Run(
@@ -121,6 +122,8 @@ def _run(flags: SimpleNamespace, report: Report) -> Run:
         endpoint=getattr(flags, "endpoint", None),
         database=_path(getattr(flags, "database", None)),
         overwrite=getattr(flags, "overwrite", False),
+        soak_seconds=float(getattr(flags, "soak", 0)),
+        pace=parse_pace(getattr(flags, "batch", None), getattr(flags, "max_failures", None)),
     )
 
 
@@ -136,13 +139,33 @@ def plan(flags: SimpleNamespace, report: Report) -> int:
     return show_plans(_run(flags, report), drift_code=flags.exit_code)
 
 
-@command(*HOSTS, "yes", "verify", "database", "endpoint", "overwrite")
+@command(
+    *HOSTS,
+    "yes",
+    "verify",
+    "database",
+    "endpoint",
+    "overwrite",
+    batch=Flag(None, "hosts changed together, as 1,5,25% (default: the inventory's ollama_batch, else 100%)"),
+    max_failures=Flag(
+        None, "failed hosts after which no batch begins (default: ollama_max_failures, else 0)"
+    ),
+    soak=Flag(20, "seconds that a new server must live before it is confirmed; 0 turns it off"),
+    junit=Flag(None, "write a JUnit report to this file"),
+)
 def deploy(flags: SimpleNamespace, report: Report) -> int:
-    """Make the hosts as desired: fetch, install, service, model, verify, promote."""
+    """Make the hosts as desired, batch by batch: fetch, install, service, model, verify, promote."""
     from console.changes import deploy_asking
     from deploy.plan import everything
 
-    return deploy_asking(_run(flags, report), "deploy", everything, yes=flags.yes, verify=flags.verify)
+    return deploy_asking(
+        _run(flags, report),
+        "deploy",
+        everything,
+        yes=flags.yes,
+        verify=flags.verify,
+        junit=_path(flags.junit),
+    )
 
 
 @command(*HOSTS, "yes", "endpoint")

@@ -7,24 +7,37 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from console.pin import cache_directory
+from console.report_files import check_report_file, write_report_file
+from console.rollout import Work, roll_out
 from console.run import Run, may_change, transport_for
 from console.served import check_served
 from deploy import services, systemd
-from deploy.converge import Edits, Options, converge, probe_host
+from deploy.converge import Edits, Options, converge, probe_host, survey
 from deploy.desired import Desired, ServiceBackend
-from deploy.errors import ExitCode, FleetError, UsageError
+from deploy.errors import ExitCode, FleetError, UsageError, designed_error
 from deploy.facts import HostFacts, ServerProcess
 from deploy.fleet import each, interrupts
 from deploy.host_lock import host_lock
 from deploy.journal import Journal
-from deploy.outcomes import HostOutcome, ModelVerdict, Outcome, Verify, VerifyRequest
+from deploy.outcomes import (
+    HostOutcome,
+    ModelVerdict,
+    Outcome,
+    Verify,
+    VerifyRequest,
+    count_outcomes,
+)
 from deploy.plan import Plan, Selection, everything, only_service, plan, render_plan
 from deploy.remove import Models, doomed_things, remove_host
 from deploy.rollback import check_confirmed
 from deploy.transport import Transport
+
+Ended = TypeVar("Ended")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,9 +61,18 @@ class Planned:
 def make_plans(run: Run, hosts: Sequence[Desired], selection: Selection = everything) -> tuple[Planned, ...]:
     """Every host's plan, told as it comes; one host's error does not hide the others. Changes nothing."""
 
+    def look(desired: Desired) -> Plan:
+        transport = transport_for(desired)
+        try:
+            return plan(desired, probe_host(desired, transport), selection)
+        finally:
+            if len(hosts) > run.forks:
+                # They wait for their turn; a few go on with the same connection.
+                transport.close()
+
     def one(desired: Desired) -> Planned:
         try:
-            found = plan(desired, probe_host(desired, transport_for(desired)), selection)
+            found = look(desired)
         except FleetError as error:
             error.host = error.host or desired.host
             run.report.error(error)
@@ -73,27 +95,99 @@ def show_plans(run: Run, *, drift_code: bool) -> ExitCode:
     return max(exit_code(outcomes), drift)
 
 
-def deploy_asking(run: Run, task: str, selection: Selection, *, yes: bool, verify: bool) -> ExitCode:
-    """`deploy` and its single phases."""
+def deploy_asking(
+    run: Run, task: str, selection: Selection, *, yes: bool, verify: bool, junit: Path | None = None
+) -> ExitCode:
+    """`deploy` and its single phases, in the batches of the inventory."""
+    check_report_file("--junit", junit)
     hosts = run.hosts()
-    if not yes:
-        planned = make_plans(run, hosts, selection)
-        outcomes = tuple(item.outcome(Outcome.SKIPPED) for item in planned)
-        refused = any(item.changes for item in planned) and not may_change(run.report, yes=yes)
-        if refused or exit_code(outcomes):
-            run.report.summary(outcomes)
-            return max(exit_code(outcomes), ExitCode.USAGE)
-    outcomes = deploy_hosts(run, hosts, task, selection, verify=verify)
-    run.report.summary(outcomes, **count_cases(outcomes), **ollama_word(outcomes))
-    return exit_code(outcomes)
+    refused = None if yes else _ask(run, hosts, selection)
+    if refused is not None:
+        run.report.summary(refused)
+        return max(exit_code(refused), ExitCode.USAGE)
+    outcomes = deploy_in_batches(run, hosts, task, selection, verify=verify)
+    run.report.recap(outcomes)
+    _write_junit(junit, task, outcomes)
+    counts = count_outcomes(outcomes)
+    more = {"ok": counts[Outcome.OK], "skipped": counts[Outcome.SKIPPED]}
+    run.report.summary(outcomes, **more, **count_cases(outcomes), **ollama_word(outcomes))
+    interrupted = run.stop_requested.is_set() and counts[Outcome.SKIPPED]
+    return max(exit_code(outcomes), ExitCode.INTERRUPTED if interrupted else ExitCode.DONE)
+
+
+def _ask(run: Run, hosts: Sequence[Desired], selection: Selection) -> Sequence[HostOutcome] | None:
+    """Show the plans, and have a person agree; None where that is so and all hosts have a plan."""
+    planned = make_plans(run, hosts, selection)
+    outcomes = tuple(item.outcome(Outcome.SKIPPED) for item in planned)
+    refused = any(item.changes for item in planned) and not may_change(run.report, yes=False)
+    return outcomes if refused or exit_code(outcomes) else None
+
+
+def _write_junit(path: Path | None, task: str, outcomes: Sequence[HostOutcome]) -> None:
+    """Raises CommandFailed or DiskTooSmall."""
+    if path is None:
+        return
+    from console.deploy_junit import render_deploy_junit
+
+    try:
+        write_report_file(path, render_deploy_junit(task, outcomes))
+    except OSError as error:
+        raise designed_error(error) from error
+
+
+def deploy_in_batches(
+    run: Run, hosts: Sequence[Desired], task: str, selection: Selection = everything, *, verify: bool = False
+) -> tuple[HostOutcome, ...]:
+    """Converge the hosts at their pace. Of a host that is done only what reports need is kept."""
+    with _converging(run, task, selection, verify=verify) as options:
+
+        def look(desired: Desired) -> HostOutcome | None:
+            run.report("host_started", desired.host)
+            return _on_host(desired, lambda transport: survey(desired, transport, options))
+
+        def change(desired: Desired, number: int) -> HostOutcome:
+            run.report("host_started", desired.host, batch=number)
+            return _on_host(desired, lambda transport: converge(desired, transport, options))
+
+        run.report.begin(len(hosts))
+        return roll_out(
+            hosts,
+            Work(survey=look, change=change, tell=partial(tell_outcome, run)),
+            run.report,
+            forks=run.forks,
+            stop_requested=run.stop_requested,
+        )
 
 
 def deploy_hosts(
     run: Run, hosts: Sequence[Desired], task: str, selection: Selection = everything, *, verify: bool = False
 ) -> tuple[HostOutcome, ...]:
-    """Converge every host; with `verify` a host that needed no change runs the suite too."""
+    """Converge every host at once; with `verify` a host that needed no change runs the suite too."""
+    with _converging(run, task, selection, verify=verify) as options:
+
+        def one(desired: Desired) -> HostOutcome:
+            outcome = _on_host(desired, lambda transport: converge(desired, transport, options))
+            return tell_outcome(run, outcome)
+
+        return each(hosts, one, run.forks)
+
+
+def _on_host(desired: Desired, work: Callable[[Transport], Ended]) -> Ended | HostOutcome:
+    """What came of the work. The connection is closed with it: hundreds of them would be kept otherwise."""
+    try:
+        transport = transport_for(desired)
+    except FleetError as error:
+        return failed_outcome(desired, error)
+    try:
+        return work(transport)
+    finally:
+        transport.close()
+
+
+@contextmanager
+def _converging(run: Run, task: str, selection: Selection, *, verify: bool) -> Iterator[Options]:
     with _prover(run) as prove, interrupts(run.stop_requested, run.report.say):
-        options = Options(
+        yield Options(
             task=task,
             verify=prove,
             check=prove if verify else check_served,
@@ -103,16 +197,8 @@ def deploy_hosts(
             endpoint=run.endpoint,
             cache=cache_directory(),
             edits=Edits.OVERWRITE if run.overwrite else Edits.KEEP,
+            soak_seconds=run.soak_seconds,
         )
-
-        def one(desired: Desired) -> HostOutcome:
-            try:
-                transport = transport_for(desired)
-            except FleetError as error:
-                return tell_outcome(run, failed_outcome(desired, error))
-            return tell_outcome(run, converge(desired, transport, options))
-
-        return each(hosts, one, run.forks)
 
 
 @contextmanager
@@ -291,6 +377,8 @@ def tell_outcome(run: Run, outcome: HostOutcome) -> HostOutcome:
         outcome=str(outcome.outcome),
         steps_done=outcome.steps_done,
         seconds=outcome.seconds,
+        **({"batch": outcome.batch} if outcome.batch is not None else {}),
+        **({"reason": outcome.reason} if outcome.reason is not None else {}),
         **ollama_word([outcome]),
     )
     return outcome
@@ -304,9 +392,9 @@ def ollama_word(outcomes: Sequence[HostOutcome]) -> dict[str, str]:
 
 def count_cases(outcomes: Sequence[HostOutcome]) -> dict[str, int]:
     """How many cases passed and failed, over all hosts and models."""
-    cases = [case for outcome in outcomes for verdict in outcome.verdicts.values() for case in verdict.cases]
-    passed = sum(1 for case in cases if case["passed"])
-    return {"cases_passed": passed, "cases_failed": len(cases) - passed}
+    counts = [verdict.count for outcome in outcomes for verdict in outcome.verdicts.values()]
+    passed, failed = (sum(column) for column in zip(*counts, strict=True)) if counts else (0, 0)
+    return {"cases_passed": passed, "cases_failed": failed}
 
 
 def exit_code(outcomes: Sequence[HostOutcome]) -> ExitCode:

@@ -6,10 +6,11 @@ import atexit
 import contextlib
 import os
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path, PurePosixPath
 
+from console.pace import AskedPace
 from console.paths import MODELFILES, PROJECT
 from deploy.compose import Sources, compose
 from deploy.desired import Artefact, Desired, GpuKind, Login
@@ -33,6 +34,8 @@ class Run:
     endpoint: str | None = None
     database: Path | None = None
     overwrite: bool = False
+    soak_seconds: float = 0.0
+    pace: AskedPace = field(default_factory=AskedPace)
 
     def __post_init__(self) -> None:
         if self.forks < 1:
@@ -43,10 +46,18 @@ class Run:
                 unchanged="everything",
                 hint="leave it out for 10 hosts at once",
             )
+        if self.soak_seconds < 0:
+            raise UsageError(
+                sentence=f"`--soak {self.soak_seconds:g}` is no time",
+                expected="at least 0 seconds",
+                actual=f"{self.soak_seconds:g}",
+                unchanged="everything",
+                hint="--soak 0 confirms a new server as soon as it is verified",
+            )
 
     def hosts(self) -> tuple[Desired, ...]:
         """The desired state of every selected host. Raises InputErrors with all problems at once."""
-        return tuple(map(_with_shapes, compose(self.sources, self.limit)))
+        return tuple(self.pace.over(_with_shapes(desired)) for desired in compose(self.sources, self.limit))
 
 
 def _with_shapes(desired: Desired) -> Desired:

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from console.changes import count_cases, exit_code, ollama_word, outcome_of_error, tell_outcome
 from console.paths import MODELFILES
 from console.proof import Suite, check_cases, play_suite, smoke_database, smoke_model, verdict_of
+from console.report_files import check_report_file, write_report_file
 from console.run import Run, transport_for
 from deploy.baselines import find_baseline
 from deploy.converge import probe_host
@@ -60,13 +61,7 @@ class SmokeTask:
                 hint="leave it out to play every case once, plain and streamed",
             )
         for flag, path in (("--junit", self.junit), ("--html", self.html)):
-            if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
-                raise UsageError(
-                    sentence=f"`{flag} {path}` cannot be written",
-                    cause="it is a directory" if path.is_dir() else "its directory does not exist",
-                    unchanged="everything",
-                    hint="name a file in a directory that exists",
-                )
+            check_report_file(flag, path)
         if self.exchanges is not None and self.exchanges.exists() and not self.exchanges.is_dir():
             raise UsageError(
                 sentence=f"`--exchanges {self.exchanges}` is no directory",
@@ -92,15 +87,15 @@ class SmokeTask:
             *map(_file_name, (host, model, f"{result.case}.{result.mode}.{result.run}.json"))
         )
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write(path, render_exchange_file(result.exchanges))
+        write_report_file(path, render_exchange_file(result.exchanges))
 
     def write_reports(self, reports: Sequence[SuiteReport]) -> None:
         """The files that were asked for. Raises CommandFailed or DiskTooSmall."""
         try:
             if self.junit is not None:
-                _write(self.junit, render_junit(reports))
+                write_report_file(self.junit, render_junit(reports))
             if self.html is not None:
-                _write(self.html, render_page(reports))
+                write_report_file(self.html, render_page(reports))
         except OSError as error:
             raise designed_error(error) from error
 
@@ -354,13 +349,6 @@ def _rate_rows(told: SuiteReport) -> list[list[str]]:
 def _file_name(text: str) -> str:
     """What every file system takes, and never a way out of the directory."""
     return re.sub(r"[^\w.-]|^\.+", "_", text, flags=re.ASCII) or "_"
-
-
-def _write(path: Path, data: bytes) -> None:
-    """By rename: a report is whole or the one before."""
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.write_bytes(data)
-    temporary.replace(path)
 
 
 def _usage(sentence: str, hint: str) -> UsageError:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from deploy.desired import Artefact, Desired, DesiredModel, DesiredServer, HostPaths, Login
+from deploy.desired import Artefact, Desired, DesiredModel, DesiredServer, HostPaths, Login, Pace
 from deploy.errors import FleetError, InputErrors, InventoryError, PinError, UsageError, render_error
 from deploy.inventory import Inventory, InventoryHost
 from deploy.models import ModelSpec, desired_model, parse_models
@@ -110,6 +110,7 @@ def _desired(host: str, settings: HostSettings, pins: Pins, rendered: Mapping[st
         models=tuple(rendered[name] for name in settings.models if name in rendered),
         gpu=settings.gpu,
         login=login_of(settings),
+        pace=Pace(batch=settings.batch, max_failures=settings.max_failures),
     )
 
 

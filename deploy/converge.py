@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 
@@ -30,7 +30,8 @@ from deploy.outcomes import Events, HostOutcome, Outcome, Verify
 from deploy.plan import Plan, Selection, everything, plan, render_plan
 from deploy.probe import PROBE_SCRIPT, parse_reply
 from deploy.rollback import served_before
-from deploy.steps import OverwriteFile, Step, phase_of, subject_of
+from deploy.soak import Watched, confirmed_at, soak, watch
+from deploy.steps import OverwriteFile, Phase, StartServer, Step, phase_of, subject_of
 from deploy.transport import Transport
 
 PROBES_AT_MOST = 3
@@ -56,6 +57,20 @@ class Options:
     endpoint: str | None = None
     cache: Path
     edits: Edits = Edits.KEEP
+    soak_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Course:
+    """How far the changes of a host have come."""
+
+    begun: list[Step] = field(default_factory=list)
+    done: list[Step] = field(default_factory=list)
+
+    @property
+    def touches_service(self) -> bool:
+        """What was served may be served no more: until then only files were fetched and unpacked."""
+        return any(phase_of(step) not in (Phase.FETCH, Phase.INSTALL) for step in self.begun)
 
 
 def probe_host(desired: Desired, transport: Transport) -> HostFacts:
@@ -90,7 +105,44 @@ def _probe_once(desired: Desired, transport: Transport) -> HostFacts:
 def converge(desired: Desired, transport: Transport, options: Options) -> HostOutcome:
     """Make a host as desired and prove it. Never raises: what went wrong is the outcome's `error`."""
     started = time.monotonic()
-    site = Site(
+    site = _site(desired, transport, options)
+    course = _Course()
+    error: FleetError | None = None
+    try:
+        todo = plan(desired, site.probe(), options.selection)
+        if todo.is_empty:
+            # Nothing is touched, so nobody needs to be kept out.
+            _tell_plan(site, todo)
+            _check_served(site, options)
+        else:
+            with host_lock(transport, desired.paths.lock, options.task, _journal(site, options)) as held:
+                _converge_locked(site, options, course, held)
+    except Exception as failure:  # noqa: BLE001 - one host's failure must not hide the others' outcomes
+        error = designed_error(failure)
+    return _ended(site, course, error, started)
+
+
+def survey(desired: Desired, transport: Transport, options: Options) -> HostOutcome | None:
+    """Look at a host that others come before: None where it has changes, and nothing is touched.
+
+    One that is as desired is checked, as `converge` would, and is done. Never raises.
+    """
+    started = time.monotonic()
+    site = _site(desired, transport, options)
+    error: FleetError | None = None
+    try:
+        todo = plan(desired, site.probe(), options.selection)
+        site.emit("surveyed", steps=len(todo.steps))
+        if not todo.is_empty:
+            return None
+        _check_served(site, options)
+    except Exception as failure:  # noqa: BLE001 - as in `converge`
+        error = designed_error(failure)
+    return _ended(site, _Course(), error, started)
+
+
+def _site(desired: Desired, transport: Transport, options: Options) -> Site:
+    return Site(
         desired=desired,
         transport=transport,
         probe=lambda: probe_host(desired, transport),
@@ -101,28 +153,21 @@ def converge(desired: Desired, transport: Transport, options: Options) -> HostOu
         verdicts={},
         verified=[],
     )
-    done: list[Step] = []
-    error: FleetError | None = None
-    try:
-        todo = plan(desired, site.probe(), options.selection)
-        if todo.is_empty:
-            # Nothing is touched, so nobody needs to be kept out.
-            _tell_plan(site, todo)
-            _check_served(site, options)
-        else:
-            with host_lock(transport, desired.paths.lock, options.task, _journal(site, options)) as held:
-                _converge_locked(site, options, done, held)
-    except Exception as failure:  # noqa: BLE001 - one host's failure must not hide the others' outcomes
-        error = designed_error(failure)
-        error.host = error.host or desired.host
+
+
+def _ended(site: Site, course: _Course, error: FleetError | None, started: float) -> HostOutcome:
+    if error is not None:
+        error.host = error.host or site.host
+    outcome = _outcome(error, course.done)
     return HostOutcome(
-        host=desired.host,
-        outcome=_outcome(error, done),
-        steps_done=len(done),
+        host=site.host,
+        outcome=outcome,
+        steps_done=len(course.done),
         seconds=round(time.monotonic() - started, 3),
         error=error,
         verdicts=site.verdicts,
-        version=desired.server.version,
+        version=site.desired.server.version,
+        in_doubt=outcome is Outcome.UNREACHABLE and course.touches_service,
     )
 
 
@@ -132,7 +177,7 @@ def _outcome(error: FleetError | None, done: list[Step]) -> Outcome:
     return Outcome.UNREACHABLE if error.exit_code is ExitCode.UNREACHABLE else Outcome.FAILED
 
 
-def _converge_locked(site: Site, options: Options, done: list[Step], check_held: CheckHeld) -> None:
+def _converge_locked(site: Site, options: Options, course: _Course, check_held: CheckHeld) -> None:
     # Looked at once more: somebody else may have had the lock until now.
     before = site.probe()
     todo = plan(site.desired, before, options.selection)
@@ -144,7 +189,7 @@ def _converge_locked(site: Site, options: Options, done: list[Step], check_held:
     changes = tuple(dict.fromkeys(subject_of(step) for step in todo.steps))
     replaced = served_before(before, todo.steps)
     with _journal(site, options).changing(changes, release=site.desired.server.version, before=replaced):
-        _make_changes(site, options, done, check_held, before, todo)
+        _make_changes(site, options, course, check_held, before, todo)
 
 
 def _tell_plan(site: Site, todo: Plan) -> None:
@@ -170,20 +215,29 @@ def _journal(site: Site, options: Options) -> Journal:
 
 
 def _make_changes(
-    site: Site, options: Options, done: list[Step], check_held: CheckHeld, before: HostFacts, todo: Plan
+    site: Site, options: Options, course: _Course, check_held: CheckHeld, before: HostFacts, todo: Plan
 ) -> None:
+    soaks_at = confirmed_at(todo.steps) if options.soak_seconds > 0 else None
+    watched = watch(site, before) if soaks_at is not None else None
     try:
-        for step in todo.steps:
+        for number, step in enumerate(todo.steps):
+            if number == soaks_at:
+                _soak(site, watched, options)
             _stop_if_asked(options)
             check_held()
+            course.begun.append(step)
             _apply(step, site)
-            done.append(step)
+            course.done.append(step)
+            if soaks_at is not None and isinstance(step, StartServer):
+                watched = watch(site, site.probe())
+        if soaks_at == len(todo.steps):
+            _soak(site, watched, options)
     except HostLocked:
         # Without the lock nothing may be touched, to go back neither.
         raise
     except Exception as failure:
         error = designed_error(failure)
-        error.unchanged = go_back(site, before, todo, error, done=done)
+        error.unchanged = go_back(site, before, todo, error, done=course.done)
         if error is failure:
             raise
         raise error from failure
@@ -194,6 +248,10 @@ def _make_changes(
             cause="\n".join(f"{subject_of(step)}: {step.reason}" for step in left.steps),
             hint=f"./fleet plan --limit {site.host}",
         )
+
+
+def _soak(site: Site, watched: Watched | None, options: Options) -> None:
+    soak(site, watched, options.soak_seconds, options.stop_requested, lambda: _stop_if_asked(options))
 
 
 def _stop_if_asked(options: Options) -> None:

@@ -227,6 +227,17 @@ class Login:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """How a change goes through a fleet: in which batches, and how many hosts may fail before it stops.
+
+    `batch` are counts or percentages of hosts ("1", "25%"), one batch after the other, the last repeated.
+    """
+
+    batch: tuple[str, ...] = ("100%",)
+    max_failures: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Desired:
     """Everything the plan of one host is made from, beside its facts.
 
@@ -240,6 +251,7 @@ class Desired:
     models: tuple[DesiredModel, ...]
     gpu: GpuKind
     login: Login | None = None
+    pace: Pace = Pace()
 
     @property
     def port(self) -> int:

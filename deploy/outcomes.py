@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Protocol
 
@@ -66,6 +66,7 @@ class ModelVerdict:
     `notes` are faults of the model that do not keep it from being served. `rates` are successes and trials by
     rule, `schema_accuracy` the same of replies with calls, `suite` the fingerprint of what was played; all
     are empty where no suite was. `ollama` is `simulated` or `real`, and None where no server answered.
+    `counted` are the cases that passed and that failed, where the cases themselves are kept no longer.
     """
 
     passed: bool
@@ -76,6 +77,15 @@ class ModelVerdict:
     schema_accuracy: tuple[int, int] | None = None
     suite: str | None = None
     ollama: str | None = None
+    counted: tuple[int, int] | None = None
+
+    @property
+    def count(self) -> tuple[int, int]:
+        """How many cases passed, and how many failed."""
+        if self.counted is not None:
+            return self.counted
+        passed = sum(1 for case in self.cases if case["passed"])
+        return passed, len(self.cases) - passed
 
 
 Verify = Callable[[VerifyRequest], ModelVerdict]
@@ -84,7 +94,11 @@ Verify = Callable[[VerifyRequest], ModelVerdict]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostOutcome:
-    """The end of one host's converge."""
+    """The end of one host's converge.
+
+    `reason` says why a host was skipped, `batch` in which one it was or would have been. `in_doubt`: it was
+    lost while what it serves was being changed.
+    """
 
     host: str
     outcome: Outcome
@@ -93,10 +107,46 @@ class HostOutcome:
     error: FleetError | None = None
     verdicts: Mapping[str, ModelVerdict] = field(default_factory=dict)
     version: str | None = None
+    batch: int | None = None
+    reason: str | None = None
+    in_doubt: bool = False
 
     @property
     def exit_code(self) -> ExitCode:
         return self.error.exit_code if self.error is not None else ExitCode.DONE
+
+    @property
+    def is_proven(self) -> bool:
+        """It serves what it should, and that was checked."""
+        return self.outcome in (Outcome.OK, Outcome.CHANGED)
+
+    @property
+    def spends_budget(self) -> bool:
+        """It speaks against going on with others.
+
+        A host that somebody else has locked was not touched, and one that was not reached says nothing; one
+        that was lost in the middle of its change may have been lost by it.
+        """
+        if self.outcome is Outcome.FAILED:
+            return self.exit_code is not ExitCode.LOCKED or self.steps_done > 0
+        return self.in_doubt
+
+
+def without_details(outcome: HostOutcome) -> HostOutcome:
+    """What reports need of a host that is done: not each case, nor what an error's traceback holds on to."""
+    error = outcome.error
+    if error is not None:
+        error.__traceback__ = error.__cause__ = error.__context__ = None
+    verdicts = {
+        name: replace(verdict, cases=(), rates={}, schema_accuracy=None, counted=verdict.count)
+        for name, verdict in outcome.verdicts.items()
+    }
+    return replace(outcome, verdicts=verdicts)
+
+
+def count_outcomes(outcomes: Sequence[HostOutcome]) -> dict[Outcome, int]:
+    """How many hosts ended in which way; what every report counts with."""
+    return {kind: sum(1 for one in outcomes if one.outcome is kind) for kind in Outcome}
 
 
 class Events(Protocol):

@@ -14,16 +14,27 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from deploy.board import DETAILS, LINES_AT_MOST, Board
 from deploy.errors import FleetError, error_fields, render_error
 from deploy.journal import render_entry_line
-from deploy.outcomes import HostOutcome
+from deploy.outcomes import HostOutcome, Outcome, count_outcomes
+from deploy.recap import render_recap
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.live import Live
     from rich.progress import Progress, TaskID
 
 PROGRESS_SECONDS = 1.0
+DRAW_SECONDS = 0.25
+TELL_SECONDS = 10.0
+# More hosts than that at once are told by what became of them, not by each of their steps.
+HOSTS_IN_FULL = 20
+NAMES_AT_MOST = 6
 _MIB = 1024 * 1024
+# Of a summary's numbers: said otherwise, or by the other numbers; and what goes without saying.
+_ELSEWHERE = ("seconds", "ok")
+_UNSAID = {"skipped": 0}
 
 
 class Report:
@@ -50,6 +61,9 @@ class Report:
         self._last_progress: dict[str, float] = {}
         self._ended = False
         self._bars = None if as_json or not self._stdout.isatty() else _Bars(self._stdout)
+        self._board: Board | None = None
+        self._screen: _Screen | None = None
+        self._closed = threading.Event()
         self.started = time.monotonic()
 
     def __call__(self, event: str, host: str | None, **fields: Any) -> None:
@@ -57,22 +71,54 @@ class Report:
             # After a second Ctrl-C a thread may still run: the summary stays the last event.
             if self._ended or (event == "progress" and not self._is_due(host, fields)):
                 return
+            if self._board is not None:
+                self._board.hear(event, host, fields)
             if self._json:
                 self._write_json({"event": event, **({"host": host} if host else {}), **fields})
+            elif self._board is not None and host is not None and event in DETAILS:
+                return
             elif event == "progress" and self._bars is not None:
                 self._bars.show(host or "", fields)
             else:
                 render = _LINES.get(event)
                 line = render(fields) if render is not None else None
                 if line is not None:
-                    if self._bars is not None:
-                        self._bars.clear()
+                    self._clear()
                     prefix = f"{host}: " if host else ""
                     self._print("\n".join(prefix + part for part in line.splitlines()))
+
+    def begin(self, hosts: int) -> None:
+        """From now on so many hosts are worked on: on a terminal, or where they are many, by a board."""
+        if self._json or self._board is not None or hosts < 2:
+            return
+        if self._bars is None and hosts <= HOSTS_IN_FULL:
+            return
+        with self._lock:
+            self._board = Board(hosts=hosts, now=time.monotonic)
+            self._screen = _Screen(self._stdout) if self._bars is not None else None
+        threading.Thread(target=self._keep_telling, daemon=True).start()
+
+    def _keep_telling(self) -> None:
+        while not self._closed.wait(TELL_SECONDS if self._screen is None else DRAW_SECONDS):
+            with self._lock, self._without_reader():
+                if self._board is None or self._closed.is_set():
+                    return
+                if self._screen is None:
+                    self._print(f"{self._board.total()}, {len(self._board.running)} at work")
+                else:
+                    self._screen.draw(self._board)
+
+    def _clear(self) -> None:
+        """Make room for lines: what was drawn on the terminal comes again below them."""
+        if self._bars is not None:
+            self._bars.clear()
+        if self._screen is not None:
+            self._screen.clear()
 
     def say(self, text: str) -> None:
         """Words for people only; never on standard output with `--json`."""
         with self._lock, self._without_reader():
+            self._clear()
             print(text, file=self._stderr if self._json else self._stdout, flush=True)
 
     def text(self, event: str, text: str, **fields: Any) -> None:
@@ -94,6 +140,7 @@ class Report:
         with self._lock, self._without_reader():
             if self._json:
                 self._write_json({"event": "error", **error_fields(error)})
+            self._clear()
             print(render_error(error), file=self._stderr, flush=True)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -125,21 +172,25 @@ class Report:
 
     def summary(self, outcomes: Sequence[HostOutcome], **more: Any) -> None:
         """The last event of every run."""
-        counts = {
-            "hosts": len(outcomes),
-            "changed": sum(1 for outcome in outcomes if outcome.outcome == "changed"),
-            "failed": sum(1 for outcome in outcomes if outcome.outcome == "failed"),
-            "unreachable": sum(1 for outcome in outcomes if outcome.outcome == "unreachable"),
-        }
+        found = count_outcomes(outcomes)
+        kinds = (Outcome.CHANGED, Outcome.FAILED, Outcome.UNREACHABLE)
+        counts = {"hosts": len(outcomes), **{str(kind): found[kind] for kind in kinds}}
         self.close()
         self("summary", None, **counts, **more, seconds=round(time.monotonic() - self.started, 2))
         self._ended = True
 
+    def recap(self, outcomes: Sequence[HostOutcome]) -> None:
+        """A line for every host; one alone has had its line."""
+        self.close()
+        if len(outcomes) > 1:
+            self.table("recap", *render_recap(outcomes))
+
     def close(self) -> None:
-        """Take progress bars off the terminal."""
-        if self._bars is not None:
-            with self._lock, self._without_reader():
-                self._bars.clear()
+        """Take progress off the terminal."""
+        self._closed.set()
+        with self._lock, self._without_reader():
+            self._clear()
+            self._board = self._screen = None
 
     @contextlib.contextmanager
     def _without_reader(self) -> Iterator[None]:
@@ -245,6 +296,39 @@ class _Bars:
         return Console(file=self._stdout)
 
 
+class _Screen:
+    """The board on a terminal: drawn over itself, gone when the work is done."""
+
+    def __init__(self, stdout: TextIO) -> None:
+        self._stdout = stdout
+        self._live: Live | None = None
+
+    def draw(self, board: Board) -> None:
+        from rich.console import Console, Group
+        from rich.live import Live
+        from rich.table import Table
+        from rich.text import Text
+
+        if self._live is None:
+            # Drawn by us alone: a thread of rich's would write between our lines.
+            self._live = Live(console=Console(file=self._stdout), auto_refresh=False, transient=True)
+            self._live.start()
+        # The last line stays free for the cursor, one is the total.
+        room = max(1, min(LINES_AT_MOST, self._live.console.height - 2))
+        table = Table.grid(padding=(0, 2), expand=True)
+        table.add_column(no_wrap=True)
+        table.add_column(no_wrap=True, ratio=1, overflow="ellipsis")
+        table.add_column(no_wrap=True, justify="right")
+        for line in board.lines(room):
+            table.add_row(*map(Text, line))
+        self._live.update(Group(table, Text(board.total(), no_wrap=True, overflow="ellipsis")), refresh=True)
+
+    def clear(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+
 def _count(number: int, thing: str) -> str:
     return f"{number} {thing}{'' if number == 1 else 's'}"
 
@@ -303,8 +387,37 @@ def _command(fields: Mapping[str, Any]) -> str:
 
 
 def _summary(fields: Mapping[str, Any]) -> str:
-    words = [f"{name.replace('_', ' ')} {value}" for name, value in fields.items() if name != "seconds"]
+    told = {
+        name: value for name, value in fields.items() if name not in _ELSEWHERE and value != _UNSAID.get(name)
+    }
+    words = [f"{name.replace('_', ' ')} {value}" for name, value in told.items()]
     return f"{', '.join(words)}, in {fields['seconds']:.1f} s"
+
+
+def _batch_started(fields: Mapping[str, Any]) -> str | None:
+    if fields["of"] == 1:
+        return None
+    hosts = fields["hosts"]
+    names = ", ".join(hosts if len(hosts) <= NAMES_AT_MOST else [*hosts[:NAMES_AT_MOST], "..."])
+    return f"batch {fields['number']} of {fields['of']}: {_count(len(hosts), 'host')} ({names})"
+
+
+def _batch_done(fields: Mapping[str, Any]) -> str | None:
+    if fields["of"] == 1:
+        return None
+    failed, unreachable = fields["failed"], fields["unreachable"]
+    return f"batch {fields['number']} of {fields['of']} done: {failed} failed, {unreachable} unreachable"
+
+
+def _stopped(fields: Mapping[str, Any]) -> str:
+    where = f"before batch {fields['batch']} of {fields['of']}"
+    return f"stopped {where}: {fields['reason']}; {_count(fields['hosts'], 'host')} left as they are"
+
+
+def _host_done(fields: Mapping[str, Any]) -> str:
+    if "reason" in fields:
+        return f"{fields['outcome']}: {fields['reason']}"
+    return f"{fields['outcome']}, {_count(fields['steps_done'], 'step')}, {fields['seconds']:.1f} s"
 
 
 _LINES: Mapping[str, Callable[[Mapping[str, Any]], str | None]] = {
@@ -320,6 +433,11 @@ _LINES: Mapping[str, Callable[[Mapping[str, Any]], str | None]] = {
     "journal": lambda f: render_entry_line(f["entry"]),
     "command": _command,
     "pruned": lambda f: f"{f['freed_bytes'] / _MIB:.1f} MiB freed",
-    "host_done": lambda f: f"{f['outcome']}, {_count(f['steps_done'], 'step')}, {f['seconds']:.1f} s",
+    "soak": lambda f: f"  watched for {f['left_seconds']:.0f} s more before it is confirmed",
+    "survey_started": lambda f: f"looking at {_count(f['hosts'], 'host')} before the first batch",
+    "batch_started": _batch_started,
+    "batch_done": _batch_done,
+    "rollout_stopped": _stopped,
+    "host_done": _host_done,
     "summary": _summary,
 }

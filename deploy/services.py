@@ -67,12 +67,17 @@ def wait_until_ready(transport: Transport, desired: Desired, is_alive: Callable[
             raise _not_ready(transport, desired, f"no answer within {START_SECONDS:g} s: {error}") from error
 
 
-def _not_ready(transport: Transport, desired: Desired, cause: str) -> FleetError:
+def end_of_log(transport: Transport, desired: Desired) -> str:
+    """The last lines that the server wrote."""
     if desired.server.backend is ServiceBackend.SYSTEMD:
         argv = commands.unit_journal(["ollama.service"], LOG_LINES, output="cat")
     else:
         argv = commands.tail(desired.paths.log, LOG_LINES)
-    log = transport.run(argv).stdout.decode(errors="replace").strip()
+    return transport.run(argv).stdout.decode(errors="replace").strip()
+
+
+def _not_ready(transport: Transport, desired: Desired, cause: str) -> FleetError:
+    log = end_of_log(transport, desired)
     if "bind: address already in use" in log.rpartition("\n")[2]:
         # Free when the plan was made and taken since.
         return PortTaken(

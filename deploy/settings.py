@@ -172,11 +172,17 @@ def _read_models(value: Any) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _read_batch(value: Any) -> tuple[str, ...]:
+def parse_batch(value: Any) -> tuple[str, ...]:
+    """The sizes of batches. Raises ValueError with what was expected."""
     items = _items(value)
     if not items or not all(_BATCH.fullmatch(item) for item in items):
         raise ValueError("counts or percentages of hosts, such as 1,5,25%")
     return tuple(items)
+
+
+def parse_max_failures(value: Any) -> int:
+    """How many hosts may fail. Raises ValueError with what was expected."""
+    return whole_number(value, lowest=0, highest=1_000_000)
 
 
 def _read_directory(value: Any) -> PurePosixPath:
@@ -235,10 +241,8 @@ class _Variables(BaseModel):
     ollama_gpu: Annotated[GpuKind, BeforeValidator(_read_choice)] = GpuKind.NVIDIA
     ollama_service: Annotated[ServiceBackend, BeforeValidator(_read_choice)] = ServiceBackend.SYSTEMD
     ollama_root: Annotated[PurePosixPath | None, BeforeValidator(_read_directory)] = None
-    ollama_batch: Annotated[tuple[str, ...], BeforeValidator(_read_batch)] = ("100%",)
-    ollama_max_failures: Annotated[
-        int, BeforeValidator(lambda value: whole_number(value, lowest=0, highest=1_000_000))
-    ] = 0
+    ollama_batch: Annotated[tuple[str, ...], BeforeValidator(parse_batch)] = ("100%",)
+    ollama_max_failures: Annotated[int, BeforeValidator(parse_max_failures)] = 0
 
 
 def _server_setting(key: str) -> TypeAdapter[str]:

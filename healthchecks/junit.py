@@ -24,6 +24,11 @@ def render_junit(reports: Sequence[SuiteReport]) -> bytes:
     root = ET.Element("testsuites", name="tool calls")
     totals = [_add_suite(root, told) for told in reports]
     _count(root, *(sum(column) for column in zip(*totals)) if totals else (0, 0, 0.0))
+    return render_xml(root)
+
+
+def render_xml(root: ET.Element) -> bytes:
+    """Indented, with its declaration, in UTF-8."""
     ET.indent(root)
     xml: bytes = ET.tostring(root, encoding="utf-8", xml_declaration=True)
     return xml + b"\n"
@@ -31,16 +36,16 @@ def render_junit(reports: Sequence[SuiteReport]) -> bytes:
 
 def _add_suite(root: ET.Element, told: SuiteReport) -> tuple[int, int, float]:
     """How many test cases and failures there are in it, and its seconds."""
-    suite = _child(root, "testsuite", name=f"{told.host} {told.model}", hostname=told.host)
-    properties = _child(suite, "properties")
+    suite = add_element(root, "testsuite", name=f"{told.host} {told.model}", hostname=told.host)
+    properties = add_element(suite, "properties")
     for name, value in _properties(told):
-        _child(properties, "property", name=name, value=value)
+        add_element(properties, "property", name=name, value=value)
     failures = 0
     beside = told.beside_plays
     whole = _case(suite, told, "the model as a whole", 0.0)
     if beside:
         failures += 1
-        _child(whole, "failure", message=beside[0], type="verdict").text = _clean("\n".join(beside))
+        add_element(whole, "failure", message=beside[0], type="verdict").text = xml_text("\n".join(beside))
     for result in told.results:
         failures += _add_play(suite, told, result)
     seconds = sum(result.seconds for result in told.results)
@@ -58,9 +63,9 @@ def _add_play(suite: ET.Element, told: SuiteReport, result: CaseResult) -> int:
     if faults:
         message = f"rule {faults[0].rule}: {faults[0].reason}"
         text = "\n".join([*_lines(faults), *([result.error] if result.error else [])])
-        _child(case, "failure", message=message, type=faults[0].severity).text = _clean(text)
+        add_element(case, "failure", message=message, type=faults[0].severity).text = xml_text(text)
     if rest:
-        _child(case, "system-out").text = _clean("\n".join(_lines(rest)))
+        add_element(case, "system-out").text = xml_text("\n".join(_lines(rest)))
     return 1 if faults else 0
 
 
@@ -90,7 +95,7 @@ def _properties(told: SuiteReport) -> Iterable[tuple[str, str]]:
 def _case(suite: ET.Element, told: SuiteReport, name: str, seconds: float) -> ET.Element:
     # A dot would be read as a package's: `127.0.0.1:8080` is one host.
     classname = f"{told.host}.{told.model}".replace(" ", "_")
-    return _child(suite, "testcase", name=name, classname=classname, time=f"{seconds:.3f}")
+    return add_element(suite, "testcase", name=name, classname=classname, time=f"{seconds:.3f}")
 
 
 def _count(element: ET.Element, tests: int, failures: int, seconds: float) -> None:
@@ -100,12 +105,13 @@ def _count(element: ET.Element, tests: int, failures: int, seconds: float) -> No
     element.set("time", f"{seconds:.3f}")
 
 
-def _child(parent: ET.Element, tag: str, **attributes: str) -> ET.Element:
-    clean = {name: _clean(value) for name, value in attributes.items()}
+def add_element(parent: ET.Element, tag: str, **attributes: str) -> ET.Element:
+    """A child with these attributes, whatever they hold."""
+    clean = {name: xml_text(value) for name, value in attributes.items()}
     return ET.SubElement(parent, tag, clean)
 
 
-def _clean(text: str) -> str:
+def xml_text(text: str) -> str:
     """Replies are hostile: what XML cannot hold is shown as its escape."""
     return _NOT_XML.sub(
         lambda found: found[0].encode("unicode_escape", "surrogatepass").decode("ascii"), text
