@@ -172,7 +172,8 @@ fi
 [ "$(sum "$source")" = "$hex" ] || { echo "$source: wrong sha256" >&2; exit 65; }
 # The server sets the times of its blobs, which only their owner may (measured on 0.24.0).
 mkdir -p "$blobs"
-owner=$(stat -c %u:%g "$(dirname "$blobs")")
+# A store may be a link to another disk: the link's own owner says nothing.
+owner=$(stat -L -c %u:%g "$(dirname "$blobs")")
 chown "$owner" "$blobs"
 temporary=$blobs/.place-$$
 rm -f "$blobs"/.place-*

@@ -184,14 +184,18 @@ prepare_files() { # all of the writing: on a full disk nothing has been changed 
     for saved_path in "$lease"/*.path; do
         [ -e "$saved_path" ] || continue
         name_file "$saved_path"
-        rm -f "$temporary"
-        if { [ -L "$content" ] || [ -e "$content" ]; } && ! is_same "$content" "$path"; then
-            { mkdir -p "${path%/*}" && cp -pP "$content" "$temporary" && sync_file "$temporary"; } || {
-                remove_prepared
-                fail "$path cannot be written"
-            }
-        fi
+        prepare_file || {
+            remove_prepared
+            fail "$path cannot be written"
+        }
     done
+}
+
+prepare_file() { # every command by `&&`: `set -e` does not count in here
+    rm -f "$temporary" || return 1
+    [ -L "$content" ] || [ -e "$content" ] || return 0
+    ! is_same "$content" "$path" || return 0
+    mkdir -p "${path%/*}" && cp -pP "$content" "$temporary" && sync_file "$temporary"
 }
 
 remove_prepared() {

@@ -471,6 +471,7 @@ def test_a_file_that_cannot_be_written_changes_nothing_and_is_tried_again(servin
     assert serving.fake_word("timer") == "active"
     assert serving.has_lease()
     assert {**serving.seen(), **new} == serving.seen(), "something of the new state was touched"
+    assert [path for path in serving.root.rglob("*.lease") if path.is_file()] == []
     obstacle.rmdir()
     serving.says("expire")
     assert serving.seen() == before

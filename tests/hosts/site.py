@@ -112,11 +112,13 @@ class HostSite:
 
     def check_serves(self, release: str) -> None:
         """What holds right after a fault: this release serves, nothing is half done."""
-        assert broken_after_fault(self.host, serves=[release]) == []
+        broken = broken_after_fault(self.host, serves=[release])
+        assert not broken, "; ".join(broken)
 
     def check_converges(self, new: str) -> None:
         """What holds once the cause is gone: the next deploy converges, the one after it changes nothing."""
-        assert broken_after_converge(self.host, new=new, deploy=self.ran) == []
+        broken = broken_after_converge(self.host, new=new, deploy=self.ran)
+        assert not broken, f"{'; '.join(broken)}; {self.output.getvalue()[-2000:]}"
 
     def plan(self) -> Plan:
         run = self.run

@@ -96,6 +96,7 @@ def many(fleet: PracticeFleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
             fleet.remove(host)
 
 
+@pytest.mark.fault(44)
 def test_three_hosts_fail_in_different_ways_and_the_rest_is_never_touched(
     many: FleetSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -61,7 +61,7 @@ def make_room(site: HostSite, directory: str) -> None:
 
 
 def texts_of_units(site: HostSite) -> str:
-    return site.sh(f"cd {UNITS} && find . -name '*ollama*' -type f -exec sha256sum {{}} + | sort")
+    return site.sh(f"cd {UNITS} && find . -path '*ollama*' -type f -exec sha256sum {{}} + | sort")
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def fails(site: HostSite, kind: type[FleetError], said: str) -> FleetError:
     ("fault", "kind", "said", "asked"),
     [
         pytest.param(
-            Fault(kind=FaultKind.CUT, after_bytes=9_000),
+            Fault(kind=FaultKind.CUT, after_bytes=1_000),
             MirrorError,
             "broke off",
             None,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from console.changes import show_plans
+from console.changes import deploy_hosts, show_plans
 from console.rollback import rollback_asking
 from deploy.errors import EditedByHand, ExitCode, PortTaken
 from deploy.rollback import Asked
@@ -92,6 +94,24 @@ def test_a_rollback_to_a_release_that_was_removed_is_refused_before_anything_sto
     assert main_pid(serving) == server
     serving.check_serves(new)
     serving.check_converges(new)
+
+
+DIES_LATER = """python=
+if [ "$1" = serve ]; then (sleep 10; kill -9 $$) & fi
+"""
+
+
+@pytest.mark.fault(23)
+def test_a_server_that_dies_ten_seconds_after_its_start_is_taken_back(serving: HostSite) -> None:
+    old = serving.version
+    serving.want_new_release(broken(serving, "python=\n", DIES_LATER))
+    run = replace(serving.run, soak_seconds=15.0)
+    (failed,) = deploy_hosts(run, run.hosts(), "deploy")
+    # Where the suite takes longer than ten seconds it is the suite that meets the dead server.
+    assert failed.error is not None
+    assert f"release {old} serves again" in str(failed.error.unchanged)
+    serving.check_serves(old)
+    serving.check_converges(serving.want_new_release())
 
 
 # The server of such a release ends at once, from the moment on when the file is there.

@@ -74,6 +74,7 @@ def upgrade(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site
     return site
 
 
+@pytest.mark.fault(23)
 def test_a_server_that_dies_in_the_window_is_taken_back_with_its_age_and_its_log(upgrade: Site) -> None:
     model = upgrade.served()
     outcome = deploy(upgrade, 30.0)
