@@ -27,7 +27,7 @@ KILOBITS_PER_SECOND = 1000
 # What is given up after this long is followed by two tries to connect, to go back and to tell the journal.
 GIVEN_UP_SECONDS = KEEPALIVE_SECONDS + SILENCE_MILLISECONDS / 1000
 assert GIVEN_UP_SECONDS <= 60
-BUSY_MACHINE_SECONDS = 20
+BUSY_MACHINE_SECONDS, BOOT_SECONDS = 20, 180
 SILENCE_SECONDS = GIVEN_UP_SECONDS + 2 * CONNECT_SECONDS + BUSY_MACHINE_SECONDS
 
 
@@ -58,7 +58,7 @@ def site(fleet: PracticeFleet, tmp_path_factory: pytest.TempPathFactory) -> Iter
         made.offer_weights()
         try:
             for host in hosts.values():
-                host.wait_for_ssh()
+                host.wait_for_ssh(BOOT_SECONDS)
             yield made
         finally:
             for host in hosts.values():

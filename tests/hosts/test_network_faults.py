@@ -211,7 +211,7 @@ def test_ctrl_c_finishes_the_step_and_twice_stops_at_once(site: FaultSite, times
         running.interrupt()
         if times == 2:
             running.process.send_signal(signal.SIGINT)
-            running.process.wait(10)
+            running.process.wait(60)
         site.box.shell(f"rm {WAITS}")
         ended = running.end()
     assert ended.exit_code == ExitCode.INTERRUPTED, ended.stderr
