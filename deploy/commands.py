@@ -151,10 +151,18 @@ while :; do
     mkdir -p "$state"
     exec 9>>"$lock"
     if ! flock -n 9; then
-        # The file was last written when the lock was taken; both times are of the host's clock.
-        age=$(($(date +%s) - $(date -r "$lock" +%s 2>/dev/null || date +%s)))
         holder=$(sed -n 2p "$lock" 2>/dev/null || :)
-        [ -n "$holder" ] && [ "/proc/$holder/fd/9" -ef "$lock" ] || holder=-
+        if [ -n "$holder" ] && [ "/proc/$holder/fd/9" -ef "$lock" ]; then
+            # It took the lock as it started. In ticks since the boot, a hundred a second for every program:
+            # a clock that was set meanwhile changes nothing. proc_pid_stat(5), after the name in brackets.
+            started=$(sed 's/.*) //' "/proc/$holder/stat" | cut -d ' ' -f 20)
+            read -r now _ </proc/uptime
+            age=$((${now%%.*} - started / 100))
+        else
+            # Another account's holder cannot be looked at: by the file, written when the lock was taken.
+            holder=-
+            age=$(($(date +%s) - $(date -r "$lock" +%s 2>/dev/null || date +%s)))
+        fi
         echo "held $age $holder $(head -n 1 "$lock" 2>/dev/null)"
         exit 0
     fi
