@@ -230,6 +230,26 @@ _FOLLOW = r"""
 } 3<&0 </dev/null 2>&1 | while IFS= read -r line; do printf ' %s\n' "$line"; done
 """
 
+# `Result` is forgotten when systemd starts the server again, three seconds later: then the journal tells,
+# from where somebody stopped the server last. systemd's own starts count in NRestarts and say no "Stopping".
+_MEMORY_KILL = r"""
+unit=$1
+result=$(systemctl show --property=Result "$unit")
+restarts=$(systemctl show --property=NRestarts "$unit")
+killed=no
+if [ "$result" = Result=oom-kill ]; then
+    killed=yes
+elif [ "${restarts#NRestarts=}" != 0 ]; then
+    said=$(journalctl _PID=1 UNIT="$unit" -b -n 40 --no-pager -q -o cat | sed -n \
+        -e '/^Stopping /s/.*/stop/p' -e "/Failed with result 'oom-kill'/s/.*/kill/p")
+    case $said in
+        *kill) killed=yes ;;
+    esac
+fi
+echo "killed=$killed"
+systemctl show --property=MemoryMax "$unit"
+"""
+
 _RUN_LINE = r"""
 exec sh -c "$1"
 """
@@ -474,6 +494,11 @@ def follow(argv: Sequence[str]) -> Argv:
 def run_line(line: str) -> Argv:
     """One line as a shell reads it."""
     return shell(_RUN_LINE, line)
+
+
+def memory_kill(unit: str) -> Argv:
+    """`killed=yes` if the kernel ended the unit's server for its memory since its last stop; the limit."""
+    return shell(_MEMORY_KILL, unit)
 
 
 def append_entry(journal: PurePosixPath, entry: str, limit_bytes: int) -> Argv:

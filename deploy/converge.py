@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 
-from deploy import commands, nvml
+from deploy import commands, nvml, systemd
 from deploy.apply import Site, apply_step, prove
-from deploy.desired import Desired, GpuKind
+from deploy.desired import Desired, GpuKind, ServiceBackend
 from deploy.errors import (
     EditedByHand,
     ExitCode,
@@ -182,7 +182,7 @@ def _make_changes(
         # Without the lock nothing may be touched, to go back neither.
         raise
     except Exception as failure:
-        error = designed_error(failure)
+        error = _name_cause(site, designed_error(failure))
         error.unchanged = go_back(site, before, todo, error, done=done)
         if error is failure:
             raise
@@ -194,6 +194,13 @@ def _make_changes(
             cause="\n".join(f"{subject_of(step)}: {step.reason}" for step in left.steps),
             hint=f"./fleet plan --limit {site.host}",
         )
+
+
+def _name_cause(site: Site, error: FleetError) -> FleetError:
+    """What a unit knows of the end of its server, before going back starts another one."""
+    if site.desired.server.backend is ServiceBackend.SYSTEMD:
+        return systemd.name_memory_kill(site.transport, site.desired.server.version, error)
+    return error
 
 
 def _stop_if_asked(options: Options) -> None:
