@@ -25,6 +25,7 @@ from testbed.hosts_host import Host
 from testbed.hosts_tree import PYTHON
 from testbed.mirror import Mirror, MirrorRepo
 from testbed.promises import Ran
+from testbed.reached import ReachedHost
 
 SIMULATED = PROJECT / "testbed/ollama.py"
 
@@ -45,10 +46,10 @@ def offer_release(mirror: Mirror, directory: Path, version: str, binary: Path) -
 
 
 @dataclass(kw_only=True)
-class HostSite:
-    """One practice host and what is deployed onto it."""
+class Site:
+    """One host and what is deployed onto it."""
 
-    host: Host
+    host: ReachedHost
     directory: Path
     mirror: Mirror
     version: str = "0.17.5"
@@ -71,7 +72,8 @@ class HostSite:
             **self.settings,
         }
         settings = "".join(f"{name}={value}\n" for name, value in lines.items())
-        here = f"box ansible_host={self.host.address} ansible_user={self.host.user}"
+        host = self.host
+        here = f"box ansible_host={host.address} ansible_port={host.port} ansible_user={host.user}"
         inventory = self.directory / "inventory.ini"
         inventory.write_text(f"[all]\n{here}\n\n[all:vars]\n{settings}")
         return inventory
@@ -147,6 +149,13 @@ class HostSite:
         )
 
 
+@dataclass(kw_only=True)
+class HostSite(Site):
+    """One practice host: its cable can be pulled, and its files are seen from outside."""
+
+    host: Host
+
+
 def until(what: str, holds: Callable[[], bool], seconds: float = 40.0) -> None:
     deadline = time.monotonic() + seconds
     while not holds():
@@ -160,7 +169,7 @@ def forget_connections() -> None:
     _TRANSPORTS.clear()
 
 
-def broken(site: HostSite, old: str, new: str) -> Path:
+def broken(site: Site, old: str, new: str) -> Path:
     text = SIMULATED.read_text()
     assert old in text
     path = site.directory / "broken"
