@@ -19,6 +19,10 @@ def run_bench(report: Report, action: str, *, hosts: int, count: int, seed: int)
             from bench import kills
 
             return kills.run(report, count, seed or random.randrange(1, 1_000_000))
+        case "cuts":
+            from bench import kills
+
+            return kills.run_cuts(report, count, seed or random.randrange(1, 1_000_000))
         case "faults":
             from bench import faults
 
@@ -39,5 +43,5 @@ def run_bench(report: Report, action: str, *, hosts: int, count: int, seed: int)
             raise UsageError(
                 sentence=f"`bench {action}` is no bench",
                 unchanged="everything",
-                hint="./fleet bench converge|kills|faults|judge|rules|verdicts",
+                hint="./fleet bench converge|kills|cuts|faults|judge|rules|verdicts",
             )
