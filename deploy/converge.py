@@ -198,7 +198,8 @@ def _make_changes(
 
 def _name_cause(site: Site, error: FleetError) -> FleetError:
     """What a unit knows of the end of its server, before going back starts another one."""
-    if site.desired.server.backend is ServiceBackend.SYSTEMD:
+    # A host that cannot be reached is not asked, nor is one where somebody pressed Ctrl-C.
+    if site.desired.server.backend is ServiceBackend.SYSTEMD and error.exit_code is ExitCode.FAILED:
         return systemd.name_memory_kill(site.transport, site.desired.server.version, error)
     return error
 
