@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import string
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -15,11 +17,33 @@ from console.paths import CANARY, PROJECT
 from console.pin import cache_directory
 from deploy.errors import CommandFailed, HostLocked
 from deploy.sudo import VARIABLE
-from testbed.hosts import FleetBusy, NoFleet, PracticeFleet, alone_in, fleet_directory, open_fleet, take_down
+from testbed.archive import make_release_archive
+from testbed.demo import (
+    SERVER_REPO,
+    VERSION,
+    WEIGHTS_FILE,
+    WEIGHTS_REPO,
+    WEIGHTS_REVISION,
+    archive_name,
+    render_pins,
+)
+from testbed.hosts import (
+    NEXT_VERSION,
+    FleetBusy,
+    NoFleet,
+    PracticeFleet,
+    alone_in,
+    fleet_directory,
+    open_fleet,
+    take_down,
+)
 from testbed.hosts_host import NotInTime
 from testbed.hosts_kinds import Kind
 from testbed.hosts_machine import MachineRefused, Tell
-from testbed.hosts_tree import PASSWORD
+from testbed.hosts_tree import PASSWORD, PYTHON
+from testbed.machine import Machine, make_machine
+from testbed.machine_image import missing_machine_parts
+from testbed.mirror import MirrorRepo, start_mirror
 
 SETTINGS = {
     "ollama_service": "systemd",
@@ -97,6 +121,55 @@ def check_room(hosts: int, inotify_limit: int | None) -> None:
             unchanged="everything",
             hint=f"sysctl fs.inotify.max_user_instances={2 * needed}",
         )
+
+
+@contextmanager
+def bench_machine(tell: Tell) -> Iterator[tuple[Machine, Path]]:
+    """An emulated machine that is on, and an inventory for it, while the context lasts.
+
+    What is deployed comes from a mirror of this process. Raises CommandFailed where this machine cannot.
+    """
+    if missing := missing_machine_parts():
+        raise CommandFailed(sentence="`bench cuts` cannot emulate a machine here", cause="; ".join(missing))
+    with tempfile.TemporaryDirectory(prefix="fleet-bench-machine-") as name:
+        directory = Path(name)
+        archives = {
+            f"v{version}": make_release_archive(
+                directory / version / archive_name(),
+                version=version,
+                compression="tar.zst",
+                binary=PROJECT / "testbed/ollama.py",
+                python=PYTHON,
+            )
+            for version in (VERSION, NEXT_VERSION)
+        }
+        repos = [
+            MirrorRepo(
+                repo=SERVER_REPO, revisions={tag: {file.name: file} for tag, file in archives.items()}
+            ),
+            MirrorRepo(repo=WEIGHTS_REPO, revisions={WEIGHTS_REVISION: {WEIGHTS_FILE: CANARY}}),
+        ]
+        (directory / "pins.toml").write_text(render_pins(repos))
+        try:
+            machine = make_machine("machine", directory / "machine", tell)
+        except MachineRefused as refused:
+            raise CommandFailed(
+                sentence=refused.sentence, cause=refused.cause, hint=refused.hint
+            ) from refused
+        login = {"ansible_ssh_private_key_file": machine.key, **SETTINGS}
+        inventory = directory / "inventory.ini"
+        here = f"ansible_host={machine.address} ansible_port={machine.port} ansible_user={machine.user}"
+        lines = [f"machine {here}", "[all:vars]", *(f"{key}={value}" for key, value in login.items())]
+        inventory.write_text("\n".join(lines) + "\n")
+        shutil.copyfile(machine.access.known_hosts, directory / "known_hosts")
+        with start_mirror(repos) as mirror:
+            os.environ["MODELSCOPE_ENDPOINT"] = mirror.url
+            try:
+                machine.start()
+                machine.wait_for_ssh()
+                yield machine, inventory
+            finally:
+                machine.down()
 
 
 def environment() -> dict[str, str]:

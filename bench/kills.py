@@ -1,7 +1,8 @@
-"""A host whose processes all end at a random moment of a deploy: what serves then, and what comes next.
+"""A host that ends at a random moment of a deploy: what serves then, and what comes next.
 
-The page cache is this machine's and survives: that every rename lies between two syncs is the business of
-tests/hosts/test_durable.py.
+`kills` ends all processes of a container, whose page cache is this machine's and survives: that every rename
+lies between two syncs is the business of tests/hosts/test_durable.py. `cuts` is a power cut of an emulated
+machine, which loses what was not synced.
 """
 
 from __future__ import annotations
@@ -13,15 +14,16 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.hosts import bench_hosts, environment, fleet_command, run_fleet, set_in, until
+from bench.hosts import bench_hosts, bench_machine, environment, fleet_command, run_fleet, set_in, until
 from deploy.errors import CommandFailed
 from deploy.report import Report
 from testbed.demo import VERSION
 from testbed.hosts import NEXT_VERSION
-from testbed.hosts_host import Host
 from testbed.hosts_kinds import Kind
+from testbed.reached import ReachedHost
 
-SERVES_SECONDS = 60.0
+# Emulated, a server needs half a minute for what takes it a second.
+SERVES_SECONDS = 120.0
 # The release that the unit's process was started from, by its mark: `current` may link elsewhere by then.
 _SERVES = """
 pid=$(systemctl show --property=MainPID --value ollama)
@@ -45,41 +47,51 @@ class Kill:
 
 
 def run(report: Report, count: int, seed: int) -> int:
-    """Print a line a round and the sum; 2 when one went wrong."""
-    moments = random.Random(seed)
-    report.say(f"seed {seed}")
+    """Containers: print a line a round and the sum; 2 when one went wrong."""
     with bench_hosts([Kind.RICH], report.say) as fleet:
         (host,) = fleet.hosts
-        _deploy(fleet.inventory, VERSION)
-        began = time.monotonic()
-        _deploy(fleet.inventory, NEXT_VERSION)
-        upgrade_seconds = time.monotonic() - began
-        report.say(f"an upgrade takes {upgrade_seconds:.1f} s")
-        versions = (NEXT_VERSION, VERSION)
-        kills = []
-        for number in range(1, count + 1):
-            old, new = versions
-            host.shell(_FORGET.format(new))
-            seconds = moments.uniform(0, upgrade_seconds)
-            kill = _kill(host, fleet.inventory, number, seconds, old=old, new=new)
-            kills.append(kill)
-            report.say(f"{number}: {seconds:.2f} s, {kill.step}, serves {kill.serves} {kill.wrong}".rstrip())
-            report(
-                "bench",
-                None,
-                what="kill",
-                number=number,
-                seconds=round(seconds, 2),
-                step=kill.step,
-                serves=kill.serves,
-                wrong=kill.wrong,
-            )
-            versions = (new, old)
+        return _rounds(report, host, fleet.inventory, count, seed, what="kill -9 of a host")
+
+
+def run_cuts(report: Report, count: int, seed: int) -> int:
+    """The same of an emulated machine."""
+    with bench_machine(report.say) as (machine, inventory):
+        return _rounds(report, machine, inventory, count, seed, what="power cut of an emulated machine")
+
+
+def _rounds(report: Report, host: ReachedHost, inventory: Path, count: int, seed: int, *, what: str) -> int:
+    moments = random.Random(seed)
+    report.say(f"seed {seed}")
+    _deploy(inventory, VERSION)
+    began = time.monotonic()
+    _deploy(inventory, NEXT_VERSION)
+    upgrade_seconds = time.monotonic() - began
+    report.say(f"an upgrade takes {upgrade_seconds:.1f} s")
+    versions = (NEXT_VERSION, VERSION)
+    kills = []
+    for number in range(1, count + 1):
+        old, new = versions
+        host.shell(_FORGET.format(new))
+        seconds = moments.uniform(0, upgrade_seconds)
+        kill = _kill(host, inventory, number, seconds, old=old, new=new)
+        kills.append(kill)
+        report.say(f"{number}: {seconds:.2f} s, {kill.step}, serves {kill.serves} {kill.wrong}".rstrip())
+        report(
+            "bench",
+            None,
+            what="kill",
+            number=number,
+            seconds=round(seconds, 2),
+            step=kill.step,
+            serves=kill.serves,
+            wrong=kill.wrong,
+        )
+        versions = (new, old)
     rows = [
         [str(kill.number), f"{kill.seconds:.2f}", kill.step, kill.serves, kill.wrong or "yes"]
         for kill in kills
     ]
-    title = f"kill -9 of a host in an upgrade of {upgrade_seconds:.1f} s, seed {seed}"
+    title = f"{what} in an upgrade of {upgrade_seconds:.1f} s, seed {seed}"
     report.table(title, ["", "seconds", "in the step", "serves then", "converges, then nothing"], rows)
     wrong = sum(1 for kill in kills if kill.wrong)
     report.say(f"{count - wrong} of {count} as promised")
@@ -93,7 +105,7 @@ def _deploy(inventory: Path, version: str) -> None:
         raise CommandFailed(sentence=f"`deploy` of {version} failed", cause=done.stderr or done.stdout)
 
 
-def _kill(host: Host, inventory: Path, number: int, seconds: float, *, old: str, new: str) -> Kill:
+def _kill(host: ReachedHost, inventory: Path, number: int, seconds: float, *, old: str, new: str) -> Kill:
     set_in(inventory, {"ollama_version": new})
     words = fleet_command("deploy", "--yes", "--soak=0", "--json", "--inventory", str(inventory))
     with subprocess.Popen(
@@ -131,5 +143,5 @@ def _last_step(said: str) -> str:
     return f"{last['phase']} {last['step']}" if last["event"] == "step_started" else f"after {last['step']}"
 
 
-def _serves(host: Host) -> str:
+def _serves(host: ReachedHost) -> str:
     return host.shell(_SERVES).stdout.strip()

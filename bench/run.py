@@ -34,6 +34,10 @@ def run_bench(
             from bench import kills
 
             return kills.run(report, count, seed or random.randrange(1, 1_000_000))
+        case "cuts":
+            from bench import kills
+
+            return kills.run_cuts(report, count, seed or random.randrange(1, 1_000_000))
         case "chaos":
             from bench import chaos
 
@@ -59,5 +63,5 @@ def run_bench(
             raise UsageError(
                 sentence=f"`bench {action}` is no bench",
                 unchanged="everything",
-                hint="./fleet bench converge|scale|kills|faults|chaos|judge|rules|verdicts",
+                hint="./fleet bench converge|scale|kills|cuts|faults|chaos|judge|rules|verdicts",
             )

@@ -202,10 +202,18 @@ while :; do
     mkdir -p "$state"
     exec 9>>"$lock"
     if ! flock -n 9; then
-        # The file was last written when the lock was taken; both times are of the host's clock.
-        age=$(($(date +%s) - $(date -r "$lock" +%s 2>/dev/null || date +%s)))
         holder=$(sed -n 2p "$lock" 2>/dev/null || :)
-        [ -n "$holder" ] && [ "/proc/$holder/fd/9" -ef "$lock" ] || holder=-
+        if [ -n "$holder" ] && [ "/proc/$holder/fd/9" -ef "$lock" ]; then
+            # It took the lock as it started. In ticks since the boot, a hundred a second for every program:
+            # a clock that was set meanwhile changes nothing. proc_pid_stat(5), after the name in brackets.
+            started=$(sed 's/.*) //' "/proc/$holder/stat" | cut -d ' ' -f 20)
+            read -r now _ </proc/uptime
+            age=$((${now%%.*} - started / 100))
+        else
+            # Another account's holder cannot be looked at: by the file, written when the lock was taken.
+            holder=-
+            age=$(($(date +%s) - $(date -r "$lock" +%s 2>/dev/null || date +%s)))
+        fi
         echo "held $age $holder $(head -n 1 "$lock" 2>/dev/null)"
         exit 0
     fi
@@ -271,6 +279,26 @@ _FOLLOW = r"""
     { cat >/dev/null; kill "$command" 2>/dev/null; } <&3 >/dev/null 2>&1 &
     wait "$command"
 } 3<&0 </dev/null 2>&1 | while IFS= read -r line; do printf ' %s\n' "$line"; done
+"""
+
+# `Result` is forgotten when systemd starts the server again, three seconds later: then the journal tells,
+# from where somebody stopped the server last. systemd's own starts count in NRestarts and say no "Stopping".
+_MEMORY_KILL = r"""
+unit=$1
+result=$(systemctl show --property=Result "$unit")
+restarts=$(systemctl show --property=NRestarts "$unit")
+killed=no
+if [ "$result" = Result=oom-kill ]; then
+    killed=yes
+elif [ "${restarts#NRestarts=}" != 0 ]; then
+    said=$(journalctl _PID=1 UNIT="$unit" -b -n 40 --no-pager -q -o cat | sed -n \
+        -e '/^Stopping /s/.*/stop/p' -e "/Failed with result 'oom-kill'/s/.*/kill/p")
+    case $said in
+        *kill) killed=yes ;;
+    esac
+fi
+echo "killed=$killed"
+systemctl show --property=MemoryMax "$unit"
 """
 
 _RUN_LINE = r"""
@@ -547,6 +575,11 @@ def follow(argv: Sequence[str]) -> Argv:
 def run_line(line: str) -> Argv:
     """One line as a shell reads it."""
     return shell(_RUN_LINE, line)
+
+
+def memory_kill(unit: str) -> Argv:
+    """`killed=yes` if the kernel ended the unit's server for its memory since its last stop; the limit."""
+    return shell(_MEMORY_KILL, unit)
 
 
 def append_entry(journal: PurePosixPath, entry: str, limit_bytes: int) -> Argv:

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 
-from deploy import commands, nvml
+from deploy import commands, nvml, systemd
 from deploy.apply import Site, apply_round, in_rounds, prove
-from deploy.desired import Desired, GpuKind
+from deploy.desired import Desired, GpuKind, ServiceBackend
 from deploy.errors import (
     EditedByHand,
     ExitCode,
@@ -242,6 +242,7 @@ def _make_changes(
         if not isinstance(error, HostUnreachable):
             # Once the lock is lost the lease runs out: the host goes back under a running check, which fails.
             check_held()
+        error = _name_cause(site, error)
         error.unchanged = go_back(site, before, todo, error, done=course.done)
         if error is failure:
             raise
@@ -257,6 +258,14 @@ def _make_changes(
 
 def _soak(site: Site, watched: Watched | None, options: Options) -> None:
     soak(site, watched, options.soak_seconds, options.stop_requested, lambda: _stop_if_asked(options))
+
+
+def _name_cause(site: Site, error: FleetError) -> FleetError:
+    """What a unit knows of the end of its server, before going back starts another one."""
+    # A host that cannot be reached is not asked, nor is one where somebody pressed Ctrl-C.
+    if site.desired.server.backend is ServiceBackend.SYSTEMD and error.exit_code is ExitCode.FAILED:
+        return systemd.name_memory_kill(site.transport, site.desired.server.version, error)
+    return error
 
 
 def _stop_if_asked(options: Options) -> None:

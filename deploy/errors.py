@@ -121,6 +121,10 @@ class ServiceError(FleetError):
     """The server could not be started, stopped or reached."""
 
 
+class OutOfMemory(ServiceError):
+    """The kernel ended the server for the memory it took: a limit of its unit's, or all that the host has."""
+
+
 class EditedByHand(FleetError):
     """A file of ours was edited by another hand, and nobody said that it may be overwritten."""
 

@@ -135,7 +135,10 @@ def _name(owner: dict[str, Any], age: str = "") -> str:
 
 
 def _age(seconds: str) -> str:
-    """By the host's clock, which need not agree with the owner's: `since` is the owner's."""
+    """As the host tells it, whose clock need not agree with the owner's: `since` is the owner's.
+
+    None where it is below zero: the host's clock was set back, and nothing else was there to go by.
+    """
     if not seconds.isdecimal():
         return ""
     minutes = int(seconds) // 60

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from deploy import commands
 from deploy.desired import ADOPTED, Desired
-from deploy.errors import CommandFailed, FleetError, ServiceError, command_failed
+from deploy.errors import CommandFailed, FleetError, OutOfMemory, ServiceError, command_failed
 from deploy.facts import HostFacts, ProcessId
 from deploy.steps import MakeAccount, OverwriteFile, TakeLease, WriteFile
 from deploy.systemd_plan import main_server
@@ -111,6 +111,36 @@ def revert(transport: Transport, desired: Desired, cause: str) -> str:
     sentence = "the `lease` could not bring back what served before"
     said = _run(transport, argv, sentence, kind=ServiceError).removeprefix("reverted to ")
     return ADOPTED if said == "none" else said
+
+
+def name_memory_kill(transport: Transport, version: str, error: FleetError) -> FleetError:
+    """The same error, or its cause: the kernel ended the server since the deploy has started it.
+
+    A server that was killed is seen as a connection that breaks, or a model that does not answer. Asked
+    before anything is started again.
+    """
+    try:
+        done = transport.run(commands.memory_kill(UNIT))
+    except FleetError:
+        return error
+    said = dict(line.partition("=")[::2] for line in done.stdout.decode(errors="replace").splitlines())
+    if said.get("killed") != "yes":
+        return error
+    limit = said.get("MemoryMax", "")
+    # In bytes; a unit without one has `infinity`.
+    if limit.isdecimal():
+        cause = f"`MemoryMax={limit}` of `{UNIT}` ({int(limit) / 2**20:.0f} MiB) was reached"
+        command, otherwise = f"systemctl cat {UNIT}", "shows who set `MemoryMax=`: raise it"
+    else:
+        cause = "the host had no memory left; the unit itself has no limit"
+        command, otherwise = "free -m", "shows what there is: end what else takes memory"
+    return OutOfMemory(
+        sentence=f"the server of release `{version}` was killed by the kernel: out of memory (OOM)",
+        host=transport.host,
+        cause=f"{cause}; first seen as: {error.sentence}",
+        unchanged=error.unchanged,
+        hint=f"./fleet run --limit {transport.host} --yes '{command}' {otherwise}, or take a smaller model",
+    )
 
 
 def _run(

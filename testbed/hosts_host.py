@@ -71,6 +71,10 @@ class Host:
         return self.kind.trait.user
 
     @property
+    def port(self) -> int:
+        return 22
+
+    @property
     def key(self) -> Path:
         return self.access.key
 

@@ -82,6 +82,10 @@ _STAGES = {
     "Unpacking": "unpacking packages",
     "Configuring": "configuring packages",
 }
+# What is mounted below is seen by nobody else, and it ends with us, with all its children, however we end.
+ALONE = ("setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--kill-child", "--mount-proc")
+"""Before a command that makes a tree."""
+
 _DEB_LINE = re.compile(r"^deb\s+(?:\[[^]]*\]\s+)?(\S+)\s+(\S+)\s+(.+)$")
 
 
@@ -120,13 +124,11 @@ def _debootstrap(suite: Suite, target: Path, tell: Tell) -> None:
     mirror = debian_mirror(_sources_of(Path("/etc/apt")), suite)
     began = time.monotonic()
     tell(f"{suite}: making the base tree (once, about a minute) from {mirror}")
-    # Its mounts are seen by nobody else, and it ends with us, with all its children, however we end.
-    alone = ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--kill-child", "--mount-proc"]
     command = ["debootstrap", "--variant=minbase", f"--include={','.join(INCLUDED)}", f"--keyring={KEYRING}"]
     lines: list[str] = []
     told: set[str] = set()
     with subprocess.Popen(
-        [*alone, *command, suite, str(target), mirror],
+        [*ALONE, *command, suite, str(target), mirror],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -236,7 +238,7 @@ def remove_partial_bases() -> None:
     """What killed runs left; not what another one makes at this moment."""
     import fcntl
 
-    for partial in CACHE.glob("base-*.new"):
+    for partial in (*CACHE.glob("base-*.new"), *CACHE.glob("machine-*.new")):
         with partial.with_suffix(".lock").open("a") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

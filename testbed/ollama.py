@@ -77,6 +77,7 @@ Faults of the model itself, of the rules of canary and myqwen2 (not of a script)
   always-call       calls a tool where none fits
   leak-tags         every text ends with `</tool_call>`, a token of the chat template
   start-fails       exits 2 at start, as a server does that finds a damaged store
+  memory=MIB        a loaded model really takes this much memory
   version=VERSION   reports another version, and plays it (also OLLAMA_SIMULATED_VERSION)
 Without `gpu` and `cpu` it is a machine without a GPU: size_vram is 0.
 """
@@ -2487,6 +2488,7 @@ FAULTS: dict[str, str] = {
     "always-call": "",
     "leak-tags": "",
     "start-fails": "",
+    "memory": "MIB",
     "version": "VERSION",
 }
 
@@ -2508,7 +2510,11 @@ def parse_faults(items: Sequence[str]) -> dict[str, str]:
         wrong = "unknown" if wanted is None else ""
         if wanted is not None and bool(value) != bool(wanted) and not wanted.startswith("["):
             wrong = "needs a value" if wanted else "takes no value"
-        if name in ("slow", "reload", "gpu") and value and not re.fullmatch(r"[0-9]+(\.[0-9]+)?", value):
+        if (
+            name in ("slow", "reload", "gpu", "memory")
+            and value
+            and not re.fullmatch(r"[0-9]+(\.[0-9]+)?", value)
+        ):
             wrong = "needs a number"
         if wrong:
             raise StartError(f"Error: simulated: fault `{item}`: {wrong}; known faults: {known}")
@@ -3642,6 +3648,7 @@ class Loaded:
     context_length: int
     keep_alive_seconds: float
     expires_ns: int
+    memory: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -3732,6 +3739,8 @@ class Engine:
             share = float(self.settings.faults.get("gpu") or 100) if "gpu" in self.settings.faults else 0.0
             vram = 0 if "cpu" in self.settings.faults else int(size * min(share, 100.0) / 100)
             entry = Loaded(model, load_options, size, vram, context, self.settings.keep_alive_seconds, 0)
+            # Not zeros: the kernel gives a page of them only to who writes to it.
+            entry.memory = b"m" * int(float(self.settings.faults.get("memory") or 0) * 1024 * 1024)
             self.loaded[model.path] = entry
         if keep_alive is not None:
             entry.keep_alive_seconds = keep_alive

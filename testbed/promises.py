@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
-from testbed.hosts_host import Host
 from testbed.hosts_tree import PYTHON
+from testbed.reached import ReachedHost
 
 SERVES_SECONDS = 60.0
 # The holder of a lock whose controller is gone gives up after 60 s without a heartbeat.
@@ -94,7 +94,7 @@ class Seen:
         return tuple(path for path in self.temporary if path.endswith(".part"))
 
 
-def look(host: Host) -> Seen:
+def look(host: ReachedHost) -> Seen:
     """See it from inside, without the network."""
     lines = [line.partition(" ")[::2] for line in host.shell(_LOOK).stdout.splitlines()]
     values = {key: tuple(value for other, value in lines if other == key) for key, _ in lines}
@@ -112,13 +112,13 @@ def look(host: Host) -> Seen:
     )
 
 
-def footprint(host: Host) -> str:
+def footprint(host: ReachedHost) -> str:
     """Equal before and after where a deploy to other hosts has left this one alone."""
     return host.shell(_FOOTPRINT).stdout
 
 
 def broken_promises(
-    host: Host,
+    host: ReachedHost,
     *,
     serves: Collection[str],
     new: str,
@@ -137,7 +137,7 @@ def broken_promises(
 
 
 def broken_after_fault(
-    host: Host, *, serves: Collection[str], models: Sequence[str] = ("myqwen2:latest",)
+    host: ReachedHost, *, serves: Collection[str], models: Sequence[str] = ("myqwen2:latest",)
 ) -> list[str]:
     """The half of `broken_promises` that holds before anybody deploys again."""
     seen = _until(host, lambda seen: _serves(seen, serves, models), SERVES_SECONDS)
@@ -153,7 +153,7 @@ def broken_after_fault(
 
 
 def broken_after_converge(
-    host: Host, *, new: str, deploy: Deploy, models: Sequence[str] = ("myqwen2:latest",)
+    host: ReachedHost, *, new: str, deploy: Deploy, models: Sequence[str] = ("myqwen2:latest",)
 ) -> list[str]:
     """The other half: deploys twice, then looks for what is left."""
     free = _until(host, lambda seen: not seen.lock, LOCK_SECONDS)
@@ -189,7 +189,7 @@ def _told(seen: Seen) -> str:
     return f"{seen.release} with {', '.join(seen.loaded) or 'no model'} loaded"
 
 
-def _until(host: Host, holds: Callable[[Seen], bool], seconds: float) -> Seen:
+def _until(host: ReachedHost, holds: Callable[[Seen], bool], seconds: float) -> Seen:
     """What was seen when it held, or at the deadline."""
     deadline = time.monotonic() + seconds
     while not holds(seen := look(host)) and time.monotonic() < deadline:

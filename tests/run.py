@@ -19,13 +19,16 @@ from enum import StrEnum
 from pathlib import Path
 
 from testbed.hosts_machine import missing_parts
+from testbed.machine_image import missing_machine_parts
 from testbed.ollama import start_server
 from tests.fault_rows import PAGE, RowTest, missing_on_page, read_row_tests, read_rows, unshown
 
 PROJECT = Path(__file__).resolve().parent.parent
 
 # In the order they run; the quick ones first.
-TIERS = ("unit", "contract", "local", "smoke", "hosts")
+TIERS = ("unit", "contract", "local", "smoke", "hosts", "machine")
+MISSING_PARTS = {"hosts": missing_parts, "machine": missing_machine_parts}
+"""What a tier needs that a machine may lack, each told as a phrase."""
 LATER = {
     "browser": "comes with the first page",
 }
@@ -126,7 +129,7 @@ def _served(tier: str, options: Sequence[str]) -> Iterator[Sequence[str]]:
 
 
 def _run_tier(tier: str, chosen: Sequence[Path], options: Sequence[str]) -> TierResult:
-    missing = missing_parts() if tier == "hosts" else ()
+    missing = MISSING_PARTS[tier]() if tier in MISSING_PARTS else ()
     if missing:
         # CI has all of it: a tier that stays out unseen would be taken for one that passes.
         end = TierEnd.FAILED if os.environ.get("CI") else TierEnd.NOT_RUN
@@ -135,7 +138,9 @@ def _run_tier(tier: str, chosen: Sequence[Path], options: Sequence[str]) -> Tier
     environment = {"FLEET_INVENTORY_EXAMPLES": examples, **os.environ}
     with tempfile.TemporaryDirectory() as directory, _served(tier, options) as told:
         report = Path(directory) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-q", *_in_parallel(tier), f"--junit-xml={report}"]
+        # There is one machine, and each test waits for it.
+        parallel = [] if tier == "machine" else _in_parallel(tier)
+        command = [sys.executable, "-m", "pytest", "-q", *parallel, f"--junit-xml={report}"]
         command += [*map(str, chosen), *told]
         began = time.monotonic()
         code = subprocess.run(command, cwd=PROJECT, env=environment, check=False).returncode

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from testbed import ollama
@@ -129,6 +130,21 @@ def test_size_vram_tells_what_is_claimed_to_be_on_the_gpu(faults: list[str], sha
         send(server.port, "POST", "/api/generate", b'{"model": "qwen"}')
         model = json.loads(send(server.port, "GET", "/api/ps").text)["models"][0]
     assert model["size_vram"] == int(model["size"] * share)
+
+
+def test_memory_is_really_taken_when_a_model_is_loaded(tmp_path: Path) -> None:
+    port = free_port()
+    arguments = ["serve", "--port", str(port), "--model", "qwen", "--fault", "memory=64"]
+    env = {"PATH": os.environ["PATH"], "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(
+        [ollama.__file__, *arguments], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        wait_for_answer(port)
+        server = psutil.Process(process.pid)
+        before = server.memory_info().rss
+        assert send(port, "POST", "/api/generate", b'{"model": "qwen"}').status == 200
+        assert 64 <= (server.memory_info().rss - before) / 2**20 < 96
+        process.kill()
 
 
 def test_version_is_reported_and_played_as_asked() -> None:

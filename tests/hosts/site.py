@@ -6,7 +6,7 @@ import io
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import pytest
 from console.changes import deploy_hosts, exit_code, make_plans
 from console.paths import MODELFILES, PROJECT
 from console.run import _TRANSPORTS, Run, transport_for
-from deploy.apply import Site, apply_step
+from deploy import apply
 from deploy.compose import Sources
 from deploy.converge import probe_host
 from deploy.facts import HostFacts
@@ -29,6 +29,7 @@ from testbed.hosts_host import Host
 from testbed.hosts_tree import PYTHON
 from testbed.mirror import Mirror, MirrorRepo
 from testbed.promises import Ran, broken_after_converge, broken_after_fault
+from testbed.reached import ReachedHost
 
 SIMULATED = PROJECT / "testbed/ollama.py"
 
@@ -49,10 +50,10 @@ def offer_release(mirror: Mirror, directory: Path, version: str, binary: Path) -
 
 
 @dataclass(kw_only=True)
-class HostSite:
-    """One practice host and what is deployed onto it."""
+class Site:
+    """One host and what is deployed onto it."""
 
-    host: Host
+    host: ReachedHost
     directory: Path
     mirror: Mirror
     version: str = "0.17.5"
@@ -81,7 +82,8 @@ class HostSite:
             **self.settings,
         }
         settings = "".join(f"{name}={value}\n" for name, value in lines.items())
-        here = f"box ansible_host={self.host.address} ansible_user={self.host.user}"
+        host = self.host
+        here = f"box ansible_host={host.address} ansible_port={host.port} ansible_user={host.user}"
         inventory = self.directory / "inventory.ini"
         inventory.write_text(f"[all]\n{here}\n\n[all:vars]\n{settings}")
         return inventory
@@ -167,6 +169,13 @@ class HostSite:
         )
 
 
+@dataclass(kw_only=True)
+class HostSite(Site):
+    """One practice host: its cable can be pulled, and its files are seen from outside."""
+
+    host: Host
+
+
 def until(what: str, holds: Callable[[], bool], seconds: float = 40.0) -> None:
     deadline = time.monotonic() + seconds
     while not holds():
@@ -178,13 +187,13 @@ def just_before(patch: pytest.MonkeyPatch, kind: type[Step], act: Callable[[], o
     """Act when a deploy is about to make its first step of this kind."""
     has_acted = threading.Event()
 
-    def apply(step: Step, site: Site) -> None:
-        if isinstance(step, kind) and not has_acted.is_set():
+    def apply_round(steps: Sequence[Step], site: apply.Site) -> None:
+        if any(isinstance(step, kind) for step in steps) and not has_acted.is_set():
             has_acted.set()
             act()
-        apply_step(step, site)
+        apply.apply_round(steps, site)
 
-    patch.setattr("deploy.converge.apply_step", apply)
+    patch.setattr("deploy.converge.apply_round", apply_round)
 
 
 def forget_connections() -> None:
@@ -193,7 +202,7 @@ def forget_connections() -> None:
     _TRANSPORTS.clear()
 
 
-def broken(site: HostSite, old: str, new: str) -> Path:
+def broken(site: Site, old: str, new: str) -> Path:
     text = SIMULATED.read_text()
     assert old in text
     path = site.directory / "broken"

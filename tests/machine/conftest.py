@@ -1,0 +1,88 @@
+"""One emulated machine for the whole run: each start of it costs half a minute."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from console.paths import CANARY, MODELFILES
+from testbed.demo import WEIGHTS_FILE, WEIGHTS_REPO
+from testbed.machine import Machine, make_machine
+from testbed.mirror import MirrorRepo, start_mirror
+from tests.hosts.site import Site, forget_connections
+
+_PREFIX = "fleet-test-machine-"
+RELEASES = ("0.17.5", "0.17.7")
+
+
+@pytest.fixture(scope="session")
+def only_machine() -> Iterator[Machine]:
+    """Switched on; it ends with this process, its disk with the next run where this one was killed."""
+    _remove_what_killed_runs_left()
+    with tempfile.TemporaryDirectory(prefix=f"{_PREFIX}{os.getpid()}-") as directory:
+        made = make_machine("machine", Path(directory), tell=print)
+        try:
+            switch_on(made)
+            yield made
+        finally:
+            made.down()
+
+
+def switch_on(machine: Machine) -> None:
+    machine.start()
+    machine.wait_for_ssh()
+
+
+def _remove_what_killed_runs_left() -> None:
+    """The directory of a run is named after its process: what is left of one that has ended is nobody's."""
+    for directory in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*-*"):
+        pid = directory.name.removeprefix(_PREFIX).partition("-")[0]
+        if directory.stat().st_uid == os.getuid() and not Path("/proc", pid).exists():
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture
+def machine(only_machine: Machine) -> Machine:
+    """On, whatever the test before has done to it."""
+    if not only_machine.is_running:
+        switch_on(only_machine)
+    return only_machine
+
+
+@pytest.fixture
+def site(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    """The machine with two releases to choose from; one of them serves already, with its model loaded."""
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    weights = MirrorRepo(repo=WEIGHTS_REPO, revisions={"master": {WEIGHTS_FILE: CANARY}})
+    with start_mirror([weights]) as mirror, contextlib.ExitStack() as ending:
+        made = Site(host=machine, directory=tmp_path, mirror=mirror, modelfiles=_with_core_cases(tmp_path))
+        for release in RELEASES:
+            made.add_release(release)
+        ending.callback(forget_connections)
+        made.version = made.current() or RELEASES[0]
+        if not made.plan().is_empty:
+            assert made.deploy().error is None
+        yield made
+
+
+def _with_core_cases(directory: Path) -> Path:
+    """Five conversations instead of forty: what a model answers is not what these tests are about."""
+    modelfiles = shutil.copytree(MODELFILES, directory / "modelfiles")
+    models = (modelfiles / "models.toml").read_text()
+    assert models.count("[myqwen2]\n") == 1
+    (modelfiles / "models.toml").write_text(models.replace("[myqwen2]\n", '[myqwen2]\ncases = "core"\n'))
+    return modelfiles
+
+
+def other(release: str) -> str:
+    """The one to go to from the one that serves."""
+    return RELEASES[1 - RELEASES.index(release)]
