@@ -55,5 +55,13 @@ def check_version(look: Look) -> Judgement:
     return Judgement(State(floor.state), reason, hint, evidence)
 
 
+def does_answer(look: Look) -> bool:
+    """Whether the server has not been found silent: one that is need not be waited for again."""
+    answer = look.known.get("version")
+    return answer is None or bool(answer.ok)
+
+
 def _ask(look: Look) -> Check:
-    return look.once("version", lambda: server_version(look.config.url))
+    # A second less than the check has: a server that hangs is a failure, not unknown.
+    deadline_seconds = max(look.deadline_seconds - 1, 0.5)
+    return look.once("version", lambda: server_version(look.config.url, deadline_seconds))

@@ -35,6 +35,7 @@ from healthchecks.health import (
     run_checks,
 )
 from healthchecks.wire import send
+from testbed.ollama import start_server
 from tests.contract.ollama_binaries import BINARIES, SIMULATED, Server, free_address, serve
 from tests.contract.scripted_nvml import build_library
 from tests.contract.test_smoke_suite import MODELFILES, create_canary
@@ -295,6 +296,33 @@ def test_a_server_that_is_gone_turns_service_and_api_red(make_site: MakeSite) ->
     red = ("service", "api", "generate", "toolcall")
     assert {found[name] for name in red} == {State.FAIL}
     assert {found[name] for name in ("version", "loaded", "models", "exposure")} == {State.UNKNOWN}
+
+
+def test_a_server_that_hangs_is_red_and_the_run_ends(tmp_path: Path) -> None:
+    with start_server(faults=["hang"]) as server:
+        config = HealthConfig(
+            host="box",
+            url=server.url,
+            root=str(tmp_path),
+            models_dir=server.models_dir,
+            current=str(tmp_path / "current"),
+            previous=str(tmp_path / "previous"),
+            release="first",
+            backend="process",
+            models=(canary_config(),),
+        )
+        started = time.monotonic()
+        report = run_checks(config, LocalHost(), datetime.now(UTC), deadline_seconds=2.0)
+        assert time.monotonic() - started < 30
+    found = {result.check: result for result in report.checks}
+    assert found["api"].state is State.FAIL
+    assert "no answer within 1 s" in found["api"].reason
+    assert {found[name].state for name in ("generate", "toolcall")} == {State.FAIL}
+    assert (found["loaded"].state, found["loaded"].reason) == (
+        State.UNKNOWN,
+        "`loaded` did not answer within 2 s",
+    )
+    assert found["exposure"].state is State.PASS
 
 
 _COST = """

@@ -171,6 +171,13 @@ def test_a_card_tells_its_health_through_the_real_binding(driver: pytest.MonkeyP
     assert gpu.processes == (health_nvml.GpuProcess(4242, RUNNER, 5900 * MIB),)
 
 
+def test_memory_of_processes_that_draw_is_summed_once(driver: pytest.MonkeyPatch) -> None:
+    driver.setenv("SCRIPTED_NVML_PROCESSES", f"0,4242,5900,{RUNNER}")
+    driver.setenv("SCRIPTED_NVML_GRAPHICS", f"0,80,300,Xorg;0,81,50,-;0,4242,5900,{RUNNER}")
+    [gpu] = health_nvml.read_gpus(20).gpus
+    assert gpu.graphics_bytes == 350 * MIB
+
+
 def test_each_card_has_its_own_health(driver: pytest.MonkeyPatch) -> None:
     driver.setenv("SCRIPTED_NVML_GPUS", ";".join([A10] * 8))
     driver.setenv(

@@ -249,6 +249,11 @@ def test_memory_of_no_process_is_a_warning(host: FakeHost) -> None:
     assert judged(found) == (State.WARN, "3.00 GiB of GPU 0 belong to no process")
 
 
+def test_a_desktop_owns_its_memory_too(host: FakeHost) -> None:
+    host.reading = with_gpu(memory_used_bytes=9 * GIB, memory_free_bytes=14 * GIB, graphics_bytes=3 * GIB)
+    assert check_owners(look(host)).state is State.PASS
+
+
 def test_memory_that_every_process_owns_passes(host: FakeHost) -> None:
     found = check_owners(look(host))
     assert judged(found) == (State.PASS, "every runner has its server, all GPU memory its process")
