@@ -55,14 +55,16 @@ def _period(every: str | None) -> int | None:
         return None
     try:
         minutes = read_period(every)
-    except ValueError as problem:
+    except ValueError:
+        minutes = None
+    if minutes is None:
         raise UsageError(
             sentence=f"`--every {every}` is no period",
-            expected=str(problem),
+            expected="a period that divides an hour or a day, such as 5m, 30m, 6h or 1d",
             actual=every,
             unchanged="everything",
             hint="./fleet health --every 5m",
-        ) from problem
+        )
     return minutes
 
 

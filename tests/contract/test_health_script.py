@@ -1,0 +1,191 @@
+"""The script that checks a host without Python: the same report and names, and unknown is never a pass."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from healthchecks.health import CHECKS, Effort, HealthReport, State, parse_report
+from healthchecks.health_facts import FACTS
+from healthchecks.results import read_history, read_last
+from tests.contract.ollama_binaries import NOBODY_LISTENS, SIMULATED, Server, free_address, serve, wait_ready
+from tests.contract.shells import need
+from tests.contract.test_smoke_suite import create_canary
+from tests.unit.health_host import CONFIG
+
+SCRIPT = Path(__file__).parents[2] / "deploy/templates/health.sh"
+SHELLS = (("sh",), ("bash", "--posix"), ("busybox", "sh"))
+# Everything but a Python: what is tested is what is done without.
+TOOLS = (
+    "cat cut awk sed tr grep head tail df date mkdir mv rm wc readlink printf timeout curl flock mktemp env"
+)
+
+
+@pytest.fixture(scope="module")
+def tools(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("tools")
+    for name in TOOLS.split():
+        found = shutil.which(name)
+        if found is not None:
+            (directory / name).symlink_to(found)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with serve(SIMULATED, tmp_path_factory.mktemp("server") / "state", free_address()) as served:
+        wait_ready(served)
+        create_canary(served.url)
+        yield served
+
+
+def health(
+    action: str,
+    tools: Path,
+    *,
+    root: Path | str = "/nonexistent",
+    models: Path | str = "/tmp",
+    address: str = NOBODY_LISTENS,
+    gpu: str = "none",
+    names: tuple[str, ...] = ("canary",),
+    shell: tuple[str, ...] = ("sh",),
+) -> subprocess.CompletedProcess[str]:
+    need(shell[0])
+    program = [shutil.which(shell[0]) or "", *shell[1:]]
+    words = [action, 'b"ox\\', str(root), str(models), address, "process", gpu, *names]
+    done = subprocess.run(
+        [*program, SCRIPT, *words],
+        env={"PATH": str(tools)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stderr == ""
+    return done
+
+
+def report_of(done: subprocess.CompletedProcess[str]) -> HealthReport:
+    return parse_report(json.loads(done.stdout))
+
+
+def states(report: HealthReport) -> dict[str, State]:
+    return {result.check: result.state for result in report.checks}
+
+
+@pytest.mark.parametrize("shell", SHELLS, ids=lambda words: words[0])
+def test_every_shell_finds_a_server_that_serves(shell: tuple[str, ...], server: Server, tools: Path) -> None:
+    done = health("report", tools, models=server.models, address=server.address, shell=shell)
+    report = report_of(done)
+    assert report.host == 'b"ox\\'
+    found = states(report)
+    assert [found[name] for name in ("api", "models", "exposure")] == [State.PASS] * 3, done.stdout
+    assert report.facts["ollama_version"] == "0.17.5"
+    assert report.facts.keys() == FACTS.keys()
+    told = next(result for result in report.checks if result.check == "toolcall")
+    assert told.state is State.UNKNOWN
+    assert told.reason == "was not checked: there is no agent on this host"
+    assert report.state is not State.PASS
+
+
+@pytest.mark.parametrize("gpu", ["none", "nvidia"])
+@pytest.mark.parametrize("action", ["report", "report-quick"])
+def test_it_tells_of_every_check_that_the_agent_makes(action: str, gpu: str, tools: Path) -> None:
+    config = replace(CONFIG, gpu=gpu)
+    made = {
+        check.name
+        for check in CHECKS
+        if check.concerns(config) and (action == "report" or check.effort is Effort.LOOK)
+    }
+    assert states(report_of(health(action, tools, gpu=gpu))).keys() == made
+
+
+def test_a_server_that_is_down_and_a_model_that_is_gone_fail(tools: Path) -> None:
+    done = health("report", tools)
+    assert done.returncode == 2
+    found = states(report_of(done))
+    assert (found["api"], found["models"], found["exposure"]) == (State.FAIL, State.FAIL, State.UNKNOWN)
+
+
+def test_weights_that_are_gone_fail(server: Server, tools: Path, tmp_path: Path) -> None:
+    store = shutil.copytree(server.models, tmp_path / "models")
+    largest = max((store / "blobs").iterdir(), key=lambda path: path.stat().st_size)
+    largest.unlink()
+    told = {result.check: result for result in report_of(health("report", tools, models=store)).checks}
+    assert told["models"].state is State.FAIL
+    assert told["models"].reason == "absent: the weights of canary"
+
+
+def test_a_port_that_is_open_to_others_fails(tools: Path) -> None:
+    with socket.create_server(("0.0.0.0", 0)) as listener:
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        found = states(report_of(health("report-quick", tools, address=address)))
+    assert found["exposure"] is State.FAIL
+
+
+def test_an_nvidia_smi_that_fails_is_told_in_its_words(tools: Path, tmp_path: Path) -> None:
+    directory = shutil.copytree(tools, tmp_path / "tools", symlinks=True)
+    smi = directory / "nvidia-smi"
+    smi.write_text("#!/bin/sh\necho 'Failed to initialize NVML: Driver/library version mismatch'\nexit 18\n")
+    smi.chmod(0o755)
+    told = {result.check: result for result in report_of(health("report", directory, gpu="nvidia")).checks}
+    assert told["gpu"].state is State.FAIL
+    assert "Driver/library version mismatch" in told["gpu"].reason
+
+
+@pytest.mark.parametrize("shell", SHELLS, ids=lambda words: words[0])
+def test_runs_keep_their_results_as_the_agent_does(
+    shell: tuple[str, ...], server: Server, tools: Path, tmp_path: Path
+) -> None:
+    def run() -> subprocess.CompletedProcess[str]:
+        return health("run", tools, root=tmp_path, models=server.models, address=server.address, shell=shell)
+
+    first = run()
+    directory = tmp_path / "var/lib/ollama-fleet/health"
+    report = read_last(directory / "last.json")
+    assert report is not None
+    assert first.stdout.splitlines()[-1].startswith(f"{report.state}: ")
+    assert any(line.startswith("unknown toolcall: was not checked") for line in first.stdout.splitlines())
+    with (directory / "history.jsonl").open("a") as file:
+        file.write('{"started": "cut')
+    run()
+    entries: list[dict[str, Any]] = list(read_history(directory / "history.jsonl"))
+    assert [entry["checks"] for entry in entries] == [{k: str(v) for k, v in states(report).items()}] * 2
+    assert len((directory / "history.jsonl").read_text().splitlines()) == 2
+
+
+def test_an_agent_that_does_not_run_is_told_and_the_shell_checks(tools: Path, tmp_path: Path) -> None:
+    agents = tmp_path / "usr/local/lib/ollama-fleet/agent"
+    agents.mkdir(parents=True)
+    (agents / "0123456789abcdef.pex").write_text("raise SystemExit(70)")
+    directory = shutil.copytree(tools, tmp_path / "tools", symlinks=True)
+    python = directory / "python3"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    told = {r.check: r for r in report_of(health("report", directory, root=tmp_path)).checks}
+    assert told["toolcall"].reason == "was not checked: the agent ended with exit code 70"
+    told = {r.check: r for r in report_of(health("report", tools, root=tmp_path)).checks}
+    assert told["toolcall"].reason == "was not checked: no python3 on this host"
+
+
+def test_a_second_run_leaves_while_another_is_under_way(tools: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "var/lib/ollama-fleet/health"
+    directory.mkdir(parents=True)
+    holder = subprocess.Popen(["flock", directory / "lock", "cat"], stdin=subprocess.PIPE)
+    try:
+        while subprocess.run(["flock", "-n", directory / "lock", "true"], check=False).returncode == 0:
+            continue
+        done = health("run", tools, root=tmp_path)
+    finally:
+        holder.communicate(b"")
+    assert (done.returncode, done.stdout) == (0, "another run is under way\n")
+    assert not (directory / "last.json").exists()
