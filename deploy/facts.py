@@ -134,7 +134,8 @@ class SystemdFacts:
     its drop-ins. `user` is whom the unit runs as, `""` for root and None without a unit; `account` that user,
     or `ollama` where there is no unit. `gpu_groups` are those of `render` and `video` that exist.
     `foreign_program` is what a unit of another hand executes, `foreign_version` what that program says of
-    itself. `account_is_ours`: it was made by us. `is_leased`: a switch that was not confirmed yet.
+    itself. `account_is_ours`: it was made by us. `is_leased`: a switch that was not confirmed yet. `store` is
+    where the model store really lies, links followed; None where that is not known.
     """
 
     units: Mapping[str, UnitState] = field(default_factory=dict)
@@ -146,6 +147,7 @@ class SystemdFacts:
     foreign_program: str | None = None
     foreign_version: str | None = None
     is_leased: bool = False
+    store: str | None = None
 
     @property
     def unit(self) -> UnitState:

@@ -237,6 +237,7 @@ def _systemd(reply: _Reply) -> SystemdFacts | None:
         foreign_program=foreign[0] or None,
         foreign_version=foreign[1] or None,
         is_leased="@lease" in reply.rows,
+        store=reply.first("@store") or None,
     )
 
 

@@ -116,6 +116,9 @@ EOF
     [ -n "$foreign" ] || user=
     user=${user:-ollama}
     say @account "$user" "$(id -Gn "$user" 2>/dev/null)"
+    # Where the store really lies: links are followed as far as it is there.
+    existing_part "$models"
+    say @store "$(cd -P "$existing" 2>/dev/null && pwd -P)${models#"$existing"}"
     if [ -d "$state/lease" ]; then say @lease; fi
     if [ -f "$state/account" ]; then say @our_account; fi
 fi

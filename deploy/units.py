@@ -183,6 +183,9 @@ def _drop_in_values(desired: Desired, facts: HostFacts, release: Release) -> dic
         # It comes with the release itself, by EnvironmentFile.
         del environment[MARK_NAME]
     writable = dict.fromkeys([environment["HOME"], str(paths.models_dir)])
+    if facts.systemd is not None and facts.systemd.store is not None:
+        # systemd 252 follows no link in a path below another one that may be written to.
+        writable[facts.systemd.store] = None
     below_home = any(path.startswith(("/home/", "/root", "/run/user/")) for path in writable)
     address = environment["OLLAMA_HOST"].rpartition(":")[0]
     return {

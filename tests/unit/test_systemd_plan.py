@@ -162,6 +162,16 @@ def test_a_changed_setting_rewrites_the_drop_in_under_a_lease_and_restarts() -> 
     assert "OLLAMA_DEBUG is absent, desired `1`" in start.reason
 
 
+def test_a_store_behind_a_link_may_be_written_to_where_it_lies() -> None:
+    store = str(DESIRED.paths.models_dir)
+    assert plan(DESIRED, with_systemd(converged(), store=store)).is_empty
+    linked = with_systemd(converged(), store="/srv/models")
+    (written,) = [step for step in plan(DESIRED, linked).steps if isinstance(step, WriteFile)]
+    assert 'ReadWritePaths="/srv/models"' in written.file.text
+    assert f'ReadWritePaths="{store}"' in written.file.text
+    assert "StartServer" in kinds(plan(DESIRED, linked))
+
+
 def test_an_upgrade_is_a_switch_under_a_lease() -> None:
     facts = replace(converged(), current="0.17.4", releases={"0.17.4": "c" * 64})
     server = replace(
