@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import json
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Network
 from pathlib import Path
@@ -72,6 +72,40 @@ def remove_link(name: str) -> None:
 def set_link(name: str, state: str) -> None:
     """`up` or `down`. Raises MachineRefused."""
     call(["ip", "link", "set", name, state])
+
+
+@contextmanager
+def dropping(address: str, percent: int = 100) -> Iterator[None]:
+    """Lose so many of a hundred packets to and from a host, and tell nobody: 100 is a black hole.
+
+    In the kernel's own tables, of the family `inet`, under a name of this address.
+    """
+    table = f"fleet-drops-{address.replace('.', '-')}"
+    which = "" if percent == 100 else f"numgen random mod 100 < {percent} "
+    chains = "".join(
+        f"chain {hook} {{ type filter hook {hook} priority 0; ip {end} {address} {which}drop; }}\n"
+        for hook, end in (("output", "daddr"), ("input", "saddr"))
+    )
+    # Made first, so that one of a run that was killed can be deleted.
+    call(["nft", "-f", "-"], stdin=f"table inet {table}\ndelete table inet {table}\n")
+    call(["nft", "-f", "-"], stdin=f"table inet {table} {{\n{chains}}}\n")
+    try:
+        yield
+    finally:
+        call(["nft", "delete", "table", "inet", table])
+
+
+@contextmanager
+def shaping(link: str, kilobits_per_second: int) -> Iterator[None]:
+    """Bytes go to the host of this link no faster than that: tc-tbf(8)."""
+    rate = ["rate", f"{kilobits_per_second}kbit", "burst", "16kb", "latency", "500ms"]
+    call(["tc", "qdisc", "replace", "dev", link, "root", "tbf", *rate])
+    try:
+        yield
+    finally:
+        # A host that was switched off meanwhile has taken its link along.
+        with suppress(MachineRefused):
+            call(["tc", "qdisc", "delete", "dev", link, "root"])
 
 
 def find_free_subnet(routes: Iterable[str]) -> IPv4Network:

@@ -33,6 +33,21 @@ from testbed.promises import Ran, broken_after_converge, broken_after_fault
 SIMULATED = PROJECT / "testbed/ollama.py"
 
 
+def offer_release(mirror: Mirror, directory: Path, version: str, binary: Path) -> None:
+    """A release of the simulated Ollama, beside those that the mirror has."""
+    packed = make_release_archive(
+        directory / f"archives/{version}/{archive_name()}",
+        version=version,
+        compression="tar.zst",
+        binary=binary,
+        python=PYTHON,
+    )
+    known = mirror.repos.get(SERVER_REPO)
+    revisions = dict(known.revisions) if known is not None else {}
+    revisions[f"v{version}"] = {packed.name: packed}
+    mirror.repos[SERVER_REPO] = MirrorRepo(repo=SERVER_REPO, revisions=revisions)
+
+
 @dataclass(kw_only=True)
 class HostSite:
     """One practice host and what is deployed onto it."""
@@ -47,17 +62,7 @@ class HostSite:
     output: io.StringIO = field(default_factory=io.StringIO)
 
     def add_release(self, version: str, binary: Path = SIMULATED) -> None:
-        packed = make_release_archive(
-            self.directory / f"archives/{version}/{archive_name()}",
-            version=version,
-            compression="tar.zst",
-            binary=binary,
-            python=PYTHON,
-        )
-        known = self.mirror.repos.get(SERVER_REPO)
-        revisions = dict(known.revisions) if known is not None else {}
-        revisions[f"v{version}"] = {packed.name: packed}
-        self.mirror.repos[SERVER_REPO] = MirrorRepo(repo=SERVER_REPO, revisions=revisions)
+        offer_release(self.mirror, self.directory, version, binary)
 
     def want_new_release(self, binary: Path = SIMULATED) -> str:
         """The next deploy upgrades to a release that no host has had yet; returns its version."""

@@ -23,17 +23,12 @@ from deploy.outcomes import HostOutcome, Outcome
 from testbed.hosts_host import Host
 from testbed.hosts_tree import PYTHON
 from testbed.official import official_install
+from testbed.promises import NOTHING, broken_promises
 from tests.hosts.site import HostSite, broken, forget_connections, until
 
 PROGRAM = "/opt/ollama/releases/0.17.5/bin/ollama"
 # Only the server: the client of the same release loads its models.
 WHEN_SERVING = 'python=\nif [ "$1" = serve ]; then {}; fi\n'
-# What a cut must not leave for good, wherever it came.
-TEMPORARY = (
-    "find /opt/ollama /etc/systemd/system /usr/local/lib/ollama-fleet /var/lib/ollama-fleet"
-    " /usr/share/ollama -name '.*fleet-*' -o -name '.unpack-*' -o -name '.place-*' -o -name '.current-*'"
-    " -o -name '.previous-*' -o -name '*.lease' -o -name 'lease*' -path '/var/*' -o -name '*.part'"
-)
 
 
 def api(site: HostSite, path: str, body: dict[str, object] | None = None) -> str:
@@ -172,7 +167,7 @@ def test_a_release_that_fails_leaves_the_old_one_serving(deployed: HostSite, fau
     assert cause in str(failed.error and failed.error.cause)
     check_old_release_serves(deployed, failed)
     deployed.version = "0.17.5"
-    assert deployed.plan().is_empty
+    assert broken_promises(deployed.host, serves=["0.17.5"], new="0.17.5", deploy=deployed.ran) == []
 
 
 def test_a_model_made_on_a_release_that_fails_goes_with_it(deployed: HostSite) -> None:
@@ -228,8 +223,7 @@ def test_a_controller_killed_between_promote_and_the_end_of_the_lease_leaves_the
     shown = json.loads(api(deployed, "/api/show", {"model": "myqwen2"}))
     assert "temperature                    0.1" in shown["parameters"]
     assert "myqwen2:candidate" not in served(deployed)
-    assert deployed.deploy().error is None
-    assert deployed.plan().is_empty
+    assert broken_promises(deployed.host, serves=["0.17.5"], new="0.17.7", deploy=deployed.ran) == []
 
 
 def test_a_server_that_systemd_has_started_again_long_ago_is_confirmed_too(deployed: HostSite) -> None:
@@ -280,8 +274,8 @@ def test_a_second_deploy_at_the_same_time_exits_5_and_names_the_first(deployed: 
         deployed.sh("touch /run/second-has-ended")
         _, err = first.communicate(timeout=60)
         assert first.returncode == ExitCode.DONE, err
-    assert deployed.running() == "0.17.80"
     assert deployed.sh("cat /var/lib/ollama-fleet/lock") == ""
+    assert broken_promises(deployed.host, serves=["0.17.80"], new="0.17.80", deploy=deployed.ran) == []
 
 
 def test_after_a_clean_reboot_the_model_is_loaded_and_nobody_asked(deployed: HostSite) -> None:
@@ -406,9 +400,5 @@ def test_a_first_deploy_that_a_power_cut_ends_goes_on_and_leaves_nothing(
     cut_power(fresh, after_seconds(moment))
     told = f"cut at {moment:.2f} s"
     fresh.host.wait_for_system()
-    repaired = fresh.deploy()
-    assert repaired.error is None, (told, repaired.error.cause)
-    third = fresh.deploy()
-    assert (third.error, third.outcome, third.steps_done) == (None, Outcome.OK, 0), told
-    assert fresh.sh(TEMPORARY) == "", told
-    assert fresh.sh("flock -n /var/lib/ollama-fleet/lock echo free") == "free", told
+    broken = broken_promises(fresh.host, serves=[NOTHING, "0.17.5"], new="0.17.5", deploy=fresh.ran)
+    assert broken == [], told

@@ -202,7 +202,7 @@ def test_a_stream_that_was_cut_goes_on_where_it_ended(
     with source.open("wb") as file:
         file.writelines(os.urandom(1_000_000) for _ in range(300))
     part = host.root / "srv/.weights.part"
-    # The kernel's own patience is 45 s in earnest.
+    # The kernel is patient for 30 s in earnest.
     monkeypatch.setattr("deploy.ssh_connection.SILENCE_MILLISECONDS", 3_000)
     pulled = threading.Event()
 
