@@ -52,9 +52,9 @@ def wait_ready(url: str, deadline_seconds: float) -> Check:
     return Check("ready", check.ok, check.reason, {**check.data, "seconds": time.monotonic() - started})
 
 
-def server_version(url: str) -> Check:
+def server_version(url: str, deadline_seconds: float = ANSWER_SECONDS) -> Check:
     """Which version runs there: `data` has `version` and `simulated`."""
-    return _version_check("version", url, _get(url, "/api/version", ANSWER_SECONDS))
+    return _version_check("version", url, _get(url, "/api/version", deadline_seconds))
 
 
 @dataclass(frozen=True)

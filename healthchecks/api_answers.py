@@ -49,9 +49,19 @@ def check_version(look: Look) -> Judgement:
     open_here = known.open_in(version)
     evidence["vulnerabilities"] = [one.id for one in open_here]
     reason = f"{version} is below {floor.version}: {floor.why}"
-    hint = f"set `ollama_version` to {known.newest_floor} or newer, then ./fleet pin and ./fleet deploy"
+    hint = (
+        f"./fleet pin --version X, best {known.newest_floor} or newer; until then load no GGUF of strangers"
+    )
     return Judgement(State(floor.state), reason, hint, evidence)
 
 
+def does_answer(look: Look) -> bool:
+    """Whether the server has not been found silent: one that is need not be waited for again."""
+    answer = look.known.get("version")
+    return answer is None or bool(answer.ok)
+
+
 def _ask(look: Look) -> Check:
-    return look.once("version", lambda: server_version(look.config.url))
+    # A second less than the check has: a server that hangs is a failure, not unknown.
+    deadline_seconds = max(look.deadline_seconds - 1, 0.5)
+    return look.once("version", lambda: server_version(look.config.url, deadline_seconds))

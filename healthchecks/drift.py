@@ -34,4 +34,6 @@ def check_drift(look: Look) -> Judgement:
         return Judgement(
             State.UNKNOWN, f"`{unread[0]}` may not be read", "run the checks as root", evidence, facts
         )
-    return Judgement(State.PASS, f"{len(config.files)} files are as they were written", None, evidence, facts)
+    count = len(config.files)
+    reason = "1 file is as it was written" if count == 1 else f"{count} files are as they were written"
+    return Judgement(State.PASS, reason, None, evidence, facts)

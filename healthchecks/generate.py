@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from healthchecks.api import ask
+from healthchecks.api_answers import does_answer
 from healthchecks.health_config import HealthConfig, ModelConfig
 from healthchecks.health_report import State, worst_of
 from healthchecks.judgement import Judgement, Look
@@ -44,7 +45,10 @@ class _Told:
 
 def check_generate(look: Look) -> Judgement:
     """Each model in turn, within one deadline for all of them."""
+    if look.config.models and not does_answer(look):
+        return Judgement(State.FAIL, "the server does not answer", f"./fleet logs --limit {look.config.host}")
     told: list[_Told] = []
+    silent = look.known.setdefault("silent", set())
     evidence: dict[str, Any] = {}
     facts: dict[str, Any] = {}
     ends = time.monotonic() + look.config.thresholds.generate_deadline_seconds
@@ -56,6 +60,7 @@ def check_generate(look: Look) -> Judgement:
             hint = f"./fleet logs --limit {look.config.host}"
             told.append(_Told(State.FAIL, f"`{model.name}` does not answer: {problem}", hint))
             evidence[model.name] = {"error": str(problem)}
+            silent.add(model.name)
             continue
         evidence[model.name] = {
             "tokens": found.tokens,

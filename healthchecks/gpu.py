@@ -37,13 +37,14 @@ def check_residency(url: str, model: str, expected: str) -> Check:
         size_bytes, vram_bytes = _whole_number(runner, "size"), _whole_number(runner, "size_vram")
     except ValueError as problem:
         return Check("residency", False, str(problem), {"model": model})
-    ok, reason = _judge(model, expected, size_bytes, vram_bytes)
+    ok, reason = judge_residency(model, expected, size_bytes, vram_bytes)
     return Check(
         "residency", ok, reason, {"model": model, "size_bytes": size_bytes, "vram_bytes": vram_bytes}
     )
 
 
-def _judge(model: str, expected: str, size_bytes: int, vram_bytes: int) -> tuple[bool, str]:
+def judge_residency(model: str, expected: str, size_bytes: int, vram_bytes: int) -> tuple[bool, str]:
+    """Whether the server's own figures are as the inventory wants them, and a sentence on it."""
     if size_bytes <= 0:
         return expected == "none", f"the server states no size for `{model}`"
     share = f"{100 * vram_bytes // size_bytes} % of `{model}`"

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from healthchecks.api import running_models
-from healthchecks.gpu import NO_GPU_CAUSES, TOO_BIG_CAUSES
+from healthchecks.api import is_same_model, running_models
+from healthchecks.gpu import judge_residency
 from healthchecks.health_report import State
 from healthchecks.judgement import Judgement, Look
 from healthchecks.nvml import Gpu, GpuProcess
@@ -42,15 +42,11 @@ def check_gpu_truth(look: Look) -> Judgement:
     if not claims:
         return Judgement(State.UNKNOWN, "no model is loaded, so nobody holds GPU memory", None, evidence)
     for claim in claims:
-        if claim.vram_bytes <= 0:
-            reason = f"`{claim.model}` runs on the CPU, and `ollama_gpu=nvidia`; {NO_GPU_CAUSES}"
-            hint = "modprobe nvidia-uvm, then restart the service; ./fleet gpu tells what the driver says"
+        # The gate of a deploy asks the same through its tunnel.
+        ok, reason = judge_residency(claim.model, "nvidia", claim.size_bytes, claim.vram_bytes)
+        if not ok:
+            hint = f"./fleet gpu --limit {look.config.host}; then restart the service"
             return Judgement(State.FAIL, reason, hint, evidence, facts)
-    for claim in claims:
-        if claim.vram_bytes < claim.size_bytes:
-            share = 100 * claim.vram_bytes // claim.size_bytes
-            reason = f"only {share} % of `{claim.model}` is in GPU memory; {TOO_BIG_CAUSES}"
-            return Judgement(State.FAIL, reason, "./fleet gpu tells who holds the memory", evidence, facts)
     return _judge_memory(look, sum(claim.vram_bytes for claim in claims), evidence, facts)
 
 
@@ -80,7 +76,7 @@ def _judge_memory(look: Look, claimed: int, evidence: dict[str, Any], facts: Map
     used_bytes = evidence["used_bytes"]
     if used_bytes is not None and used_bytes < HELD_SHARE * claimed:
         reason = (
-            f"the server claims {_gib(claimed)} in GPU memory, and only {_gib(used_bytes)} are in use at "
+            f"the server claims {_size(claimed)} in GPU memory, and only {_size(used_bytes)} are in use at "
             "all: a silent CPU fallback"
         )
         return judge(State.FAIL, reason, fallback)
@@ -89,15 +85,15 @@ def _judge_memory(look: Look, claimed: int, evidence: dict[str, Any], facts: Map
         return judge(State.UNKNOWN, f"the driver does not show who holds the GPU memory{where}")
     if not held:
         reason = (
-            f"the server claims {_gib(claimed)} in GPU memory, and the driver knows no process of it there"
+            f"the server claims {_size(claimed)} in GPU memory, and the driver knows no process of it there"
         )
         return judge(State.FAIL, reason, fallback)
     if any(process.memory_used_bytes is None for process in held):
         return judge(State.PASS, "the runner is on the GPU; the driver counts no bytes by process")
     if ours < HELD_SHARE * claimed:
-        reason = f"the server claims {_gib(claimed)} in GPU memory, and its runner holds {_gib(ours)}"
+        reason = f"the server claims {_size(claimed)} in GPU memory, and its runner holds {_size(ours)}"
         return judge(State.FAIL, reason, fallback)
-    return judge(State.PASS, f"the runner holds {_gib(ours)} of GPU memory for {_gib(claimed)} of models")
+    return judge(State.PASS, f"the runner holds {_size(ours)} of GPU memory for {_size(claimed)} of models")
 
 
 def _held_by_server(look: Look, gpus: Sequence[Gpu]) -> list[GpuProcess] | None:
@@ -127,8 +123,6 @@ def _parse_claim(entry: Mapping[str, Any]) -> _Claim:
 
 def _loaded_facts(look: Look, claims: Sequence[_Claim]) -> Mapping[str, Mapping[str, Any]]:
     """By deployed name; a model that this run's generation has loaded was not there before."""
-    from healthchecks.api import is_same_model
-
     return {
         model.name: {"size_bytes": claim.size_bytes, "vram_bytes": claim.vram_bytes}
         for model in look.config.models
@@ -137,5 +131,6 @@ def _loaded_facts(look: Look, claims: Sequence[_Claim]) -> Mapping[str, Mapping[
     }
 
 
-def _gib(size_bytes: int) -> str:
-    return f"{size_bytes / 1024**3:.2f} GiB"
+def _size(size_bytes: int) -> str:
+    mib = size_bytes / 1024**2
+    return f"{mib / 1024:.2f} GiB" if mib >= 1024 else f"{mib:.1f} MiB"

@@ -16,9 +16,11 @@ FORMAT = 1
 class ModelConfig:
     """A served model as it was deployed.
 
-    `weights_sha256` and `template_sha256` are 64 hex digits without a prefix; the template's is of its UTF-8
-    bytes, None where it is not known. `parameters` are typed values; `stop` is a list.
-    `baseline_tokens_per_second` was measured when it was promoted, None where it was not.
+    `weights_sha256` is the layer that the store had after the deploy: releases from 0.30.0 on write the
+    weights anew when a model is created, and the pinned file has another. `template_sha256` is of the
+    template's UTF-8 bytes, None where it is not known. Both are 64 hex digits without a prefix. `parameters`
+    are typed values; `stop` is a list. `baseline_tokens_per_second` was measured when it was promoted, None
+    where it was not.
     """
 
     name: str
@@ -56,7 +58,6 @@ class Thresholds:
     """Without persistence mode the first question initialises every GPU, which takes seconds each."""
 
     unowned_gpu_bytes: int = 512 * 1024 * 1024
-    gpu_memory_warn_share: float = 0.95
     temperature_margin_celsius: float = 5.0
     """Below the temperature at which the GPU slows itself down."""
 

@@ -74,4 +74,5 @@ def unowned_bytes(gpu: Gpu) -> int | None:
     if total is None or used is None or free is None or used + free >= total:
         return None
     counted = [process.memory_used_bytes for process in gpu.processes]
-    return None if None in counted else max(used - sum(size or 0 for size in counted), 0)
+    owned = sum(size or 0 for size in counted) + (gpu.graphics_bytes or 0)
+    return None if None in counted else max(used - owned, 0)

@@ -42,7 +42,8 @@ class Gpu:
 
     `memory_used_bytes` is without what the driver reserves, where it says how much that is. `throttle` is the
     mask of nvmlDeviceGetCurrentClocksEventReasons. Uncorrected ECC errors are `ecc_volatile` since the driver
-    was loaded and `ecc_aggregate` over the card's life.
+    was loaded and `ecc_aggregate` over the card's life. `graphics_bytes` is held by processes that draw and
+    do not compute.
     """
 
     index: int
@@ -55,6 +56,7 @@ class Gpu:
     memory_used_bytes: int | None = None
     memory_free_bytes: int | None = None
     processes: tuple[GpuProcess, ...] = ()
+    graphics_bytes: int | None = None
     temperature_celsius: int | None = None
     slowdown_celsius: int | None = None
     utilization_percent: int | None = None
@@ -191,6 +193,7 @@ def _read_health(gpu: Gpu, handle: Any) -> Gpu:
     persistence = _optional(lambda: nvml.nvmlDeviceGetPersistenceMode(handle))
     return dataclasses.replace(
         gpu,
+        graphics_bytes=_optional(lambda: _sum_graphics(handle, {process.pid for process in gpu.processes})),
         pci=_optional(lambda: _text(nvml.nvmlDeviceGetPciInfo(handle).busId)),
         temperature_celsius=_optional(
             lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)
@@ -208,6 +211,14 @@ def _read_health(gpu: Gpu, handle: Any) -> Gpu:
         remapped_failed=None if remapped is None else bool(remapped[3]),
         retired_pending=None if retired is None else bool(retired),
     )
+
+
+def _sum_graphics(handle: Any, computing: set[int]) -> int:
+    """A process may do both; its memory is counted once."""
+    import pynvml
+
+    drawing = pynvml.nvmlDeviceGetGraphicsRunningProcesses(handle)
+    return sum(item.usedGpuMemory or 0 for item in drawing if item.pid not in computing)
 
 
 def _process(pid: int, memory_used_bytes: int | None) -> GpuProcess:

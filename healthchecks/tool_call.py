@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from healthchecks.api_answers import does_answer
 from healthchecks.health_report import State
 from healthchecks.judgement import Judgement, Look
 
@@ -23,6 +24,13 @@ def check_tool_call(look: Look) -> Judgement:
     models = [model.name for model in look.config.models if model.uses_tools]
     if not models:
         return Judgement(State.PASS, "no model is served that uses tools")
+    silent = look.known.get("silent", set())
+    if not does_answer(look) or silent.issuperset(models):
+        # It was waited for long enough.
+        facts_of_all = {model: {"toolcall_ok": False} for model in models}
+        hint = f"./fleet logs --limit {look.config.host}"
+        reason = "the server does not answer" if not does_answer(look) else "no model answers"
+        return Judgement(State.FAIL, reason, hint, facts={"models": facts_of_all})
     # Loading jsonschema takes longer than all checks that only look.
     from healthchecks.database import make_database
     from healthchecks.endpoint import Endpoint

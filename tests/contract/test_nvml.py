@@ -18,6 +18,8 @@ from deploy import nvml
 from deploy.errors import GpuUnusable, ProbeFailed
 from deploy.gpu import GpuProcess, GpuReading, Mig, Problem, check_gpus
 from deploy.local import LocalTransport
+from healthchecks import nvml as health_nvml
+from tests.contract.scripted_nvml import build_library
 
 HERE = Path(__file__).parent / "nvml"
 PROJECT = Path(__file__).resolve().parents[2]
@@ -29,16 +31,7 @@ RUNNER = "/opt/ollama/releases/0.17.5/bin/ollama"
 @pytest.fixture(scope="module")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of a freshly built `libnvidia-ml.so.1`."""
-    if shutil.which("gcc") is None:
-        reason = (
-            "gcc is not installed, and the scripted NVML driver is built with it: apt install gcc libc6-dev"
-        )
-        pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
-    directory = tmp_path_factory.mktemp("nvml")
-    built = directory / "libnvidia-ml.so.1"
-    command = ["gcc", "-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", "-o", str(built)]
-    subprocess.run([*command, str(HERE / "scripted_nvml.c")], check=True)
-    return directory
+    return build_library(tmp_path_factory.mktemp("nvml"))
 
 
 @pytest.fixture
@@ -162,6 +155,86 @@ def test_a_driver_that_crashes_takes_only_its_own_process_along(driver: pytest.M
     reading = nvml.read_gpus()
     assert reading.problem is Problem.OTHER
     assert "ended with -6" in reading.said
+
+
+# ---- what the health checks ask beside
+def test_a_card_tells_its_health_through_the_real_binding(driver: pytest.MonkeyPatch) -> None:
+    driver.setenv("SCRIPTED_NVML_PROCESSES", f"0,4242,5900,{RUNNER}")
+    reading = health_nvml.read_gpus(20)
+    assert (reading.code, reading.driver, reading.cuda) == (None, "550.54.15", "12.4")
+    [gpu] = reading.gpus
+    assert (gpu.pci, gpu.temperature_celsius, gpu.slowdown_celsius) == ("00000000:17:00.0", 41, 90)
+    assert (gpu.throttle, gpu.persistence, gpu.utilization_percent) == (0, True, 0)
+    assert (gpu.ecc_volatile, gpu.ecc_aggregate) == (0, 0)
+    assert (gpu.remapped_pending, gpu.remapped_failed, gpu.retired_pending) == (False, False, None)
+    assert gpu.processes == (health_nvml.GpuProcess(4242, RUNNER, 5900 * MIB),)
+
+
+def test_memory_of_processes_that_draw_is_summed_once(driver: pytest.MonkeyPatch) -> None:
+    driver.setenv("SCRIPTED_NVML_PROCESSES", f"0,4242,5900,{RUNNER}")
+    driver.setenv("SCRIPTED_NVML_GRAPHICS", f"0,80,300,Xorg;0,81,50,-;0,4242,5900,{RUNNER}")
+    [gpu] = health_nvml.read_gpus(20).gpus
+    assert gpu.graphics_bytes == 350 * MIB
+
+
+def test_each_card_has_its_own_health(driver: pytest.MonkeyPatch) -> None:
+    driver.setenv("SCRIPTED_NVML_GPUS", ";".join([A10] * 8))
+    driver.setenv(
+        "SCRIPTED_NVML_HEALTH",
+        "3:temperature=93,throttle=72,utilization=99,persistence=0;"
+        "5:ecc=2,ecc_life=7,pending=1,failed=1,retired=1;6:temperature=-,slowdown=-,ecc=-,pending=-",
+    )
+    gpus = health_nvml.read_gpus(20).gpus
+    assert [gpu.index for gpu in gpus] == list(range(8))
+    hot, broken, old = gpus[3], gpus[5], gpus[6]
+    assert (hot.temperature_celsius, hot.throttle, hot.persistence) == (93, 72, False)
+    assert (broken.ecc_volatile, broken.ecc_aggregate, broken.retired_pending) == (2, 7, True)
+    assert (broken.remapped_pending, broken.remapped_failed) == (True, True)
+    assert (old.temperature_celsius, old.slowdown_celsius, old.ecc_volatile) == (None, None, None)
+    assert (old.remapped_pending, old.ecc_aggregate) == (None, 0)
+    assert gpus[0].temperature_celsius == 41
+
+
+@pytest.mark.parametrize("count", [1, 4, 8])
+def test_all_gpus_of_a_host_are_told(driver: pytest.MonkeyPatch, count: int) -> None:
+    driver.setenv("SCRIPTED_NVML_GPUS", ";".join([A10] * count))
+    assert [gpu.uuid for gpu in health_nvml.read_gpus(20).gpus] == [f"GPU-{n:08d}" for n in range(count)]
+
+
+def test_an_instance_of_a_split_card_has_memory_and_no_health(driver: pytest.MonkeyPatch) -> None:
+    driver.setenv("SCRIPTED_NVML_MIG", "0")
+    whole, *instances = health_nvml.read_gpus(20).gpus
+    assert (whole.mig, whole.temperature_celsius) == ("split", 41)
+    assert [(one.mig, one.temperature_celsius) for one in instances] == [("instance", None)] * 2
+
+
+@pytest.mark.parametrize("where", ["init", "memory", "temperature"])
+def test_a_driver_that_hangs_is_told_to_the_checks(driver: pytest.MonkeyPatch, where: str) -> None:
+    driver.setenv("SCRIPTED_NVML_HANG", where)
+    reading = health_nvml.read_gpus(1.0)
+    assert (reading.code, reading.said) == (health_nvml.HANGS, "no answer within 1 s")
+
+
+@pytest.mark.parametrize("code", [9, 18, 4, 999])
+def test_what_init_refuses_is_told_with_its_number(driver: pytest.MonkeyPatch, code: int) -> None:
+    driver.setenv("SCRIPTED_NVML_INIT", str(code))
+    reading = health_nvml.read_gpus(20)
+    assert (reading.gpus, reading.code) == ((), code)
+    assert reading.said.startswith("nvmlInit: ")
+
+
+def test_a_lost_card_is_told_to_the_checks_beside_the_others(driver: pytest.MonkeyPatch) -> None:
+    driver.setenv("SCRIPTED_NVML_GPUS", f"{A10};{A10};{A10};{A10}")
+    driver.setenv("SCRIPTED_NVML_LOST", "2")
+    reading = health_nvml.read_gpus(20)
+    assert [gpu.index for gpu in reading.gpus] == [0, 1, 3]
+    assert (reading.code, reading.said) == (15, "GPU 2: GPU is lost")
+
+
+def test_a_driver_that_crashes_is_broken_for_the_checks(driver: pytest.MonkeyPatch) -> None:
+    driver.setenv("SCRIPTED_NVML_CRASH", "1")
+    reading = health_nvml.read_gpus(20)
+    assert (reading.gpus, reading.code) == ((), health_nvml.BROKEN)
 
 
 def run_task(tmp_path: Path, settings: str) -> tuple[int, list[dict[str, Any]]]:

@@ -27,6 +27,7 @@ from healthchecks.memory_owners import check_owners
 from healthchecks.rollback import check_rollback
 from healthchecks.service import check_service
 from healthchecks.stored_models import check_models
+from healthchecks.tool_call import check_tool_call
 from healthchecks.vulnerable import is_below, read_vulnerabilities
 from healthchecks.wire import Answer
 from tests.unit.health_host import (
@@ -419,6 +420,29 @@ def test_one_model_of_two_that_fails_is_the_reason(host: FakeHost, server: FakeS
     assert "`canary`" not in found.reason
 
 
+def test_a_server_that_was_found_silent_is_not_waited_for_again(host: FakeHost, server: FakeServer) -> None:
+    server.answers["/api/version"] = NOBODY
+    seen = look(host)
+    check_api(seen)
+    silent = (State.FAIL, "the server does not answer")
+    assert judged(check_generate(seen)) == silent
+    found = check_tool_call(seen)
+    assert judged(found) == silent
+    assert facts_of(found)["models"][0]["toolcall_ok"] is False
+
+
+def test_a_model_that_did_not_answer_is_asked_for_no_call(host: FakeHost, server: FakeServer) -> None:
+    server.answers["/api/generate"] = NOBODY
+    seen = look(host)
+    check_generate(seen)
+    assert judged(check_tool_call(seen)) == (State.FAIL, "no model answers")
+
+
+def test_without_a_model_that_uses_tools_no_call_is_wanted(host: FakeHost) -> None:
+    config = replace(CONFIG, models=(replace(CANARY, uses_tools=False),))
+    assert judged(check_tool_call(look(host, config))) == (State.PASS, "no model is served that uses tools")
+
+
 def test_without_a_model_nothing_is_known_of_models(host: FakeHost, server: FakeServer) -> None:
     config = replace(CONFIG, models=())
     assert check_generate(look(host, config)).state is State.UNKNOWN
@@ -567,7 +591,7 @@ def config_with_files(*paths: str) -> HealthConfig:
 
 def test_files_as_written_pass(host: FakeHost) -> None:
     found = check_drift(look(host))
-    assert judged(found) == (State.PASS, "1 files are as they were written")
+    assert judged(found) == (State.PASS, "1 file is as it was written")
     assert facts_of(found)["drifted_files"] == []
 
 

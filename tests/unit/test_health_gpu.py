@@ -141,7 +141,7 @@ def test_the_runner_that_holds_what_the_server_claims_is_the_truth(
 @pytest.mark.parametrize(
     ("vram", "says"),
     [
-        (0, "`canary:latest` runs on the CPU, and `ollama_gpu=nvidia`"),
+        (0, "`canary:latest` runs on the CPU; usual causes: no driver"),
         (2 * GIB, "only 40 % of `canary:latest` is in GPU memory"),
     ],
 )
@@ -158,7 +158,7 @@ def test_a_false_100_percent_is_a_silent_cpu_fallback(host: FakeHost, server: Fa
     host.reading = with_gpu(memory_used_bytes=3 * 1024**2, processes=())
     found = check_gpu_truth(look(host))
     assert found.state is State.FAIL
-    assert "only 0.00 GiB are in use at all: a silent CPU fallback" in found.reason
+    assert "only 3.0 MiB are in use at all: a silent CPU fallback" in found.reason
 
 
 def test_memory_that_another_process_holds_is_not_the_models(host: FakeHost, server: FakeServer) -> None:
@@ -176,7 +176,7 @@ def test_a_runner_that_holds_too_little_is_not_the_truth(host: FakeHost, server:
     found = check_gpu_truth(look(host))
     assert judged(found) == (
         State.FAIL,
-        "the server claims 5.00 GiB in GPU memory, and its runner holds 0.50 GiB",
+        "the server claims 5.00 GiB in GPU memory, and its runner holds 512.0 MiB",
     )
 
 
@@ -247,6 +247,11 @@ def test_memory_of_no_process_is_a_warning(host: FakeHost) -> None:
     host.reading = with_gpu(memory_used_bytes=9 * GIB, memory_free_bytes=14 * GIB)
     found = check_owners(look(host))
     assert judged(found) == (State.WARN, "3.00 GiB of GPU 0 belong to no process")
+
+
+def test_a_desktop_owns_its_memory_too(host: FakeHost) -> None:
+    host.reading = with_gpu(memory_used_bytes=9 * GIB, memory_free_bytes=14 * GIB, graphics_bytes=3 * GIB)
+    assert check_owners(look(host)).state is State.PASS
 
 
 def test_memory_that_every_process_owns_passes(host: FakeHost) -> None:

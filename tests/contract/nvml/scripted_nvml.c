@@ -5,6 +5,7 @@
  *   SCRIPTED_NVML_CRASH=1            nvmlInit ends the process
  *   SCRIPTED_NVML_GPUS="NAME,TOTAL,RESERVED,USED;..."      MiB; one entry a GPU
  *   SCRIPTED_NVML_PROCESSES="GPU,PID,USED,NAME;..."        MiB; USED - is not available, NAME - is not found
+ *   SCRIPTED_NVML_GRAPHICS="GPU,PID,USED,NAME;..."         the same of processes that draw
  *   SCRIPTED_NVML_LOST=INDEX         that GPU fell off the bus
  *   SCRIPTED_NVML_MIG=INDEX          that GPU is split: instances 0 and 2 exist, with a quarter of the memory each
  *   SCRIPTED_NVML_MEMORY=CODE        both memory calls answer CODE
@@ -202,12 +203,12 @@ static const char *next_process(const char *from, int *gpu, struct process *proc
     return end ? end + 1 : from + strlen(from);
 }
 
-int nvmlDeviceGetComputeRunningProcesses_v3(struct device *device, unsigned *size, struct process *found) {
+static int processes(const char *list, struct device *device, unsigned *size, struct process *found) {
     struct process process = {0}, all[PROCESSES];
     char name[1024];
     int gpu = 0;
     unsigned have = 0;
-    const char *at = told("SCRIPTED_NVML_PROCESSES");
+    const char *at = told(list);
     while ((at = next_process(at, &gpu, &process, name)) && have < PROCESSES)
         if (gpu == device->index && device->instance < 0) all[have++] = process;
     unsigned given = *size;
@@ -216,6 +217,14 @@ int nvmlDeviceGetComputeRunningProcesses_v3(struct device *device, unsigned *siz
     if (given < have) return TOO_SMALL;
     memcpy(found, all, have * sizeof *all);
     return OK;
+}
+
+int nvmlDeviceGetComputeRunningProcesses_v3(struct device *device, unsigned *size, struct process *found) {
+    return processes("SCRIPTED_NVML_PROCESSES", device, size, found);
+}
+
+int nvmlDeviceGetGraphicsRunningProcesses_v3(struct device *device, unsigned *size, struct process *found) {
+    return processes("SCRIPTED_NVML_GRAPHICS", device, size, found);
 }
 
 int nvmlSystemGetProcessName(unsigned pid, char *text, unsigned size) {
