@@ -111,13 +111,13 @@ fi
 for group in "$@"; do systemd-sysusers --inline "m $name $group"; done
 """
 
-# What an agent before it had unpacked goes with it, once no run is under way. Prints why it does not start.
+# What an agent before it had unpacked goes with it, once nobody runs it. Prints why it does not start.
 _START_AGENT = r"""
 set -eu
 umask 022
 agent=$1 state=$2
 mkdir -p "$state"
-exec 9>>"$state/lock"
+exec 9>>"$state/agent.lock"
 ! command -v flock >/dev/null 2>&1 || flock -w 240 9
 for path in "$(dirname "$agent")"/*; do [ "$path" = "$agent" ] || rm -rf "$path"; done
 rm -rf "$state/agent"

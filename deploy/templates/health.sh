@@ -27,10 +27,15 @@ ask_seconds=10
 # --- with Python: the agent
 
 why='there is no agent on this host'
+command -v python3 >/dev/null 2>&1 || why='no python3 on this host'
+# Whoever puts another agent in place waits for us, and we for them: deploy/commands.py, `start_agent`.
+if [ -w "$directory" ] && command -v flock >/dev/null 2>&1; then
+    exec 8>>"$directory/agent.lock"
+    flock -s 8
+fi
 for file in "$programs"/agent/*.pex; do
     [ -f "$file" ] || continue
     agent=$file
-    why='no python3 on this host'
     # Who cannot write the state still gets a report: the agent unpacks itself somewhere else then.
     unpacked=$directory/agent
     [ -w "$directory" ] || unpacked=$(mktemp -d) || break
@@ -92,7 +97,8 @@ ask() { # PATH: what the server answers
     if command -v curl >/dev/null 2>&1; then
         curl -sf --noproxy '*' --max-time "$ask_seconds" "http://$address$1" 2>/dev/null
     else
-        env -u http_proxy -u HTTP_PROXY wget -q -T "$ask_seconds" -O - "http://$address$1" 2>/dev/null
+        # A shell of busybox has it inside, where env(1) does not find it.
+        (unset http_proxy HTTP_PROXY && wget -q -T "$ask_seconds" -O - "http://$address$1" 2>/dev/null)
     fi
 }
 
@@ -117,7 +123,11 @@ check_api() {
         tell api unknown 'neither curl nor wget is on this host'
         return
     fi
-    if answer=$(ask /api/version); then
+    answer=$(ask /api/version)
+    ended=$?
+    if [ "$ended" -eq 126 ] || [ "$ended" -eq 127 ]; then
+        tell api unknown 'wget cannot be started on this host'
+    elif [ "$ended" -eq 0 ]; then
         version=$(printf '%s' "$answer" | sed -n 's/.*"version" *: *"\([^"]*\)".*/\1/p')
         tell api pass "the server answers: $version"
     else
@@ -240,9 +250,11 @@ check_rollback
 others='version loaded owners clock drift'
 [ -n "$quick" ] || others="$others generate toolcall"
 [ "$gpu" != nvidia ] || others="$others gpu_truth gpu_errors gpu_heat gpu_persistence gpu_xid"
+before=$lines
 for name in $others; do
     tell "$name" unknown "was not checked: $why" 'with Python 3.9 or newer on the host ./fleet schedule brings the agent'
 done
+lines="${before}unknown, since not checked ($why): $others$nl"
 
 read -r now _ </proc/uptime
 seconds=$((${now%.*} - ${uptime%.*}))
