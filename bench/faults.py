@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from deploy.report import Report
-from tests.fault_rows import Row, RowTest, read_rows, unshown
+from tests.fault_rows import PAGE, Row, RowTest, read_rows, unshown
 from tests.run import run_tiers
-
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "faults.md"
 
 HEAD = """\
 # Faults, and what becomes of them
@@ -57,8 +54,7 @@ def render_page(rows: Mapping[int, Row], tests: Sequence[RowTest]) -> str:
 
 
 def _render_row(row: Row, tests: Sequence[RowTest]) -> str:
-    functions = dict.fromkeys(test.function for test in tests)
-    shown = "<br>".join(map(_render_function, sorted(functions))) or "-"
+    shown = "<br>".join(sorted({test.shown for test in tests})) or "-"
     results = [row.reason] if row.reason else [] if tests else ["no test"]
     for result in dict.fromkeys(test.result for test in tests):
         same = [test for test in tests if test.result == result]
@@ -67,9 +63,3 @@ def _render_row(row: Row, tests: Sequence[RowTest]) -> str:
     seconds = f"{sum(test.seconds for test in tests):.1f}" if tests else "-"
     cells = [str(row.number), row.fault, row.end, shown, ", ".join(results), seconds]
     return f"| {' | '.join(cell.replace('|', '/').replace(chr(10), ' ') for cell in cells)} |"
-
-
-def _render_function(function: str) -> str:
-    """`tests/hosts/test_x.py::test_it_does_so` as the file and the sentence that the name is."""
-    file, _, name = function.partition("::")
-    return f"`{file}`: {name.removeprefix('test_').replace('_', ' ')}"

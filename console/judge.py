@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from deploy.errors import ExitCode, UsageError
-from deploy.report import Report
+from deploy.report import Report, render_json
 from healthchecks.exchange_file import (
     InvalidExchangeFileError,
     InvalidToolsError,
@@ -54,7 +53,7 @@ def judge_file(task: JudgeTask) -> ExitCode:
     verdict = _judge(saved, given_tools, task.server)
     if task.as_json:
         # One object, not one event a line: it is what other programs keep beside the reply.
-        print(json.dumps(render_verdict(verdict), ensure_ascii=False))
+        print(render_json(render_verdict(verdict), sys.stdout))
     else:
         for line in describe_verdict(verdict):
             task.report.say(line)

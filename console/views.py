@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import sys
 from typing import Any
 
 from console.changes import exit_code, outcome_of_error
@@ -15,7 +15,7 @@ from deploy.facts import HostFacts
 from deploy.fleet import each
 from deploy.outcomes import HostOutcome, Outcome
 from deploy.plan import plan, render_plan
-from deploy.report import Report
+from deploy.report import Report, render_json
 from healthchecks.api import server_version
 
 
@@ -116,4 +116,4 @@ def show_inventory(given: str | None, limit: str | None) -> None:
     from deploy.inventory import parse_inventory, render_list
 
     listed = render_list(parse_inventory(inventory_path(given)), limit)
-    print(json.dumps(listed, indent=4, sort_keys=True, ensure_ascii=False))
+    print(render_json(listed, sys.stdout, indent=4, sort_keys=True))

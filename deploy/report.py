@@ -153,7 +153,7 @@ class Report:
         print(text, file=self._stdout, flush=True)
 
     def _write_json(self, event: Mapping[str, Any]) -> None:
-        print(json.dumps(event, ensure_ascii=False), file=self._stdout, flush=True)
+        print(render_json(event, self._stdout), file=self._stdout, flush=True)
 
     def _is_due(self, host: str | None, fields: Mapping[str, Any]) -> bool:
         """A terminal is redrawn at every event; lines and JSON come once a second, and at the end."""
@@ -181,6 +181,15 @@ def _forgiving(stream: TextIO | None) -> TextIO:
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors="backslashreplace")
     return stream
+
+
+def render_json(value: object, stream: TextIO, *, indent: int | None = None, sort_keys: bool = False) -> str:
+    """JSON as this stream can spell it: where that is not Unicode (`LC_ALL=C`), JSON's own escapes.
+
+    Those of Python's `backslashreplace` (x and two digits) are none of them.
+    """
+    spells_all = (getattr(stream, "encoding", None) or "utf-8").lower().startswith("utf")
+    return json.dumps(value, ensure_ascii=not spells_all, indent=indent, sort_keys=sort_keys)
 
 
 def _turn_away(stream: TextIO) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 TESTS = Path(__file__).resolve().parent
 ROWS_FILE = TESTS / "faults.toml"
+PAGE = TESTS.parent / "docs" / "faults.md"
 ROW_PROPERTY, NODE_PROPERTY = "fault", "fault-test"
 
 
@@ -43,6 +44,11 @@ class RowTest:
     def function(self) -> str:
         """Its name without parameters: `tests/hosts/test_x.py::test_y`."""
         return self.node.partition("[")[0]
+
+    @property
+    def shown(self) -> str:
+        """As the page tells it: the file, and the sentence that the name is."""
+        return show_function(self.function)
 
 
 @cache
@@ -81,6 +87,22 @@ def unshown(rows: Mapping[int, Row], tests: Sequence[RowTest]) -> list[str]:
             said = ", ".join(f"{test.node} {test.result}" for test in own) or "no test"
             found.append(f"row {row.number}, {row.fault}: {said}")
     return found
+
+
+def show_function(function: str) -> str:
+    """`tests/hosts/test_x.py::test_it_does_so` as "`tests/hosts/test_x.py`: it does so"."""
+    file, _, name = function.partition("::")
+    return f"`{file}`: {name.removeprefix('test_').replace('_', ' ')}"
+
+
+def missing_on_page(page: str, tests: Sequence[RowTest]) -> list[str]:
+    """The rows of these tests whose line on the page does not name them: it is older than they are."""
+    lines = {line.split(" | ")[0]: line for line in page.splitlines()}
+    return [
+        f"docs/faults.md does not name {test.shown} in row {test.number}: ./fleet bench faults"
+        for test in {(test.number, test.function): test for test in tests}.values()
+        if test.shown not in lines.get(f"| {test.number}", "")
+    ]
 
 
 def marked_functions() -> Mapping[str, set[int]]:

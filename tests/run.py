@@ -21,7 +21,7 @@ from pathlib import Path
 from testbed.hosts_machine import missing_parts
 from testbed.machine_image import missing_machine_parts
 from testbed.ollama import start_server
-from tests.fault_rows import RowTest, read_row_tests, read_rows, unshown
+from tests.fault_rows import PAGE, RowTest, missing_on_page, read_row_tests, read_rows, unshown
 
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -85,11 +85,12 @@ def run_tiers(extra: Sequence[str]) -> list[TierResult]:
 
 
 def _check_faults(results: Sequence[TierResult]) -> TierResult:
-    """Every row of the fault matrix was shown by a test that passed, or says why it cannot be."""
+    """Every row of the matrix was shown by a test that passed or says why not, and the page tells of it."""
     out = [result.name for result in results if result.end is TierEnd.NOT_RUN]
     if out:
         return TierResult(name="faults", end=TierEnd.NOT_RUN, told=f"nor was {', '.join(out)}")
-    missing = unshown(read_rows(), [test for result in results for test in result.faults])
+    tests = [test for result in results for test in result.faults]
+    missing = unshown(read_rows(), tests) + missing_on_page(PAGE.read_text(), tests)
     if missing:
         return TierResult(name="faults", end=TierEnd.FAILED, told="; ".join(missing))
     told = f"{len(read_rows())} rows of docs/faults.md shown, or told why not"

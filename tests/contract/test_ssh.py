@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -232,6 +233,7 @@ def no_such_name(*_: object, **__: object) -> None:
     raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
 
+@pytest.mark.fault(5)
 def test_a_connection_that_is_cut_while_a_command_runs_is_told_and_made_anew(
     server: Sshd, tmp_path: Path
 ) -> None:
@@ -452,6 +454,18 @@ def test_without_a_terminal_and_without_the_variable_the_way_out_is_named(
 
 
 # Files in parts.
+
+
+@pytest.mark.fault(4)
+def test_a_stream_that_nobody_reads_is_given_up_and_its_host_named(server: Sshd) -> None:
+    endless = itertools.repeat(bytes(100_000))
+    with (
+        using(server.transport()) as box,
+        pytest.raises(HostUnreachable, match="`sleep 60` took no more bytes") as raised,
+    ):
+        box.send(["sleep", "60"], endless, stall_seconds=1)
+    assert raised.value.host == box.host
+    assert raised.value.cause == "nothing moved for 1 s"
 
 
 def test_a_file_is_continued_where_it_was_cut(server: Sshd, tmp_path: Path) -> None:
