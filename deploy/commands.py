@@ -57,6 +57,7 @@ sync "$directory" 2>/dev/null || sync
 
 # Each file by rename; a backup of what was there goes first, where one is wanted. Standard input has the
 # contents one after the other: dd(1) takes the bytes of one and not one more, which not every head(1) does.
+# Each program that is started costs milliseconds, on every host: what the shell can do, it does.
 # Systemd reads its units once, also when a file after them could not be written.
 _WRITE_FILES = r"""
 set -eu
@@ -69,16 +70,15 @@ trap 'rm -f "$temporary"; reload' EXIT
 while [ "$#" -gt 0 ]; do
     path=$1 mode=$2 size=$3 backup=$4
     shift 4
-    directory=$(dirname "$path")
-    name=$(basename "$path")
+    directory=${path%/*} name=${path##*/}
     if [ -n "$backup" ] && [ -e "$path" ]; then
-        mkdir -p "$(dirname "$backup")"
+        mkdir -p "${backup%/*}"
         cp -p "$path" "$backup"
         sync "$backup" 2>/dev/null || sync
     fi
-    mkdir -p "$directory"
+    [ -d "$directory" ] || mkdir -p "$directory"
+    for cut in "$directory/.$name".fleet-*; do [ ! -e "$cut" ] || rm -f "$cut"; done
     temporary=$directory/.$name.fleet-$$
-    rm -f "$directory/.$name".fleet-*
     if [ "$#" -gt 0 ]; then
         dd ibs=1 obs=4096 count="$size" 2>/dev/null | cat >"$temporary"
     else

@@ -57,11 +57,15 @@ for directory in /opt/ollama /etc/systemd/system /usr/local/lib/ollama-fleet /va
     fi
 done
 """
-# What a deploy to another host must leave alone: the server's process, and every file with its time.
+# What a deploy to another host must leave alone: the server's process, and every file with its time. What the
+# host's own health timer writes is nobody's change.
 _FOOTPRINT = """
 systemctl show --property=MainPID,ExecMainStartTimestampMonotonic ollama.service
 for directory in /opt/ollama /etc/systemd/system /usr/local/lib/ollama-fleet /var/lib/ollama-fleet; do
-    if [ -d "$directory" ]; then find "$directory" ! -type d -exec stat -c '%n %i %s %Y' {} + | sort; fi
+    if [ -d "$directory" ]; then
+        find "$directory" -path /var/lib/ollama-fleet/health -prune -o \\
+            ! -type d -exec stat -c '%n %i %s %Y' {} + | sort
+    fi
 done
 """
 

@@ -68,7 +68,8 @@ def run(report: Report, hosts: int) -> int:
         tempfile.TemporaryDirectory(prefix="fleet-bench-") as work,
     ):
         settings = {name: value for name, value in SETTINGS.items() if name != "ollama_models"}
-        fleet.write_inventory({**settings, "ollama_models_dir": MODELS})
+        # Neither a model nor a health check: nobody else makes them.
+        fleet.write_inventory({**settings, "ollama_models_dir": MODELS, "ollama_health_every": "off"})
         tools = _make_tools(fleet, peers, Path(work))
         measured = []
         try:
