@@ -116,11 +116,15 @@ def deploy_asking(
 
 
 def _ask(run: Run, hosts: Sequence[Desired], selection: Selection) -> Sequence[HostOutcome] | None:
-    """Show the plans, and have a person agree; None where that is so and all hosts have a plan."""
+    """Show the plans, and have a person agree; None where that is so and none of them failed.
+
+    A host that cannot be reached keeps nobody back: it is told as such, now and in the end.
+    """
     planned = make_plans(run, hosts, selection)
     outcomes = tuple(item.outcome(Outcome.SKIPPED) for item in planned)
-    refused = any(item.changes for item in planned) and not may_change(run.report, yes=False)
-    return outcomes if refused or exit_code(outcomes) else None
+    failed = any(outcome.outcome is Outcome.FAILED for outcome in outcomes)
+    changes = any(item.changes for item in planned)
+    return outcomes if failed or (changes and not may_change(run.report, yes=False)) else None
 
 
 def _write_junit(path: Path | None, task: str, outcomes: Sequence[HostOutcome]) -> None:

@@ -14,15 +14,16 @@ from pathlib import Path
 
 import pytest
 
-from console.changes import deploy_hosts, remove_hosts
+from console.changes import deploy_asking, deploy_hosts, remove_hosts
 from console.paths import CANARY
 from console.run import Run
 from deploy import apply
 from deploy.compose import Sources
-from deploy.errors import ChecksumMismatch, CommandFailed, HostLocked, HostUnreachable, PortTaken
+from deploy.errors import ChecksumMismatch, CommandFailed, ExitCode, HostLocked, HostUnreachable, PortTaken
 from deploy.host_lock import host_lock
 from deploy.local import LocalChannel, LocalTransport
 from deploy.outcomes import Outcome
+from deploy.plan import everything
 from deploy.remove import Models
 from deploy.report import Report
 from deploy.steps import Step
@@ -156,15 +157,16 @@ def test_a_lock_that_cannot_be_made_says_why(site: Site) -> None:
     assert "var" in str(error.cause)
 
 
-@pytest.mark.fault(45)
-def test_a_host_that_cannot_be_reached_fails_alone(site: Site) -> None:
+@pytest.fixture
+def beside_a_far_host(site: Site) -> Run:
+    """The site, and before it in the inventory a host where nobody listens."""
     site.write()
     site.inventory.write_text(
         site.inventory.read_text().replace(
             "[all]\n", f"[all]\nfar ansible_host=127.0.0.1 ansible_port={free_port()}\n", 1
         )
     )
-    run = Run(
+    return Run(
         report=Report(as_json=True, stdout=site.output, stderr=io.StringIO()),
         sources=Sources(inventory=site.inventory, modelfiles=site.modelfiles, pins=site.pins),
         limit=None,
@@ -172,11 +174,26 @@ def test_a_host_that_cannot_be_reached_fails_alone(site: Site) -> None:
         stop_requested=threading.Event(),
         endpoint=site.mirror.url,
     )
+
+
+@pytest.mark.fault(45)
+def test_a_host_that_cannot_be_reached_fails_alone(beside_a_far_host: Run) -> None:
+    run = beside_a_far_host
     for outcomes in (deploy_hosts(run, run.hosts(), "deploy"), remove_hosts(run, run.hosts(), Models.REMOVE)):
         far, box = outcomes
         assert isinstance(far.error, HostUnreachable)
         assert far.outcome is Outcome.UNREACHABLE
         assert box.outcome is Outcome.CHANGED, str(box.error)
+
+
+def test_who_agrees_to_a_plan_gets_it_although_a_host_cannot_be_reached(
+    site: Site, beside_a_far_host: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("console.changes.may_change", lambda _report, *, yes: not yes)
+    code = deploy_asking(beside_a_far_host, "deploy", everything, yes=False, verify=False)
+    assert code is ExitCode.UNREACHABLE
+    last = json.loads(site.output.getvalue().splitlines()[-1])
+    assert (last["changed"], last["unreachable"], last["failed"]) == (1, 1, 0)
 
 
 @pytest.fixture
