@@ -55,7 +55,7 @@ def scheduled(desired: Desired = DESIRED, facts: HostFacts = BARE) -> HostFacts:
     return replace(with_files, agents=agents if "python3" in facts.tools else {})
 
 
-def paths(planned: Plan, kind: type[WriteFile] | type[OverwriteFile] = WriteFile) -> list[str]:
+def paths(planned: Plan, kind: type[WriteFile | OverwriteFile] = WriteFile) -> list[str]:
     return [str(step.file.path) for step in planned.steps if isinstance(step, kind)]
 
 
