@@ -78,11 +78,14 @@ class _Course:
 def probe_host(desired: Desired, transport: Transport) -> HostFacts:
     """All facts of a host in one reply. Raises ProbeFailed or HostUnreachable.
 
-    A server that starts removes blobs while they are looked at: what makes no sense is asked for anew.
+    A server that starts or ends changes what is being looked at: blobs go, and who listens is no server any
+    more, or not yet. What makes no sense, and a stranger on the port, is asked for anew.
     """
     for _ in range(PROBES_AT_MOST - 1):
         with contextlib.suppress(ProbeFailed):
-            return _probe_once(desired, transport)
+            facts = _probe_once(desired, transport)
+            if facts.listener is None or facts.listener.pid in {item.process.pid for item in facts.servers}:
+                return facts
     return _probe_once(desired, transport)
 
 

@@ -15,6 +15,10 @@ GOOD = b"@fleet-probe\t2\n@paths\t/s\t/r\t/m\t/u\n@stat\t/proc/self\t0\t555\t7\t
 GARBLED = GOOD.replace(b"@end", b"@stat\t/a\t9\t644\t0\troot\n@files\t1\n/a\nabc\n@end")
 
 
+# The server ended between the look at the processes and the look at the port.
+NOBODYS = GOOD.replace(b"@end", b"@listener\t-\t\n@end")
+
+
 class Told:
     """A transport that answers with these replies, one after the other."""
 
@@ -43,4 +47,16 @@ def test_a_probe_that_never_makes_sense_is_an_error_with_what_it_said() -> None:
     transport: Any = Told(*[GARBLED] * PROBES_AT_MOST)
     with pytest.raises(ProbeFailed, match="cat: gone"):
         probe_host(DESIRED, transport)
+    assert transport.replies == []
+
+
+def test_a_port_whose_listener_is_no_server_is_looked_at_again() -> None:
+    transport: Any = Told(NOBODYS, GOOD)
+    assert probe_host(DESIRED, transport).listener is None
+    assert transport.replies == []
+
+
+def test_a_stranger_on_the_port_is_believed_in_the_end() -> None:
+    transport: Any = Told(*[NOBODYS] * PROBES_AT_MOST)
+    assert probe_host(DESIRED, transport).listener is not None
     assert transport.replies == []
