@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from datetime import UTC, datetime
 from typing import Any
 
 from console.changes import exit_code, outcome_of_error
@@ -11,7 +12,7 @@ from console.run import Run, inventory_path, transport_for
 from deploy.converge import probe_host
 from deploy.desired import Desired, ServiceBackend
 from deploy.errors import ExitCode, FleetError
-from deploy.facts import HostFacts
+from deploy.facts import HostFacts, LastHealth
 from deploy.fleet import each
 from deploy.outcomes import HostOutcome, Outcome
 from deploy.plan import plan, render_plan
@@ -22,7 +23,7 @@ from healthchecks.api import server_version
 def show_status(run: Run, *, drift_code: bool) -> ExitCode:
     """`status`: what every host serves and how it differs; with `drift_code` end with 3 when one does."""
     found = each(run.hosts(), lambda desired: _status_of(run, desired), run.forks)
-    columns = ["host", "release", "server", "ollama", "models", "state"]
+    columns = ["host", "release", "server", "ollama", "models", "health", "state"]
     rows = [row for _, row, _ in found]
     run.report.table("status", columns, rows)
     outcomes = [outcome for outcome, _, _ in found]
@@ -39,7 +40,7 @@ def _status_of(run: Run, desired: Desired) -> tuple[HostOutcome, list[str], bool
     except FleetError as error:
         run.report.error(error)
         failed = HostOutcome(host=desired.host, outcome=outcome_of_error(error), error=error)
-        return failed, [desired.host, *"-----"], False
+        return failed, [desired.host, *"------"], False
     try:
         drift = render_plan(plan(desired, facts))["steps"]
         state = f"{len(drift)} step{'' if len(drift) == 1 else 's'} to do" if drift else "as desired"
@@ -54,6 +55,7 @@ def _status_of(run: Run, desired: Desired) -> tuple[HostOutcome, list[str], bool
         _server_word(fields),
         str(fields["ollama"] or "-"),
         ", ".join(fields["models"]) or "-",
+        _health_word(fields["health"]),
         state,
     ]
     return HostOutcome(host=desired.host, outcome=Outcome.OK), row, bool(drift)
@@ -66,6 +68,32 @@ def _server_word(fields: dict[str, Any]) -> str:
         return f"{word}, not supervised"
     unit = fields["unit"]
     return f"{word}, {unit['state']}, {unit['enabled'] or 'not enabled'}"
+
+
+def _health_word(health: dict[str, Any] | None) -> str:
+    """How the host's own checks ended, and how long ago: a timer that stands still is seen by that."""
+    return "-" if health is None else f"{health['state']}, {_ago(health['age_seconds'])}"
+
+
+def _ago(seconds: float) -> str:
+    minutes = int(seconds) // 60
+    if minutes < 1:
+        return f"{int(seconds)} s ago"
+    if minutes < 120:
+        return f"{minutes} min ago"
+    return f"{minutes // 60} h ago" if minutes < 48 * 60 else f"{minutes // (24 * 60)} days ago"
+
+
+def _health_fields(health: LastHealth | None) -> dict[str, Any] | None:
+    if health is None:
+        return None
+    # Its clock may be ahead of ours.
+    age_seconds = max(0.0, (datetime.now(UTC) - health.started).total_seconds())
+    return {
+        "state": health.state,
+        "started": health.started.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "age_seconds": round(age_seconds),
+    }
 
 
 def _status_fields(desired: Desired, facts: HostFacts) -> dict[str, Any]:
@@ -94,6 +122,7 @@ def _status_fields(desired: Desired, facts: HostFacts) -> dict[str, Any]:
         "address": desired.server.environment["OLLAMA_HOST"],
         "ollama": ollama,
         "models": sorted(facts.models),
+        "health": _health_fields(facts.health),
         # Under systemd it is in journald: `./fleet logs`.
         "log": None if supervised is not None else str(desired.paths.log),
     }

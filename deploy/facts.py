@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from deploy.gpu import GpuReading
@@ -157,6 +158,14 @@ class SystemdFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LastHealth:
+    """How the last run of the host's own checks ended: `pass`, `warn`, `fail` or `unknown`; when it began."""
+
+    state: str
+    started: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HostFacts:
     """One probe's reply. Absent things are absent from the mappings, never an error.
 
@@ -169,7 +178,8 @@ class HostFacts:
     `orphans` are runners whose server was killed: they live on, idle, with their memory (measured on 0.17.5).
     `gpus` is None where nobody asked. `previous` is the release that `current` was before. `store_owner` owns
     the model store, None where there is none. `agents` maps the file names of health agents to their sizes.
-    `systemd` is None where systemd does not run the host.
+    `systemd` is None where systemd does not run the host. `health` is None where the host has not checked
+    itself yet, or this user may not see it.
     """
 
     architecture: str
@@ -194,3 +204,4 @@ class HostFacts:
     store_owner: str | None = None
     agents: Mapping[str, int] = field(default_factory=dict)
     systemd: SystemdFacts | None = None
+    health: LastHealth | None = None

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -18,6 +19,7 @@ from deploy.facts import (
     Disk,
     FileFact,
     HostFacts,
+    LastHealth,
     Listener,
     ProcessId,
     ServerProcess,
@@ -36,6 +38,11 @@ _TIMED_OUT = 124  # timeout(1)
 # USER_HZ is 100 on every architecture that Ollama is built for: asm-generic/param.h.
 _TICKS_PER_SECOND = 100
 _DF_LINE = re.compile(r".* (?P<available>\d+) +[\d-]+% +(?P<mount>.*)")
+# As `healthchecks/health_report.py` and `deploy/templates/health.sh` write it.
+_LAST_HEALTH = re.compile(
+    r'\{"format": 1, "host": "[^"\\]*", "started": "(?P<started>[^"]*)", "seconds": [\d.e-]+, '
+    r'"state": "(?P<state>pass|warn|fail|unknown)"'
+)
 
 _MODEL_LAYER = "application/vnd.ollama.image.model"
 _TEMPLATE_LAYER = "application/vnd.ollama.image.template"
@@ -197,7 +204,20 @@ def _facts(parsed: _Reply, root: PurePosixPath) -> HostFacts:
         blobs=_blobs(parsed),
         models=_models(parsed),
         agents=parsed.sizes_under(str(agents)),
+        health=_last_health(parsed),
     )
+
+
+def _last_health(reply: _Reply) -> LastHealth | None:
+    """The beginning of `last.json`; None for one that says nothing, which is for its next run to mend."""
+    told = _LAST_HEALTH.match(reply.first("@health"))
+    if told is None:
+        return None
+    try:
+        started = datetime.fromisoformat(told["started"])
+    except ValueError:
+        return None
+    return LastHealth(state=told["state"], started=started) if started.tzinfo is not None else None
 
 
 def _link(reply: _Reply, name: str) -> str | None:

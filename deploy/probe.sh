@@ -12,6 +12,8 @@ LC_ALL=C
 export LC_ALL
 root=$1 models=$2 port=$3 gpu=${4:-none} service=${5:-process}
 tab=$(printf '\t')
+newline='
+'
 case $root in /) prefix= ;; *) prefix=$root ;; esac
 state=$prefix/var/lib/ollama-fleet
 releases=$prefix/opt/ollama/releases
@@ -212,6 +214,12 @@ done
 for path in "$state/artefacts"/sha256-*.part "$state/artefacts"/sha256-*/.*.part; do
     [ -e "$path" ] && say @part "${path#"$state/artefacts/sha256-"}" "$(du -sk "$path" 2>/dev/null | cut -f 1)"
 done
+
+# ---- how the host's own checks ended: a line of JSON whose beginning says it
+if [ -f "$state/health/last.json" ] && [ -r "$state/health/last.json" ]; then
+    line=$(head -c 512 "$state/health/last.json" 2>/dev/null)
+    say @health "${line%%"$newline"*}"
+fi
 
 # ---- processes
 say @accounts

@@ -4,8 +4,9 @@
     agent report DIRECTORY [--quick]    check, print the report as JSON, keep nothing
     agent version                       say which Python runs it
 
-DIRECTORY holds `config.json`, which a deploy writes, and gets `last.json` and `history.jsonl`. Exit code 0
-when nothing failed, 2 when a check did, 1 when it could not run, 75 while another run is under way.
+DIRECTORY holds `config.json`, which a deploy writes, and gets `last.json`, `history.jsonl` and `speeds.json`.
+Exit code 0 when nothing failed, 2 when a check did, 1 when it could not run, 75 while another run is under
+way.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Callable
 
+from healthchecks.baseline_speed import note_speeds, with_baselines
 from healthchecks.health import (
     CheckResult,
     Effort,
@@ -62,11 +64,15 @@ def _keep_last(run: Finished) -> None:
     write_last(run.directory / "last.json", run.report)
 
 
+def _keep_speeds(run: Finished) -> None:
+    note_speeds(run.directory / "speeds.json", run.config, run.report)
+
+
 def _keep_history(run: Finished) -> None:
     append_history(run.directory / "history.jsonl", run.report)
 
 
-OUTPUTS: tuple[Output, ...] = (_keep_last, _keep_history)
+OUTPUTS: tuple[Output, ...] = (_keep_last, _keep_history, _keep_speeds)
 """In this order; one that fails is told and keeps no other from its turn."""
 
 
@@ -92,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def check_host(directory: Path, effort: Effort) -> Finished:
     """All checks, within the deadline. Raises OSError or ValueError for a configuration that is none."""
-    config = read_config(directory)
+    config = with_baselines(read_config(directory), directory / "speeds.json")
     previous = read_last(directory / "last.json")
     now = datetime.now(timezone.utc)
     reports: list[HealthReport] = []

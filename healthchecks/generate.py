@@ -122,10 +122,10 @@ def _judge(look: Look, model: ModelConfig, found: Generation) -> _Told:
     base = model.baseline_tokens_per_second
     share = None if not base or speed is None else speed / base
     if share is not None and share < limits.tokens_per_second_fail_share:
-        reason = f"{name} makes {speed:g} tokens/s, {share:.0%} of the {base:g} at its deploy: as on a CPU"
+        reason = f"{name} makes {speed:g} tokens/s, {share:.0%} of the {base:g} after its deploy: as on a CPU"
         return _Told(State.FAIL, reason, "read what the checks of the GPU say; restart the service")
     if share is not None and share < limits.tokens_per_second_warn_share:
-        reason = f"{name} makes {speed:g} tokens/s, {share:.0%} of the {base:g} at its deploy"
+        reason = f"{name} makes {speed:g} tokens/s, {share:.0%} of the {base:g} after its deploy"
         return _Told(State.WARN, reason, "look for other load on the GPU, heat and throttling")
     if found.load_seconds > RELOAD_SECONDS and model.name in look.known.get("loaded", ()):
         reason = f"{name} was loaded, and this request loaded it anew in {found.load_seconds:g} s"

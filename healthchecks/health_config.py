@@ -19,8 +19,8 @@ class ModelConfig:
     `weights_sha256` is the layer that the store had after the deploy: releases from 0.30.0 on write the
     weights anew when a model is created, and the pinned file has another. `template_sha256` is of the
     template's UTF-8 bytes, None where it is not known. Both are 64 hex digits without a prefix. `parameters`
-    are typed values; `stop` is a list. `baseline_tokens_per_second` was measured when it was promoted, None
-    where it was not.
+    are typed values; `stop` is a list. `baseline_tokens_per_second` is None where the deploy does not know
+    it: then the host measures its own (`healthchecks.baseline_speed`).
     """
 
     name: str

@@ -64,6 +64,13 @@ class HostView(Protocol):
         """64 hex digits, None where there is no such file."""
         ...
 
+    def stamp(self, path: str) -> str | None:
+        """Another text after every change of a file, None where there is none.
+
+        The time is that of the last change of any kind, which no program can set: stat(2), `st_ctim`.
+        """
+        ...
+
     def link_target(self, path: str) -> str | None:
         """Where a link leads, whether anything is there or not; None for what is no link."""
         ...
@@ -108,6 +115,13 @@ class LocalHost:
         except (FileNotFoundError, NotADirectoryError):
             return None
         return digest.hexdigest()
+
+    def stamp(self, path: str) -> str | None:
+        try:
+            found = Path(path).stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return f"{found.st_dev} {found.st_ino} {found.st_size} {found.st_ctime_ns}"
 
     def link_target(self, path: str) -> str | None:
         return os.readlink(path) if Path(path).is_symlink() else None  # noqa: PTH115 - as it is written

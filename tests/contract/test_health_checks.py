@@ -377,7 +377,20 @@ def test_files_links_and_sizes_are_read_and_may_be_absent(tmp_path: Path) -> Non
     assert host.link_target(str(link)) == "nowhere"
     absent = str(tmp_path / "absent")
     assert (host.read_text(absent), host.size(absent), host.sha256(absent)) == (None, None, None)
+    assert host.stamp(absent) is None
     assert (host.link_target(absent), host.link_target(str(file))) == (None, None)
+
+
+def test_a_file_that_was_replaced_has_another_stamp_even_with_the_old_size_and_time(tmp_path: Path) -> None:
+    host, file, other = LocalHost(), tmp_path / "file", tmp_path / "other"
+    file.write_bytes(b"abc")
+    stamp, times = host.stamp(str(file)), file.stat()
+    assert host.stamp(str(file)) == stamp
+    other.write_bytes(b"xyz")
+    os.utime(other, ns=(times.st_atime_ns, times.st_mtime_ns))
+    other.replace(file)
+    assert (file.stat().st_size, file.stat().st_mtime_ns) == (times.st_size, times.st_mtime_ns)
+    assert host.stamp(str(file)) != stamp
 
 
 def test_the_machine_tells_space_memory_clock_and_processes(tmp_path: Path) -> None:

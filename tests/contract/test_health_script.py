@@ -19,6 +19,7 @@ from healthchecks.health_facts import FACTS
 from healthchecks.results import read_history, read_last
 from tests.contract.ollama_binaries import NOBODY_LISTENS, SIMULATED, Server, free_address, serve, wait_ready
 from tests.contract.shells import need
+from tests.contract.test_probe import probe
 from tests.contract.test_smoke_suite import create_canary
 from tests.unit.health_host import CONFIG
 
@@ -154,6 +155,9 @@ def test_runs_keep_their_results_as_the_agent_does(
     report = read_last(directory / "last.json")
     assert report is not None
     assert first.stdout.splitlines()[-1].startswith(f"{report.state}: ")
+    seen = probe(tmp_path, tmp_path).health
+    assert seen is not None
+    assert (seen.state, f"{seen.started:%FT%TZ}") == (str(report.state), report.started)
     assert "unknown, since not checked (no python3 on this host): version" in first.stdout
     with (directory / "history.jsonl").open("a") as file:
         file.write('{"started": "cut')

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 
 import psutil
@@ -17,8 +18,10 @@ import pytest
 
 from deploy import commands
 from deploy.errors import ProbeFailed
-from deploy.facts import Blob, HostFacts, Unpacked
+from deploy.facts import Blob, HostFacts, LastHealth, Unpacked
 from deploy.probe import PROBE_SCRIPT, parse_reply
+from healthchecks.health_report import CheckResult, HealthReport, State
+from healthchecks.results import write_last
 from tests.contract.shells import need
 
 SHELLS = (("sh",), ("bash", "--posix"), ("busybox", "sh"))
@@ -324,3 +327,26 @@ def test_a_reply_that_makes_no_sense_is_a_designed_error(lines: str) -> None:
     assert parse_reply(whole.format("").encode(), PurePosixPath("/")).user_id == 0
     with pytest.raises(ProbeFailed, match="probe"):
         parse_reply(whole.format(f"{lines}\n").encode(), PurePosixPath("/"))
+
+
+@pytest.mark.parametrize("host", ["box", "b" * 253])
+@pytest.mark.parametrize("state", list(State))
+def test_how_the_hosts_own_checks_ended_is_found(
+    tmp_path: Path, shell: tuple[str, ...], host: str, state: State
+) -> None:
+    report = HealthReport(host, "2026-11-26T03:00:00Z", 12.5, (CheckResult("api", state, "é " * 400),), {})
+    path = tmp_path / "var/lib/ollama-fleet/health/last.json"
+    path.parent.mkdir(parents=True)
+    write_last(path, report)
+    started = datetime(2026, 11, 26, 3, 0, tzinfo=UTC)
+    assert probe(tmp_path, tmp_path, shell=shell).health == LastHealth(state=str(state), started=started)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", '{"format": 1, "host": "box", "started": "2026-', "\n@end\n", "@end\n"]
+)
+def test_a_report_that_says_nothing_is_none(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "var/lib/ollama-fleet/health/last.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    assert probe(tmp_path, tmp_path).health is None

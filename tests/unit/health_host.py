@@ -118,6 +118,7 @@ class FakeHost:
             f"{MODELS}/blobs/sha256-{PARAMETERS}": 20,
         }
     )
+    stamps: dict[str, str] = field(default_factory=dict)
     links: dict[str, str] = field(
         default_factory=lambda: {
             "/opt/ollama/current": "releases/0.32.15",
@@ -167,6 +168,9 @@ class FakeHost:
 
     def size(self, path: str) -> int | None:
         return self.sizes.get(path, len(self.files[path]) if path in self.files else None)
+
+    def stamp(self, path: str) -> str | None:
+        return self.stamps.get(path, "as it came") if path in self.files else None
 
     def space(self, path: str) -> Space:
         return self.disk

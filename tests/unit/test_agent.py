@@ -15,6 +15,7 @@ from healthchecks import agent
 from healthchecks.agent import CANNOT_RUN, DONE, FAILED, UNDER_WAY, Finished, last_deploy, main
 from healthchecks.health import CheckResult, Effort, HealthReport, State, render_config
 from healthchecks.health_config import HealthConfig
+from healthchecks.health_facts import empty_facts
 from healthchecks.results import read_history, read_last
 from tests.unit.health_host import CONFIG
 
@@ -166,3 +167,23 @@ def test_the_hosts_own_journal_tells_when_it_was_deployed(directory: Path) -> No
     journal.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"at": "20')
     assert last_deploy(journal) == "2026-11-25T01:00:00Z"
     assert agent.read_config(directory).deployed_at == "2026-11-25T01:00:00Z"
+
+
+def test_a_model_that_gets_slower_than_in_its_first_runs_is_told(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    canary = replace(CONFIG.models[0], baseline_tokens_per_second=None)
+    config = replace(CONFIG, models=(canary,), deployed_at=None)
+    (directory / "config.json").write_text(json.dumps(render_config(config)))
+    seen: list[float | None] = []
+
+    def run(config: HealthConfig, *_: Any, **__: Any) -> HealthReport:
+        seen.append(config.models[0].baseline_tokens_per_second)
+        facts = {**empty_facts(config), "models": [{"name": "canary", "tokens_per_second": 80.0}]}
+        return HealthReport(config.host, "2026-11-26T03:00:00Z", 0.1, (PASSED,), facts)
+
+    monkeypatch.setattr(agent, "run_checks", run)
+    for _ in range(6):
+        assert main(["run", str(directory)]) == DONE
+    assert main(["report", str(directory)]) == DONE
+    assert seen == [None] * 5 + [80.0] * 2

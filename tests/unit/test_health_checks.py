@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -18,7 +19,7 @@ from healthchecks.drift import check_drift
 from healthchecks.exposure import check_exposure
 from healthchecks.generate import check_generate
 from healthchecks.health_config import FileConfig, HealthConfig, ModelConfig, Thresholds
-from healthchecks.health_report import State
+from healthchecks.health_report import CheckResult, HealthReport, State
 from healthchecks.host_view import Memory, Space
 from healthchecks.judgement import Judgement, Look
 from healthchecks.loaded_models import check_loaded
@@ -53,6 +54,7 @@ from tests.unit.health_host import (
     ok,
     process,
     report,
+    sha256,
 )
 
 MANIFEST = f"{MODELS}/manifests/registry.ollama.ai/library/canary/latest"
@@ -364,8 +366,12 @@ def test_a_server_that_is_down_makes_the_loaded_models_unknown(host: FakeHost, s
     ("answer", "state", "says"),
     [
         (generation(), State.PASS, "`canary` answers after 0.1 s, 100 tokens/s"),
-        (generation(seconds=0.8), State.WARN, "makes 40 tokens/s, 40% of the 100 at its deploy"),
-        (generation(seconds=3.2), State.FAIL, "makes 10 tokens/s, 10% of the 100 at its deploy: as on a CPU"),
+        (generation(seconds=0.8), State.WARN, "makes 40 tokens/s, 40% of the 100 after its deploy"),
+        (
+            generation(seconds=3.2),
+            State.FAIL,
+            "makes 10 tokens/s, 10% of the 100 after its deploy: as on a CPU",
+        ),
         (generation(tokens=3), State.PASS, "`canary` answers after 0.1 s"),
         (generation(load=61, first=61.2), State.WARN, "was loaded in 61 s, and 60 s is the limit"),
         (generation(first=11), State.WARN, "said nothing for 11 s"),
@@ -608,6 +614,73 @@ def test_a_file_that_may_not_be_read_is_unknown(host: FakeHost, monkeypatch: pyt
 
     monkeypatch.setattr(host, "sha256", refuse)
     assert judged(check_drift(look(host))) == (State.UNKNOWN, f"`{UNIT}` may not be read")
+
+
+RECORD, PROGRAM = (f"/opt/ollama/releases/0.32.15/{name}" for name in ("release.json", "bin/ollama"))
+
+
+def with_program(host: FakeHost, text: str = "ELF") -> FakeHost:
+    """As a deploy leaves it: the record of the release knows the sha256 of its program."""
+    host.files[RECORD] = json.dumps({"version": "0.32.15", "program_sha256": sha256("ELF")})
+    host.files[PROGRAM] = text
+    return host
+
+
+def drift_before(host: FakeHost, age: timedelta, previous: HealthReport | None = None) -> HealthReport:
+    found = check_drift(replace(look(host, previous=previous), now=NOW - age))
+    return replace(report(), checks=(CheckResult("drift", found.state, found.reason, None, found.evidence),))
+
+
+def test_a_program_that_was_replaced_is_drift(host: FakeHost) -> None:
+    assert judged(check_drift(look(with_program(host)))) == (State.PASS, "2 files are as they were written")
+    found = check_drift(look(with_program(host, "OTHER")))
+    assert judged(found) == (State.FAIL, f"`{PROGRAM}` was changed")
+    assert facts_of(found)["drifted_files"] == [PROGRAM]
+    del host.files[PROGRAM]
+    assert check_drift(look(host)).reason == f"`{PROGRAM}` is gone"
+
+
+@pytest.mark.parametrize(
+    ("age", "touched", "is_read"),
+    [
+        (timedelta(minutes=5), False, False),
+        (timedelta(minutes=5), True, True),
+        (timedelta(days=1), False, True),
+        (timedelta(hours=-1), False, True),
+    ],
+    ids=["just read", "touched since", "read yesterday", "the clock went back"],
+)
+def test_a_program_that_was_read_is_read_again_once_it_was_touched_and_once_a_day(
+    host: FakeHost, monkeypatch: pytest.MonkeyPatch, age: timedelta, touched: bool, is_read: bool
+) -> None:
+    host = with_program(host)
+    before = drift_before(host, age)
+    if touched:
+        host.stamps[PROGRAM] = "touched"
+    read: list[str] = []
+    hash_file = host.sha256
+
+    def read_whole(path: str) -> str | None:
+        read.append(path)
+        return hash_file(path)
+
+    monkeypatch.setattr(host, "sha256", read_whole)
+    found = check_drift(look(host, previous=before))
+    assert found.state is State.PASS
+    assert (PROGRAM in read) is is_read
+
+
+def test_a_replaced_program_stays_drift_in_the_runs_that_do_not_read_it(host: FakeHost) -> None:
+    host = with_program(host, "OTHER")
+    before = drift_before(host, timedelta(minutes=10))
+    before = drift_before(host, timedelta(minutes=5), before)
+    assert judged(check_drift(look(host, previous=before))) == (State.FAIL, f"`{PROGRAM}` was changed")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"program_sha256": null}'])
+def test_a_release_whose_program_nobody_noted_is_no_drift(host: FakeHost, text: str) -> None:
+    host.files[RECORD] = text
+    assert judged(check_drift(look(host))) == (State.PASS, "1 file is as it was written")
 
 
 def test_without_recorded_files_drift_is_unknown(host: FakeHost) -> None:

@@ -1,0 +1,46 @@
+"""What `status` says of a host's own checks."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from console.views import _ago, _health_fields, _health_word
+from deploy.facts import LastHealth
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [
+        (0, "0 s ago"),
+        (59, "59 s ago"),
+        (60, "1 min ago"),
+        (7199, "119 min ago"),
+        (7200, "2 h ago"),
+        (172_799, "47 h ago"),
+        (172_800, "2 days ago"),
+    ],
+)
+def test_an_age_is_told_in_one_unit(seconds: int, told: str) -> None:
+    assert _ago(seconds) == told
+
+
+def test_a_host_that_has_not_checked_itself_has_no_word() -> None:
+    assert _health_fields(None) is None
+    assert _health_word(None) == "-"
+
+
+def test_the_last_run_is_told_with_its_age() -> None:
+    fields = _health_fields(
+        LastHealth(state="warn", started=datetime.now(UTC) - timedelta(minutes=4, seconds=5))
+    )
+    assert fields is not None
+    assert fields["state"] == "warn"
+    assert _health_word(fields) == "warn, 4 min ago"
+
+
+def test_a_host_whose_clock_is_ahead_has_just_checked_itself() -> None:
+    fields = _health_fields(LastHealth(state="pass", started=datetime.now(UTC) + timedelta(hours=1)))
+    assert fields is not None
+    assert fields["age_seconds"] == 0
