@@ -40,7 +40,7 @@ _TICKS_PER_SECOND = 100
 _DF_LINE = re.compile(r".* (?P<available>\d+) +[\d-]+% +(?P<mount>.*)")
 # As `healthchecks/health_report.py` and `deploy/templates/health.sh` write it.
 _LAST_HEALTH = re.compile(
-    r'\{"format": 1, "host": "[^"\\]*", "started": "(?P<started>[^"]*)", "seconds": [\d.e-]+, '
+    r'\{"format": 1, "host": "(?:[^"\\]|\\.)*", "started": "(?P<started>[^"]*)", "seconds": [\d.e-]+, '
     r'"state": "(?P<state>pass|warn|fail|unknown)"'
 )
 
