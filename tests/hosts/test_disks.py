@@ -51,6 +51,10 @@ def fill(site: HostSite, directory: str) -> None:
     site.sh(f"mkdir -p {directory}/filler && cat /dev/zero >{directory}/filler/zeros || :")
 
 
+def fill_with(site: HostSite, directory: str, size: str) -> None:
+    site.sh(f"mkdir -p {directory}/filler && head -c {size} /dev/zero >{directory}/filler/zeros")
+
+
 def use_up_inodes(site: HostSite, directory: str) -> None:
     script = f"mkdir -p {directory}/filler; n=0; while : >{directory}/filler/$n; do n=$((n + 1)); done"
     assert "No space left" in site.host.shell(script).stderr
