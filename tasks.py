@@ -324,6 +324,7 @@ def remove(flags: SimpleNamespace, report: Report) -> int:
 
 @command(
     *HOSTS,
+    forks=Flag(32, "hosts at once: they do the work, and each takes little of this machine"),
     every=Flag(None, "again and again, as 5m, 1h or 1d, until Ctrl-C"),
     quick=Flag(False, "let no model answer: only look"),
 )
@@ -496,7 +497,7 @@ def testbed(flags: SimpleNamespace, report: Report) -> int:
 @command(
     "json",
     positional=["action"],
-    action=Flag(None, "converge, scale, kills, cuts, faults, chaos, judge, rules or verdicts"),
+    action=Flag(None, "converge, scale, fleet-health, kills, cuts, faults, chaos, judge, rules or verdicts"),
     hosts=Flag(4, "converge: how many hosts"),
     count=Flag(20, "kills, cuts: how often the host is killed"),
     seed=Flag(0, "kills, cuts, chaos: of all that is random (default: another one each time, which is told)"),

@@ -30,6 +30,10 @@ def run_bench(
             from bench import scale
 
             return scale.run(report)
+        case "fleet-health":
+            from bench import fleet_health
+
+            return fleet_health.run(report)
         case "kills":
             from bench import kills
 
@@ -63,5 +67,5 @@ def run_bench(
             raise UsageError(
                 sentence=f"`bench {action}` is no bench",
                 unchanged="everything",
-                hint="./fleet bench converge|scale|kills|cuts|faults|chaos|judge|rules|verdicts",
+                hint="./fleet bench converge|scale|fleet-health|kills|cuts|faults|chaos|judge|rules|verdicts",
             )

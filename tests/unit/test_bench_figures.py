@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from bench import fleet_health
 from bench.hosts import check_room
 from bench.peers.compare import text_for_peers
 from bench.peers.environment import REQUIREMENTS, pinned_versions
@@ -120,3 +121,25 @@ def test_more_hosts_than_the_kernel_lets_run_are_refused_before_the_first() -> N
     with pytest.raises(CommandFailed, match="`32` practice hosts") as refused:
         check_room(32, 128)
     assert refused.value.hint == "sysctl fs.inotify.max_user_instances=384"
+
+
+def test_one_host_stands_under_many_names_and_everything_else_of_the_inventory_stays() -> None:
+    lines = [
+        "[practice]",
+        "# told",
+        "bench1 ansible_host=127.0.0.9",
+        "",
+        "[practice:vars]",
+        "ollama_gpu=none",
+    ]
+    many = fleet_health.render_aliases("\n".join(lines) + "\n", "bench1", 2)
+    names = ["many01 ansible_host=127.0.0.9", "many02 ansible_host=127.0.0.9"]
+    assert many == "\n".join([*lines[:2], *names, *lines[3:], ""])
+
+
+def test_of_several_rounds_each_figure_has_its_own_median() -> None:
+    costs = [
+        fleet_health.Cost(hosts=1, wall_seconds=wall, cpu_seconds=cpu)
+        for wall, cpu in ((5.0, 3.0), (9.0, 1.0), (6.0, 2.0))
+    ]
+    assert fleet_health.median(costs) == fleet_health.Cost(hosts=1, wall_seconds=6.0, cpu_seconds=2.0)
