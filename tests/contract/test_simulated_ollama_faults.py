@@ -105,6 +105,18 @@ def test_slow_waits_before_the_first_piece() -> None:
         assert time.monotonic() - started >= 0.3
 
 
+@pytest.mark.parametrize(("faults", "slowest", "fastest"), [([], 20, 25), (["slow=2"], 1, 10)])
+def test_the_speed_of_a_reply_is_told_as_that_of_a_model(
+    faults: list[str], slowest: float, fastest: float
+) -> None:
+    with start_server(faults=faults) as server:
+        body = json.dumps({"model": "canary", "prompt": "hello", "stream": False}).encode()
+        reply = json.loads(send(server.port, "POST", "/api/generate", body).text)
+    assert slowest <= reply["eval_count"] * 1e9 / reply["eval_duration"] <= fastest
+    told = reply["load_duration"] + reply["prompt_eval_duration"] + reply["eval_duration"]
+    assert told <= reply["total_duration"]
+
+
 def test_reload_loads_the_model_for_every_answer() -> None:
     with start_server(faults=["reload=0.2"]) as server:
         body = json.dumps({"model": "canary", "prompt": "hello", "stream": False}).encode()

@@ -128,5 +128,7 @@ def test_what_goes_wrong_on_a_host_is_red_in_the_next_run_and_green_once_it_is_m
     turns_red(site, lambda: show_gpus(site, count=1), {"gpu"}, lambda: show_gpus(site))
     turns_red(site, lambda: show_gpus(site, used_mib=0), {"gpu_truth"}, lambda: show_gpus(site))
     turns_red(site, lambda: serve_with(site, "cpu"), {"gpu_truth"}, lambda: serve_with(site, "gpu"))
+    # Against the speed of its first runs.
+    turns_red(site, lambda: serve_with(site, "gpu,slow=5"), {"generate"}, lambda: serve_with(site, "gpu"))
     with own_disk(site, STORE, "size=520m"):
         turns_red(site, lambda: fill_with(site, STORE, "16M"), {"disk"}, lambda: make_room(site, STORE))
