@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from deploy.desired import Desired, DesiredModel, HostFile
@@ -50,10 +51,19 @@ def _model(model: DesiredModel) -> dict[str, Any]:
         "weights_sha256": model.weights.sha256 if stored is None else stored.model_sha256,
         "size_bytes": model.weights.size_bytes if stored is None else stored.model_bytes,
         "template_sha256": None if template is None else hashlib.sha256(template.encode()).hexdigest(),
-        "parameters": dict(model.modelfile.parameters if stored is None else stored.parameters),
+        "parameters": _parameters(model.modelfile.parameters if stored is None else stored.parameters),
         "uses_tools": model.uses_tools,
         "baseline_tokens_per_second": None,
     }
+
+
+def _parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """One text for what a Modelfile asks for and what the store has of it, where Ollama writes 0.0 as 0."""
+
+    def plain(value: Any) -> Any:
+        return int(value) if isinstance(value, float) and value.is_integer() else value
+
+    return {name: plain(value) for name, value in sorted(parameters.items())}
 
 
 def _files(desired: Desired, facts: HostFacts, release: Release) -> tuple[HostFile, ...]:

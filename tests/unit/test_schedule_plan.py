@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from deploy.desired import AgentFile, Desired, GpuKind, Health
-from deploy.facts import FileFact, HostFacts, UnitState
+from deploy.desired import AgentFile, Desired, GpuKind, Health, ParameterValue
+from deploy.facts import FileFact, HostFacts, StoredModel, UnitState
 from deploy.gpu import Gpu, GpuReading, Problem
 from deploy.health_config import render_health_config
 from deploy.plan import Plan, only_schedule, plan
@@ -239,3 +239,26 @@ def test_the_delay_is_a_part_of_the_period() -> None:
         return text.partition("RandomizedDelaySec=")[2].partition("s")[0]
 
     assert [delay(health_files(DESIRED, minutes)) for minutes in (1, 5, 60)] == ["12", "60", "300"]
+
+
+def test_parameters_read_from_the_store_are_told_as_those_of_the_modelfile() -> None:
+    """A rollback knows what it went back to from the store only, where Ollama has written 0.0 as 0."""
+    (model,) = DESIRED.models
+    wanted: dict[str, ParameterValue] = {
+        "temperature": 0.0,
+        "num_ctx": 4096,
+        "stop": ["b", "a"],
+        "top_p": 0.8,
+    }
+    kept = {"num_ctx": 4096, "stop": ["b", "a"], "temperature": 0, "top_p": 0.8}
+    stored = StoredModel(
+        model_sha256=model.weights.sha256,
+        model_bytes=model.weights.size_bytes,
+        template=model.modelfile.template,
+        parameters=kept,
+    )
+    asked = replace(model, modelfile=replace(model.modelfile, parameters=wanted))
+    told = [
+        config_of(replace(DESIRED, models=(one,)), BARE) for one in (asked, replace(asked, stored=stored))
+    ]
+    assert told[0] == told[1]
