@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import PurePosixPath
 
 from deploy.desired import AgentFile, Desired, HostFile, ServiceBackend
 from deploy.facts import HostFacts, SystemdFacts
@@ -22,14 +23,9 @@ def schedule_steps(desired: Desired, facts: HostFacts, release: Release) -> Iter
     found = facts.systemd
     if desired.server.backend is not ServiceBackend.SYSTEMD or found is None:
         return
-    config = HostFile(
-        path=desired.paths.health / "config.json",
-        text=render_health_config(desired, facts, release),
-        mode="600",
-    )
     if desired.server.release is not None:
-        if str(config.path) in found.files:
-            yield from _write_config(config, found)
+        if str(_config_path(desired)) in found.files:
+            yield from _write_config(desired, facts, release, found)
         return
     if desired.health is None:
         yield from _stop(desired, found)
@@ -41,7 +37,7 @@ def schedule_steps(desired: Desired, facts: HostFacts, release: Release) -> Iter
     files = health_files(desired, desired.health.every_minutes)
     written = [_scheduled(step) for step in write_steps(desired, found, files)]
     yield from written
-    yield from _write_config(config, found)
+    yield from _write_config(desired, facts, release, found)
     timer = found.units.get(HEALTH_TIMER)
     if any(step.file.path.name == HEALTH_TIMER for step in written):
         yield StartTimer(reason=f"every {files[-1].path.name}", name=HEALTH_TIMER)
@@ -67,8 +63,16 @@ def wanted_agent(desired: Desired, facts: HostFacts) -> AgentFile | None:
     return desired.health.agents.get(ARCHITECTURES.get(facts.architecture, facts.architecture))
 
 
-def _write_config(file: HostFile, found: SystemdFacts) -> Iterator[WriteFile]:
+def _config_path(desired: Desired) -> PurePosixPath:
+    return desired.paths.health / "config.json"
+
+
+def _write_config(
+    desired: Desired, facts: HostFacts, release: Release, found: SystemdFacts
+) -> Iterator[WriteFile]:
     """It is state, and nobody's to edit: what is there is replaced."""
+    text = render_health_config(desired, facts, release)
+    file = HostFile(path=_config_path(desired), text=text, mode="600")
     fact = found.files.get(str(file.path))
     if fact is None:
         yield WriteFile(reason="absent", file=file, phase=Phase.SCHEDULE)
