@@ -21,7 +21,10 @@ from console.paths import CANARY
 from console.run import Run
 from deploy import apply
 from deploy.compose import Sources
+from deploy.converge import probe_host
+from deploy.desired import Desired
 from deploy.errors import ChecksumMismatch, CommandFailed, ExitCode, HostLocked, HostUnreachable, PortTaken
+from deploy.facts import HostFacts
 from deploy.host_lock import host_lock
 from deploy.local import LocalChannel, LocalTransport
 from deploy.outcomes import Outcome
@@ -29,6 +32,7 @@ from deploy.plan import everything
 from deploy.remove import Models
 from deploy.report import Report
 from deploy.steps import Step
+from deploy.transport import Transport
 from testbed.demo import free_port
 from tests.local.conftest import Site
 
@@ -196,6 +200,41 @@ def test_who_agrees_to_a_plan_gets_it_although_a_host_cannot_be_reached(
     assert code is ExitCode.UNREACHABLE
     last = json.loads(site.output.getvalue().splitlines()[-1])
     assert (last["changed"], last["unreachable"], last["failed"]) == (1, 1, 0)
+
+
+def test_a_host_whose_plan_nobody_saw_is_not_changed_by_who_agreed_to_the_others(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.write()
+    place = f"ollama_root={site.directory}/later ollama_host=127.0.0.1:{free_port()}"
+    later = f"later ansible_connection=local {place}"
+    site.inventory.write_text(site.inventory.read_text().replace("[all]\n", f"[all]\n{later}\n", 1))
+    run = Run(
+        report=Report(as_json=True, stdout=site.output, stderr=io.StringIO()),
+        sources=Sources(inventory=site.inventory, modelfiles=site.modelfiles, pins=site.pins),
+        limit=None,
+        forks=2,
+        stop_requested=threading.Event(),
+        endpoint=site.mirror.url,
+    )
+
+    def look(desired: Desired, transport: Transport) -> HostFacts:
+        if desired.host == "later":
+            raise HostUnreachable(sentence="no SSH connection to `later`")
+        return probe_host(desired, transport)
+
+    # Only while the plans are made: it is back when they are carried out.
+    monkeypatch.setattr("console.changes.probe_host", look)
+    monkeypatch.setattr("console.changes.may_change", lambda _report, *, yes: not yes)
+    code = deploy_asking(run, "deploy", everything, yes=False, verify=False)
+    assert code is ExitCode.UNREACHABLE
+    assert [(event["host"], event["outcome"]) for event in site.events("host_done")] == [
+        ("later", "unreachable"),
+        ("box", "changed"),
+    ]
+    [last] = site.events("summary")
+    assert (last["hosts"], last["changed"], last["unreachable"]) == (2, 1, 1)
+    assert not (site.directory / "later").exists()
 
 
 @pytest.fixture
