@@ -300,7 +300,7 @@ def test_a_suite_of_the_junit_report_is_a_batch() -> None:
     fleet = Fleet(pace=Pace(batch=("1",)), then=["failed", "changed", "changed"], before={2: "ok"})
     root = ET.fromstring(render_deploy_junit("deploy", fleet.run()))
     assert [suite.get("name") for suite in root] == [
-        "deploy: nothing to change",
+        "deploy: in no batch",
         "deploy: batch 1",
         "deploy: batch 2",
     ]
