@@ -8,7 +8,7 @@ from dataclasses import replace
 from deploy import commands, services, systemd
 from deploy.apply import Site, start, stop_servers, swap_with_previous, wait_until_ready
 from deploy.desired import ADOPTED, ServiceBackend
-from deploy.errors import FleetError, HostUnreachable, designed_error
+from deploy.errors import FleetError, HostLocked, HostUnreachable, designed_error
 from deploy.facts import HostFacts
 from deploy.ollama_api import OllamaApi
 from deploy.plan import Plan
@@ -52,10 +52,14 @@ def go_back(
             said.append(_drop_candidates(site, todo))
     except Exception as failure:  # noqa: BLE001 - the first error is the one to tell
         second = designed_error(failure)
-        if any(isinstance(step, TakeLease) for step in done) and _may_be_leased(site):
+        why = f" ({second.cause})" if second.cause else ""
+        if isinstance(second, HostLocked):
+            # It is another deploy's host now, a lease that is left there too.
+            said.append(f"nothing was taken back: {second.sentence}")
+        elif any(isinstance(step, TakeLease) for step in done) and _may_be_leased(site):
             said.append("the host goes back by itself, when its lease runs out or at its next start")
         else:
-            said.append(f"going back failed too: {second.sentence} ({second.cause})")
+            said.append(f"going back failed too: {second.sentence}{why}")
     kept = "; ".join(part for part in said if part)
     # What could not be reached says nothing of what was done before.
     first = None if done and isinstance(error, HostUnreachable) else error.unchanged
