@@ -165,5 +165,7 @@ def _drop_candidates(site: Site, todo: Plan) -> str:
                 api.unload(f"{step.model.name}:candidate")
                 api.delete(f"{step.model.name}:candidate")
                 if f"{step.model.name.lower()}:latest" in site.probe().models:
+                    # Two names of the same weights share a runner (seen on 0.17.5 and 0.24.0): it is gone.
+                    api.load(f"{step.model.name}:latest")
                     served.append(f"`{step.model.name}:latest` is the one that was there before")
     return "; ".join(served)
