@@ -228,7 +228,7 @@ def _make_changes(
     try:
         for steps in in_rounds(todo.steps):
             if len(course.done) == soaks_at:
-                _soak(site, watched, options)
+                _soak(site, watched, options, check_held)
             _stop_if_asked(options)
             check_held()
             course.begun.extend(steps)
@@ -237,7 +237,7 @@ def _make_changes(
             if soaks_at is not None and any(isinstance(step, StartServer) for step in steps):
                 watched = watch(site, site.probe())
         if soaks_at == len(todo.steps):
-            _soak(site, watched, options)
+            _soak(site, watched, options, check_held)
     except HostLocked:
         # Without the lock nothing may be touched, to go back neither.
         raise
@@ -263,8 +263,13 @@ def _make_changes(
         )
 
 
-def _soak(site: Site, watched: Watched | None, options: Options) -> None:
-    soak(site, watched, options.soak_seconds, options.stop_requested, lambda: _stop_if_asked(options))
+def _soak(site: Site, watched: Watched | None, options: Options, check_held: CheckHeld) -> None:
+    def stop_if_told() -> None:
+        _stop_if_asked(options)
+        # The window may be longer than the lease, which nobody renews without the lock.
+        check_held()
+
+    soak(site, watched, options.soak_seconds, options.stop_requested, stop_if_told)
 
 
 @contextlib.contextmanager
