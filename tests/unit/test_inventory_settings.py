@@ -59,6 +59,7 @@ def test_a_host_without_variables_gets_every_default(file: Path) -> None:
         batch=("100%",),
         max_failures=0,
         health_every_minutes=5,
+        textfile_dir=None,
         environment={
             "OLLAMA_HOST": "127.0.0.1:11434",
             "OLLAMA_GO_TEMPLATE": "1",
