@@ -12,8 +12,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +30,20 @@ CPU_SECONDS = 1.0
 GROWTH = 1.1
 BESIDE = 12
 """Every so many runs another one is started beside it."""
+
+# A process inherits the peak memory of the one that started it (`exec_mmap` of the kernel's fs/exec.c): this
+# small one starts the agent, so that it is not our own memory that is measured.
+LAUNCHER = """
+import json, os, sys, time
+began = time.monotonic()
+pid = os.fork()
+if not pid:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    os.execv(sys.argv[1], sys.argv[1:])
+_, status, used = os.wait4(pid, 0)
+wall, cpu = time.monotonic() - began, used.ru_utime + used.ru_stime
+json.dump([os.waitstatus_to_exitcode(status), wall, cpu, used.ru_maxrss], sys.stdout)
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +117,7 @@ def play(command: Sequence[str | Path], root: Path, count: int, **environment: s
             started = [_start(argv, environment)]
             if number % BESIDE == 0:
                 started.append(_start(argv, environment))
-            ended = [_end(*one) for one in started]
+            ended = [_end(one) for one in started]
             # Which of the two came first is the kernel's to say.
             ended.sort(key=lambda one: one.exit_code == UNDER_WAY)
             runs.append(ended[0])
@@ -117,22 +130,19 @@ def play(command: Sequence[str | Path], root: Path, count: int, **environment: s
     return Played(runs=tuple(runs), beside=tuple(beside), faults=tuple(faults))
 
 
-def _start(argv: Sequence[str | Path], environment: dict[str, str]) -> tuple[float, subprocess.Popen[bytes]]:
-    process = subprocess.Popen(
-        argv, env={**os.environ, **environment}, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL
+def _start(argv: Sequence[str | Path], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        (sys.executable, "-S", "-c", LAUNCHER, *argv),
+        env={**os.environ, **environment},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
     )
-    return time.monotonic(), process
 
 
-def _end(began: float, process: subprocess.Popen[bytes]) -> AgentRun:
-    _, status, used = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    return AgentRun(
-        exit_code=process.returncode,
-        wall_seconds=time.monotonic() - began,
-        cpu_seconds=used.ru_utime + used.ru_stime,
-        rss_bytes=used.ru_maxrss * 1024,
-    )
+def _end(process: subprocess.Popen[bytes]) -> AgentRun:
+    told, _ = process.communicate(timeout=600)
+    code, wall, cpu, rss_kib = json.loads(told)
+    return AgentRun(exit_code=code, wall_seconds=wall, cpu_seconds=cpu, rss_bytes=rss_kib * 1024)
 
 
 def _faults(directory: Path, number: int, beside: Sequence[AgentRun]) -> list[str]:
