@@ -496,9 +496,9 @@ def testbed(flags: SimpleNamespace, report: Report) -> int:
 @command(
     "json",
     positional=["action"],
-    action=Flag(None, "converge, scale, kills, cuts, faults, chaos, judge, rules or verdicts"),
+    action=Flag(None, "converge, scale, kills, cuts, faults, chaos, health, judge, rules or verdicts"),
     hosts=Flag(4, "converge: how many hosts"),
-    count=Flag(20, "kills, cuts: how often the host is killed"),
+    count=Flag(20, "kills, cuts: how often the host is killed; health: how often the agent runs"),
     seed=Flag(0, "kills, cuts, chaos: of all that is random (default: another one each time, which is told)"),
     minutes=Flag(20.0, "chaos: how long; the round in which they are over is the last"),
     rounds=Flag(0, "chaos: how many rounds, instead of minutes"),

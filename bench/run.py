@@ -59,9 +59,13 @@ def run_bench(
             from bench import verdicts
 
             return verdicts.run(report)
+        case "health":
+            from bench import agent_runs
+
+            return agent_runs.run(report, count)
         case _:
             raise UsageError(
                 sentence=f"`bench {action}` is no bench",
                 unchanged="everything",
-                hint="./fleet bench converge|scale|kills|cuts|faults|chaos|judge|rules|verdicts",
+                hint="./fleet bench converge|scale|kills|cuts|faults|chaos|health|judge|rules|verdicts",
             )

@@ -117,7 +117,9 @@ def _desired(host: str, settings: HostSettings, pins: Pins, rendered: Mapping[st
 
 def _health(settings: HostSettings) -> Health | None:
     minutes = settings.health_every_minutes
-    return None if minutes is None else Health(every_minutes=minutes)
+    if minutes is None:
+        return None
+    return Health(every_minutes=minutes, textfile_dir=settings.textfile_dir)
 
 
 def login_of(settings: HostSettings) -> Login | None:

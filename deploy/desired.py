@@ -121,10 +121,12 @@ class Health:
     """That a host checks itself by timer.
 
     `agents` are those that this machine has, by architecture (`amd64`, `arm64`); where there is none, the one
-    that is on the host stays.
+    that is on the host stays. `textfile_dir` is where node_exporter looks for metrics, None for where
+    Debian has it look.
     """
 
     every_minutes: int
+    textfile_dir: PurePosixPath | None = None
     toolkit_version: str = ""
     agents: Mapping[str, AgentFile] = field(default_factory=dict)
 

@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 
 from deploy.desired import AgentFile, Desired, HostFile, ServiceBackend
 from deploy.facts import HostFacts, SystemdFacts
-from deploy.health_config import render_health_config
+from deploy.health_config import metrics_file, render_health_config
 from deploy.server_plan import ARCHITECTURES, Release
 from deploy.steps import InstallAgent, OverwriteFile, Phase, StartTimer, Step, StopSchedule, WriteFile
 from deploy.systemd_plan import is_enabled, line_differences, write_steps
@@ -28,7 +28,7 @@ def schedule_steps(desired: Desired, facts: HostFacts, release: Release) -> Iter
             yield from _write_config(desired, facts, release, found)
         return
     if desired.health is None:
-        yield from _stop(desired, found)
+        yield from _stop(desired, facts, found)
         return
     agent = wanted_agent(desired, facts)
     if agent is not None and facts.agents != {agent.name: agent.size_bytes}:
@@ -87,9 +87,11 @@ def _scheduled(step: WriteFile | OverwriteFile) -> WriteFile | OverwriteFile:
     return replace(step, phase=Phase.SCHEDULE)
 
 
-def _stop(desired: Desired, found: SystemdFacts) -> Iterator[StopSchedule]:
+def _stop(desired: Desired, facts: HostFacts, found: SystemdFacts) -> Iterator[StopSchedule]:
+    """The metrics go too: what nobody writes any more would be scraped for ever."""
     paths = desired.paths
     ours = (paths.health_program, *(paths.units / name for name in (HEALTH_TIMER, HEALTH_UNIT)))
     there = tuple(path for path in ours if str(path) in found.files)
     if there:
-        yield StopSchedule(reason="ollama_health_every=off", paths=(*there, paths.agents))
+        gone = (*there, paths.agents, metrics_file(desired, facts))
+        yield StopSchedule(reason="ollama_health_every=off", paths=gone)

@@ -4,8 +4,9 @@
     agent report DIRECTORY [--quick]    check, print the report as JSON, keep nothing
     agent version                       say which Python runs it
 
-DIRECTORY holds `config.json`, which a deploy writes, and gets `last.json` and `history.jsonl`. Exit code 0
-when nothing failed, 2 when a check did, 1 when it could not run, 75 while another run is under way.
+DIRECTORY holds `config.json`, which a deploy writes, and gets `last.json`, `history.jsonl` and
+`ollama_fleet.prom`. Exit code 0 when nothing failed, 2 when a check did, 1 when it could not run, 75 while
+another run is under way.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from healthchecks.health import (
 )
 from healthchecks.health_facts import empty_facts
 from healthchecks.results import append_history, read_last, write_last
+from healthchecks.textfile import write_metrics
 
 DEADLINE_SECONDS = 600.0
 """Of a whole run. Each check has its own; systemd ends what outlives this one too."""
@@ -66,7 +68,7 @@ def _keep_history(run: Finished) -> None:
     append_history(run.directory / "history.jsonl", run.report)
 
 
-OUTPUTS: tuple[Output, ...] = (_keep_last, _keep_history)
+OUTPUTS: tuple[Output, ...] = (_keep_last, _keep_history, write_metrics)
 """In this order; one that fails is told and keeps no other from its turn."""
 
 

@@ -22,7 +22,7 @@ _SLACK = 200
 
 def write_last(path: Path, report: HealthReport) -> None:
     """By rename; raises OSError."""
-    _replace(path, (json.dumps(render_report(report)) + "\n").encode())
+    replace_file(path, (json.dumps(render_report(report)) + "\n").encode())
 
 
 def read_last(path: Path) -> HealthReport | None:
@@ -45,7 +45,7 @@ def append_history(path: Path, report: HealthReport) -> None:
         os.fsync(file.fileno())
     lines = path.read_bytes().splitlines(keepends=True)
     if len(lines) > RUNS_KEPT + _SLACK:
-        _replace(path, b"".join(lines[-RUNS_KEPT:]))
+        replace_file(path, b"".join(lines[-RUNS_KEPT:]))
 
 
 def history_entry(report: HealthReport) -> dict[str, Any]:
@@ -78,7 +78,8 @@ def _end_of_last_line(text: bytes) -> int:
     return text.rfind(b"\n") + 1
 
 
-def _replace(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes) -> None:
+    """The old content or the new one, whatever cuts it. Raises OSError."""
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     temporary = Path(name)
     try:

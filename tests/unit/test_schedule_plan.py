@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import PurePosixPath
 
 import pytest
 
@@ -145,7 +146,20 @@ def test_off_takes_away_what_runs_and_is_then_as_desired() -> None:
     assert DESIRED.paths.agents in step.paths
     assert DESIRED.paths.units / HEALTH_TIMER in step.paths
     assert DESIRED.paths.health not in step.paths, "what was found stays"
+    assert PurePosixPath("/var/lib/prometheus/node-exporter/ollama_fleet.prom") in step.paths
     assert plan(off, BARE).is_empty
+
+
+def test_off_takes_the_metrics_away_from_where_the_host_was_told_to_write_them() -> None:
+    assert DESIRED.health is not None
+    asked = replace(
+        DESIRED, health=replace(DESIRED.health, textfile_dir=PurePosixPath("/srv/prom"), every_minutes=60)
+    )
+    config = parse_config(json.loads(config_of(asked, BARE)))
+    assert (config.textfile_dir, config.every_seconds) == ("/srv/prom", 3600.0)
+    (step,) = plan(replace(DESIRED, health=None), scheduled(asked)).steps
+    assert isinstance(step, StopSchedule)
+    assert PurePosixPath("/srv/prom/ollama_fleet.prom") in step.paths
 
 
 def test_the_process_backend_has_no_timer() -> None:
