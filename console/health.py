@@ -34,6 +34,7 @@ from healthchecks.health import (
 
 # Twelve minutes is what the host's own unit has.
 REPORT_SECONDS = 720.0
+_ALL = "all"
 
 
 def show_health(run: Run, every: str | None, *, quick: bool) -> ExitCode:
@@ -79,7 +80,7 @@ def _check_all(run: Run, hosts: Sequence[Desired], *, quick: bool) -> ExitCode:
     run.report.table("health", ["host", "check", "state", "reason"], rows)
     outcomes = [outcome for outcome, _ in found]
     counts = {
-        f"checks_{state}": sum(1 for row in rows if row[2] == str(state))
+        f"checks_{state}": sum(1 for row in rows if row[1] != _ALL and row[2] == str(state))
         for state in (State.WARN, State.FAIL, State.UNKNOWN)
     }
     run.report.summary(outcomes, **counts)
@@ -139,7 +140,7 @@ def _rows(desired: Desired, report: HealthReport) -> list[list[str]]:
     """Every check that did not pass; one line for a host on which all did."""
     found = [result for result in report.checks if result.state is not State.PASS]
     passed = len(report.checks) - len(found)
-    rows = [[desired.host, "all", str(report.state), f"{passed} of {len(report.checks)} checks passed"]]
+    rows = [[desired.host, _ALL, str(report.state), f"{passed} of {len(report.checks)} checks passed"]]
     for result in found:
         hint = f"; {result.hint}" if result.hint else ""
         rows.append([desired.host, result.check, str(result.state), f"{result.reason}{hint}"])

@@ -135,7 +135,7 @@ def test_a_run_that_was_missed_is_made_up_for_once_and_none_runs_beside_another(
     site.settings["ollama_health_every"] = "off"
     assert deploy(site, agents).error is None
     assert site.plan().is_empty
-    assert site.sh("systemctl list-unit-files --no-legend 'ollama-fleet-health*'") == ""
+    assert site.sh("systemctl list-unit-files --no-legend 'ollama-fleet-health*' || true") == ""
     assert len(history(site)) == known + 1, "what was found stays"
 
 

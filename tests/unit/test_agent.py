@@ -13,7 +13,7 @@ import pytest
 
 from healthchecks import agent
 from healthchecks.agent import CANNOT_RUN, DONE, FAILED, UNDER_WAY, Finished, last_deploy, main
-from healthchecks.health import CheckResult, HealthReport, State, render_config
+from healthchecks.health import CheckResult, Effort, HealthReport, State, render_config
 from healthchecks.health_config import HealthConfig
 from healthchecks.results import read_history, read_last
 from tests.unit.health_host import CONFIG
@@ -130,7 +130,7 @@ def test_checks_that_never_end_end_the_run_at_its_deadline_as_unknown(
     monkeypatch.setattr(agent, "run_checks", lambda *_, **__: ended.wait(60))
     monkeypatch.setattr(agent, "DEADLINE_SECONDS", 0.05)
     try:
-        report = agent.check_host(directory, agent.Effort.LOOK).report
+        report = agent.check_host(directory, Effort.LOOK).report
     finally:
         ended.set()
     assert (report.state, report.checks[0].check) == (State.UNKNOWN, "run")

@@ -55,8 +55,8 @@ def scheduled(desired: Desired = DESIRED, facts: HostFacts = BARE) -> HostFacts:
     return replace(with_files, agents=agents if "python3" in facts.tools else {})
 
 
-def paths(planned: Plan, kind: type = WriteFile) -> list[str]:
-    return [str(step.file.path) for step in planned.steps if isinstance(step, kind)]  # type: ignore[attr-defined]
+def paths(planned: Plan, kind: type[WriteFile | OverwriteFile] = WriteFile) -> list[str]:
+    return [str(step.file.path) for step in planned.steps if isinstance(step, kind)]
 
 
 def test_a_host_that_is_as_desired_gets_agent_program_units_and_configuration_and_a_started_timer() -> None:
