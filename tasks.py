@@ -335,6 +335,20 @@ def health(flags: SimpleNamespace, report: Report) -> int:
 
 
 @command(
+    "inventory",
+    "limit",
+    "forks",
+    "json",
+    output=Flag("fleet.html", "the file to write"),
+)
+def page(flags: SimpleNamespace, report: Report) -> int:
+    """Write one HTML page of what the hosts' own checks have found; run none."""
+    from console.page import write_page
+
+    return write_page(_run(flags, report), Path(flags.output))
+
+
+@command(
     *HOSTS,
     "yes",
     "overwrite",
