@@ -225,3 +225,14 @@ def test_a_recap_names_every_host_in_full_however_narrow_the_terminal(
     for name in names:
         terminal.wait_for(f"{re.escape(name)}.* skipped ")
     assert ("\u2503" in terminal.text) == drawn
+
+
+def test_a_long_name_leaves_room_for_the_step_and_the_time(
+    monkeypatch: pytest.MonkeyPatch, terminal: Terminal
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    report = Report(as_json=False, stdout=terminal.stdout, stderr=io.StringIO())
+    report.begin(2)
+    report("host_started", "gpu-node-101.rack7.production.example.com", batch=1)
+    terminal.wait_for(r"gpu-node-101\S*\u2026 +looking \S* +0 s")
+    report.close()
