@@ -234,5 +234,5 @@ def test_a_long_name_leaves_room_for_the_step_and_the_time(
     report = Report(as_json=False, stdout=terminal.stdout, stderr=io.StringIO())
     report.begin(2)
     report("host_started", "gpu-node-101.rack7.production.example.com", batch=1)
-    terminal.wait_for(r"gpu-node-101\S*\u2026 +looking \S* +0 s")
+    terminal.wait_for(r"gpu-node-101\S*\u2026 +looking \S* +\d+ s")
     report.close()
