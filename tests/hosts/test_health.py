@@ -114,6 +114,7 @@ def test_a_host_checks_itself_by_timer_with_nobody_else_there(
     assert site.sh("ls /var/lib/systemd/timers | grep -c fleet || true") == "0"
 
 
+@pytest.mark.fault(46)
 def test_a_run_that_was_missed_is_made_up_for_once_and_none_runs_beside_another(
     site: HostSite, agents: dict[str, AgentFile]
 ) -> None:
