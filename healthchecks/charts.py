@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Callable, Optional
 
-WIDTH, HEIGHT = 240, 48
-_PAD = 3
-"""Of the height: a line at the edge would be cut in half."""
+WIDTH, HEIGHT = 120, 100
+"""Of a line's box; its page stretches it. Whole numbers in it keep a page of many hosts small."""
+
+_ACROSS, _ALONG = 1, 4
+"""A line at the edge would be cut in half."""
 
 Point = tuple[float, Optional[float]]
 """A moment and what was measured then; None where nothing was."""
@@ -42,11 +44,11 @@ def draw_line(points: Sequence[Point], worst: Callable[[Sequence[float]], float]
     since, until = min(at for at, _ in points), max(at for at, _ in points)
     values = [value for _, value in known]
     most = max(values)
-    across = (WIDTH - 2 * _PAD) / ((until - since) or 1.0)
-    up = (HEIGHT - 2 * _PAD) / (most or 1.0)
+    across = (WIDTH - 2 * _ACROSS) / ((until - since) or 1.0)
+    up = (HEIGHT - 2 * _ALONG) / (most or 1.0)
 
     def place(point: Point) -> int:
-        return round(_PAD + (point[0] - since) * across)
+        return round(_ACROSS + (point[0] - since) * across)
 
     words, is_drawing = [], False
     for x, group in groupby(sorted(points, key=lambda point: point[0]), key=place):
@@ -54,9 +56,9 @@ def draw_line(points: Sequence[Point], worst: Callable[[Sequence[float]], float]
         if not here:
             is_drawing = False
             continue
-        y = round(HEIGHT - _PAD - worst(here) * up, 1)
+        y = round(HEIGHT - _ALONG - worst(here) * up)
         # A point alone is a line without a length, which has round ends.
-        words.append(f"L{x} {y:g}" if is_drawing else f"M{x} {y:g}h0")
+        words.append(f"L{x} {y}" if is_drawing else f"M{x} {y}h0")
         is_drawing = True
     return LineChart("".join(words), min(values), most, known[-1][1], len(known), since, until)
 

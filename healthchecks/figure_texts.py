@@ -24,7 +24,9 @@ def size_text(size_bytes: float | None) -> str:
     if size_bytes is None:
         return "unknown"
     gib = size_bytes / _GIB
-    return f"{gib:.1f} GiB" if gib >= 1 or not size_bytes else f"{gib * 1024:.0f} MiB"
+    if not size_bytes:
+        return "0 GiB"
+    return f"{gib:.1f} GiB" if gib >= 1 else f"{gib * 1024:.0f} MiB"
 
 
 def seconds_text(seconds: float | None) -> str:

@@ -114,7 +114,7 @@ def _memory(facts: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return {
         "parts": parts,
         "text": f"{size_text(used)} of {size_text(total)}",
-        "told": ", ".join(told),
+        "told": ", ".join(told) or "nothing in use",
         "problem": f"models claim {size_text(claimed)}, more than is in use" if claimed > used else "",
     }
 
