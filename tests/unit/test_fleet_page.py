@@ -47,7 +47,7 @@ def test_what_a_host_keeps_is_read_packed_or_not_and_a_cut_line_is_left_out() ->
 
 
 @pytest.mark.parametrize(
-    "sent", [b"", b"now\nscheduled\n\n", b"1\nmaybe\n\n", gzip.compress(b"1\nnever\n\n")[:-9], b"\x1f\x8bno"]
+    "sent", [b"", b"now\nscheduled\n\n", b"1\nmaybe\n\n", gzip.compress(b"1\nnever\n\n", mtime=0)[:-9], b"\x1f\x8bno"]
 )
 def test_what_is_no_reply_is_refused(sent: bytes) -> None:
     with pytest.raises(ValueError, match="reply"):
@@ -95,6 +95,14 @@ def test_hosts_with_the_same_trouble_are_one_line_with_the_first_of_their_names(
     assert page.count('<td class="names"') == 1
     assert " and 4 more</td>" in page
     assert "12: <a" in page
+
+
+def test_checks_of_one_host_that_were_not_made_for_one_reason_are_one_line() -> None:
+    checks = tuple(CheckResult(name, State.UNKNOWN, "no python3") for name in ("drift", "clock"))
+    kept = parse_kept(said(replace(checked(), checks=checks)))
+    page = render_fleet_page([host(kept)], NOW).decode()
+    assert page.count('<td class="names"') == 1
+    assert '<th scope="row" class="lead">drift, clock</th>' in page
 
 
 def test_a_line_breaks_where_nothing_was_measured_and_shows_the_worst_of_a_place() -> None:
