@@ -47,7 +47,14 @@ def test_what_a_host_keeps_is_read_packed_or_not_and_a_cut_line_is_left_out() ->
 
 
 @pytest.mark.parametrize(
-    "sent", [b"", b"now\nscheduled\n\n", b"1\nmaybe\n\n", gzip.compress(b"1\nnever\n\n", mtime=0)[:-9], b"\x1f\x8bno"]
+    "sent",
+    [
+        b"",
+        b"now\nscheduled\n\n",
+        b"1\nmaybe\n\n",
+        gzip.compress(b"1\nnever\n\n", mtime=0)[:-9],
+        b"\x1f\x8bno",
+    ],
 )
 def test_what_is_no_reply_is_refused(sent: bytes) -> None:
     with pytest.raises(ValueError, match="reply"):
