@@ -130,23 +130,30 @@ def _reports(hosts: Sequence[FleetHost]) -> dict[str, Mapping[str, Any]]:
 
 
 def _findings(hosts: Sequence[FleetHost], places: Mapping[str, int]) -> Iterator[Mapping[str, Any]]:
-    """What is wrong, each with the hosts on which it is: twelve hosts with one trouble are one line."""
+    """What is wrong, each with the hosts on which it is: twelve hosts with one trouble are one line.
+
+    So are nine checks of one host that could not be made for one reason.
+    """
     found: dict[tuple[HostState, str], list[tuple[str, str, str]]] = {}
     for host in hosts:
         for state, check, reason, hint in _told(host):
             found.setdefault((state, check), []).append((host.name, reason, hint))
+    joined: dict[tuple[HostState, tuple[tuple[str, str, str], ...]], list[str]] = {}
+    for (state, check), told in found.items():
+        joined.setdefault((state, tuple(told)), []).append(check)
     order = list(HostState)
-    ranked = sorted(found.items(), key=lambda item: (order.index(item[0][0]), -len(item[1])))
-    for (state, check), told in ranked:
-        reasons = {reason for _, reason, _ in told}
+    ranked = sorted(joined.items(), key=lambda item: (order.index(item[0][0]), -len(item[0][1])))
+    for (state, said), checks in ranked:
+        reasons = {reason for _, reason, _ in said}
+        _, reason, hint = said[0]
         yield {
             "state": state,
-            "check": check,
-            "count": len(told),
-            "hosts": [(places[name], name) for name, _, _ in told[:HOSTS_NAMED_AT_MOST]],
-            "more": max(0, len(told) - HOSTS_NAMED_AT_MOST),
-            "reason": told[0][1] if len(reasons) == 1 else f"{told[0][1]}; elsewhere otherwise",
-            "hint": told[0][2] if len(told) == 1 else "",
+            "check": ", ".join(checks),
+            "count": len(said),
+            "hosts": [(places[name], name) for name, _, _ in said[:HOSTS_NAMED_AT_MOST]],
+            "more": max(0, len(said) - HOSTS_NAMED_AT_MOST),
+            "reason": reason if len(reasons) == 1 else f"{reason}; elsewhere otherwise",
+            "hint": hint if len(said) == 1 else "",
         }
 
 
