@@ -166,6 +166,10 @@ def _drop_candidates(site: Site, todo: Plan) -> str:
                 api.delete(f"{step.model.name}:candidate")
                 if f"{step.model.name.lower()}:latest" in site.probe().models:
                     # Two names of the same weights share a runner (seen on 0.17.5 and 0.24.0): it is gone.
-                    api.load(f"{step.model.name}:latest")
                     served.append(f"`{step.model.name}:latest` is the one that was there before")
+                    try:
+                        api.load(f"{step.model.name}:latest")
+                    except FleetError as error:
+                        # Its weights may be what was wrong.
+                        served.append(f"{error.sentence}: {error.cause}")
     return "; ".join(served)
