@@ -6,16 +6,17 @@ address, and nothing else.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Sequence
 from enum import Enum
+from functools import partial
 from typing import Callable
 from urllib.parse import urlsplit, urlunsplit
 
 import requests
 
 from healthchecks.addresses import Ping
+from healthchecks.retries import Tell, ask_again, tell_all
 
 START_SECONDS = 4.0
 END_SECONDS = 12.0
@@ -40,37 +41,19 @@ def send_pings(
     pause: Callable[[float], None] = time.sleep,
 ) -> list[str]:
     """Tell them all at the same time. Returns a sentence for each that did not hear."""
-    failed = {ping.name: f"no answer within {seconds:g} s" for ping in pings}
-    until = time.monotonic() + seconds
 
-    def tell(ping: Ping) -> None:
-        failed[ping.name] = _tell(signal_url(ping.url, signal), until, pause)
+    def tell(ping: Ping) -> Tell:
+        url = signal_url(ping.url, signal)
+        return lambda until: ask_again(partial(_ask, url), bool, until, pause)
 
-    threads = [threading.Thread(target=tell, args=(ping,), daemon=True) for ping in pings]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(max(0.0, until - time.monotonic()))
-    return [f"{name}: {why}" for name, why in failed.items() if why]
+    failed = tell_all({ping.name: tell(ping) for ping in pings}, seconds)
+    return [f"{name}: {why}" for name, why in failed.items()]
 
 
 def signal_url(url: str, signal: Signal) -> str:
     """`/start` and `/fail` end the path, before any query."""
     parts = urlsplit(url)
     return urlunsplit(parts._replace(path=parts.path.rstrip("/") + signal.value))
-
-
-def _tell(url: str, until: float, pause: Callable[[float], None]) -> str:
-    import tenacity
-
-    why: str = tenacity.Retrying(
-        retry=tenacity.retry_if_result(bool),
-        wait=tenacity.wait_exponential_jitter(initial=0.3, max=3.0),
-        stop=tenacity.stop_before_delay(max(0.0, until - time.monotonic())),
-        sleep=pause,
-        retry_error_callback=lambda state: state.outcome.result() if state.outcome is not None else None,
-    )(_ask, url)
-    return why
 
 
 def _ask(url: str) -> str:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from typing import Any, Callable
 
@@ -18,6 +19,7 @@ import requests
 
 from healthchecks.addresses import Target
 from healthchecks.notices import Notice
+from healthchecks.retries import Tell, ask_again, tell_all
 from healthchecks.spool import Spool
 
 SEND_SECONDS = 20.0
@@ -31,7 +33,6 @@ _PLUGINS = {
     "wecombot": ("wecombot", "NotifyWeComBot"),
     "slack": ("slack", "NotifySlack"),
 }
-_FIRST_WAIT_SECONDS, _LONGEST_WAIT_SECONDS = 0.5, 5.0
 
 
 @dataclass(frozen=True)
@@ -56,25 +57,15 @@ def deliver(
     """
     everybody = [target.identity for target in targets]
     spool.drop_delivered(everybody)
-    waiting = [target for target in targets if spool.waiting_for(target.identity)]
-    failed: dict[str, str] = {target.name: f"no answer within {seconds:g} s" for target in waiting}
-    until = time.monotonic() + seconds
+    waiting = {target.name: target for target in targets if spool.waiting_for(target.identity)}
 
-    def serve(target: Target) -> None:
-        failed[target.name] = _serve(spool, target, everybody, until, pause)
+    def serve(target: Target) -> Tell:
+        return lambda until: _serve(spool, target, everybody, until, pause)
 
-    # One that hangs, in a name server say, cannot be stopped, only left behind.
-    threads = [threading.Thread(target=serve, args=(target,), daemon=True) for target in waiting]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(max(0.0, until - time.monotonic()))
     told = []
-    for target in waiting:
-        if failed[target.name]:
-            count = len(spool.waiting_for(target.identity))
-            wait = "1 message waits" if count == 1 else f"{count} messages wait"
-            told.append(f"{target.name}: {failed[target.name]}; {wait}")
+    for name, why in tell_all({name: serve(target) for name, target in waiting.items()}, seconds).items():
+        count = len(spool.waiting_for(waiting[name].identity))
+        told.append(f"{name}: {why}; {'1 message waits' if count == 1 else f'{count} messages wait'}")
     return told
 
 
@@ -89,25 +80,13 @@ def _serve(
     for message in spool.waiting_for(target.identity):
         if time.monotonic() >= until:
             return "more than there was time for"
-        attempt = _try_again(plugin, message.notice, until, pause)
+        send = partial(attempt_delivery, plugin, message.notice)
+        attempt = ask_again(send, lambda one: one.again, until, pause)
         if not attempt.delivered:
             # The later ones wait too: nobody is to hear of a recovery before the problem.
             return attempt.why
         spool.mark_delivered(message.number, target.identity, everybody)
     return ""
-
-
-def _try_again(plugin: Any, notice: Notice, until: float, pause: Callable[[float], None]) -> Attempt:
-    import tenacity
-
-    last: Attempt = tenacity.Retrying(
-        retry=tenacity.retry_if_result(lambda attempt: attempt.again),
-        wait=tenacity.wait_exponential_jitter(initial=_FIRST_WAIT_SECONDS, max=_LONGEST_WAIT_SECONDS),
-        stop=tenacity.stop_before_delay(max(0.0, until - time.monotonic())),
-        sleep=pause,
-        retry_error_callback=lambda state: state.outcome.result() if state.outcome is not None else None,
-    )(attempt_delivery, plugin, notice)
-    return last
 
 
 def make_plugin(target: Target) -> Any:
