@@ -245,7 +245,9 @@ def _systemd(reply: _Reply) -> SystemdFacts | None:
 
 def _addresses(reply: _Reply) -> SecretFact | None:
     stat = reply.stats.get(f"{reply.paths.state}/health/notify.urls")
-    return stat and SecretFact(sha256=reply.first("@addresses"), mode=stat.mode, owner=stat.owner)
+    if stat is None:
+        return None
+    return SecretFact(sha256=reply.first("@addresses"), mode=stat.mode, owner=stat.owner)
 
 
 def _account(reply: _Reply, lines: list[list[str]]) -> Account | None:
