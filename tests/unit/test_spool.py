@@ -165,10 +165,10 @@ def test_under_any_cuts_and_refusals_everybody_gets_every_change_in_order_and_no
             disk.cut_at = cuts[number] if number < min(len(cuts), len(runs)) else None
             left = list(answers)
             title = f"title {number}"
+            before = known
             try:
                 spool = Spool(directory)
                 assert spool.failing == known, "what was made known is not forgotten"
-                before = known
                 if failing != known:
                     made.append(title)
                     known = failing
