@@ -79,6 +79,10 @@ while [ "$#" -gt 0 ]; do
     [ -d "$directory" ] || mkdir -p "$directory"
     for cut in "$directory/.$name".fleet-*; do [ ! -e "$cut" ] || rm -f "$cut"; done
     temporary=$directory/.$name.fleet-$$
+    # While it comes it is nobody else's to read: it may be a secret.
+    umask 077
+    : >"$temporary"
+    umask 022
     if [ "$#" -gt 0 ]; then
         dd ibs=1 obs=4096 count="$size" 2>/dev/null | cat >"$temporary"
     else

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import PurePosixPath
@@ -37,6 +38,7 @@ def schedule_steps(desired: Desired, facts: HostFacts, release: Release) -> Iter
     files = health_files(desired, desired.health.every_minutes)
     written = [_scheduled(step) for step in write_steps(desired, found, files)]
     yield from written
+    yield from _write_addresses(desired, found)
     yield from _write_config(desired, facts, release, found)
     timer = found.units.get(HEALTH_TIMER)
     if any(step.file.path.name == HEALTH_TIMER for step in written):
@@ -50,7 +52,8 @@ def schedule_notes(desired: Desired, facts: HostFacts) -> tuple[str, ...]:
     if desired.health is None or desired.server.backend is not ServiceBackend.SYSTEMD:
         return ()
     if "python3" not in facts.tools:
-        return ("health: no python3 on this host, so a shell checks what it can",)
+        told = ", and nobody is notified" if desired.health.addresses else ""
+        return (f"health: no python3 on this host, so a shell checks what it can{told}",)
     if wanted_agent(desired, facts) is None and not facts.agents:
         return ("health: a shell checks what it can until ./fleet schedule has built the agent",)
     return ()
@@ -83,15 +86,32 @@ def _write_config(
         yield WriteFile(reason=f"mode is {fact.mode}", file=file, phase=Phase.SCHEDULE)
 
 
+def _write_addresses(desired: Desired, found: SystemdFacts) -> Iterator[WriteFile]:
+    """They are compared by sha256 and never shown: that they differ is all that is told."""
+    text = desired.health.addresses if desired.health is not None else None
+    if text is None:
+        return
+    file, fact = HostFile(path=desired.paths.addresses, text=text, mode="600"), found.addresses
+    if fact is None:
+        if text:
+            yield WriteFile(reason="absent", file=file, phase=Phase.SCHEDULE)
+    elif fact.sha256 != hashlib.sha256(text.encode()).hexdigest():
+        yield WriteFile(reason="other addresses", file=file, phase=Phase.SCHEDULE)
+    elif (fact.mode, fact.owner) != (file.mode, "root"):
+        reason = f"mode is {fact.mode}, owner is {fact.owner}"
+        yield WriteFile(reason=reason, file=file, phase=Phase.SCHEDULE)
+
+
 def _scheduled(step: WriteFile | OverwriteFile) -> WriteFile | OverwriteFile:
     return replace(step, phase=Phase.SCHEDULE)
 
 
 def _stop(desired: Desired, facts: HostFacts, found: SystemdFacts) -> Iterator[StopSchedule]:
-    """The metrics go too: what nobody writes any more would be scraped for ever."""
+    """The metrics go too: what nobody writes any more would be scraped for ever. So do the addresses."""
     paths = desired.paths
     ours = (paths.health_program, *(paths.units / name for name in (HEALTH_TIMER, HEALTH_UNIT)))
     there = tuple(path for path in ours if str(path) in found.files)
     if there:
-        gone = (*there, paths.agents, metrics_file(desired, facts))
+        secrets = (paths.addresses,) if found.addresses is not None else ()
+        gone = (*there, paths.agents, metrics_file(desired, facts), *secrets)
         yield StopSchedule(reason="ollama_health_every=off", paths=gone)

@@ -37,7 +37,9 @@ class HostSettings:
     written there, in the line `key_file_line`. `models` are names from `models.toml`. `batch` are counts or
     percentages of hosts ("1", "25%"), one batch after the other, the last repeated. `health_every_minutes` is
     None where the host is not to check itself, `textfile_dir` None where node_exporter looks in the usual
-    place. `environment` is that of the server process, OLLAMA_HOST always as `host:port`.
+    place. `notify_file` is a path on this machine as it is written in the line `notify_file_line`, `""` where
+    nobody is to be notified, None where the host decides. `environment` is that of the server process,
+    OLLAMA_HOST always as `host:port`.
     """
 
     connection: Connection
@@ -57,6 +59,8 @@ class HostSettings:
     max_failures: int
     health_every_minutes: int | None
     textfile_dir: PurePosixPath | None
+    notify_file: str | None = None
+    notify_file_line: int | None = None
     environment: dict[str, str]
 
 
@@ -233,6 +237,11 @@ def _read_path(value: Any) -> str:
     return text
 
 
+def _read_notify_file(value: Any) -> str:
+    text = "off" if value is False or value is None else _read_path(value)
+    return "" if text.lower() in ("off", "none") else text
+
+
 def _read_choice(value: Any) -> str:
     return "none" if value is None else plain_text(value).lower()
 
@@ -265,6 +274,7 @@ class _Variables(BaseModel):
     ollama_max_failures: Annotated[int, BeforeValidator(parse_max_failures)] = 0
     ollama_health_every: Annotated[int | None, BeforeValidator(read_period)] = _DEFAULT_PERIOD_MINUTES
     ollama_textfile_dir: Annotated[PurePosixPath | None, BeforeValidator(_read_directory)] = None
+    ollama_notify_file: Annotated[str | None, BeforeValidator(_read_notify_file)] = None
 
 
 def _server_setting(key: str) -> TypeAdapter[str]:
@@ -314,6 +324,8 @@ def _parse(
         max_failures=variables.ollama_max_failures,
         health_every_minutes=variables.ollama_health_every,
         textfile_dir=variables.ollama_textfile_dir,
+        notify_file=variables.ollama_notify_file,
+        notify_file_line=host.lines.get("ollama_notify_file"),
         environment=environment | {"OLLAMA_MODELS": str(models_dir)},
     )
 

@@ -36,6 +36,7 @@ from healthchecks.health import (
     run_checks,
 )
 from healthchecks.health_facts import empty_facts
+from healthchecks.notify import notify, ping_end, ping_start
 from healthchecks.results import append_history, read_last, write_last
 from healthchecks.textfile import write_metrics
 
@@ -68,7 +69,7 @@ def _keep_history(run: Finished) -> None:
     append_history(run.directory / "history.jsonl", run.report)
 
 
-OUTPUTS: tuple[Output, ...] = (_keep_last, _keep_history, write_metrics)
+OUTPUTS: tuple[Output, ...] = (_keep_last, _keep_history, write_metrics, ping_end, notify)
 """In this order; one that fails is told and keeps no other from its turn."""
 
 
@@ -144,6 +145,7 @@ def _run(directory: Path, effort: Effort) -> int:
         if not is_alone:
             print("another run is under way")
             return UNDER_WAY
+        ping_start(directory)
         finished = check_host(directory, effort)
         for output in OUTPUTS:
             _give(finished, output)

@@ -324,3 +324,17 @@ def test_a_reply_that_makes_no_sense_is_a_designed_error(lines: str) -> None:
     assert parse_reply(whole.format("").encode(), PurePosixPath("/")).user_id == 0
     with pytest.raises(ProbeFailed, match="probe"):
         parse_reply(whole.format(f"{lines}\n").encode(), PurePosixPath("/"))
+
+
+def test_who_is_notified_is_told_by_a_sha256_alone(tmp_path: Path, shell: tuple[str, ...]) -> None:
+    addresses = tmp_path / "var/lib/ollama-fleet/health/notify.urls"
+    addresses.parent.mkdir(parents=True)
+    addresses.write_bytes(b"slack://T1/A1/kept-secret\n")
+    argv = commands.probe(PurePosixPath(tmp_path), PurePosixPath(tmp_path / "models"), 1, service="systemd")
+    done = subprocess.run(
+        [*shell, *argv[1:]], input=PROBE_SCRIPT.read_bytes(), capture_output=True, check=True
+    )
+    assert b"kept-secret" not in done.stdout
+    told = hashlib.sha256(addresses.read_bytes()).hexdigest().encode()
+    assert b"@addresses\t" + told + b"\n" in done.stdout
+    parse_reply(done.stdout, PurePosixPath(tmp_path))

@@ -131,6 +131,8 @@ def test_the_models_directory_can_be_chosen(file: Path) -> None:
         ("ollama_batch=1,5", "batch", ("1", "5")),
         ("ollama_max_failures=3", "max_failures", 3),
         ("ollama_textfile_dir=/srv/prom/", "textfile_dir", PurePosixPath("/srv/prom")),
+        ("ollama_notify_file=~/notify.urls", "notify_file", "~/notify.urls"),
+        ("ollama_notify_file=off", "notify_file", ""),
         ("ollama_gpu=None", "gpu", GpuKind.NONE),
         ("ollama_service=process ollama_root=/srv/x/", "root", PurePosixPath("/srv/x")),
     ],
