@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import os
 import re
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,12 +49,19 @@ class Fleet(Program):
 
     def execute(self) -> None:
         """Ends with 130 after Ctrl-C; Invoke itself would end with 1."""
+        if signal.getsignal(signal.SIGINT) is end_at_once:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             super().execute()
         except KeyboardInterrupt:
             sys.stdout.flush()
             # At once: the interpreter's own end would wait for a thread that is in the middle of a step.
             os._exit(ExitCode.INTERRUPTED)
+
+
+def end_at_once(_number: int, _frame: object) -> None:
+    """Ctrl-C while the command line is read: nothing was begun, and Invoke would end with 1."""
+    os._exit(ExitCode.INTERRUPTED)
 
 
 def help_wanted(argv: list[str]) -> list[str]:
@@ -104,6 +112,8 @@ def main() -> None:
     """Runs the tasks named in `sys.argv`; never returns without `SystemExit` when one fails."""
     # Most of a start is imports, which leave little to collect: looking for it so often takes a tenth of it.
     gc.set_threshold(50_000)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, end_at_once)
     argv = help_wanted(sys.argv[1:])
     check_command(argv)
     # Invoke turns bytecode off unless told otherwise, and every lazy import would be compiled anew.

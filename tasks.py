@@ -336,6 +336,20 @@ def health(flags: SimpleNamespace, report: Report) -> int:
 
 
 @command(
+    "inventory",
+    "limit",
+    "forks",
+    "json",
+    output=Flag("fleet.html", "the file to write"),
+)
+def page(flags: SimpleNamespace, report: Report) -> int:
+    """Write one HTML page of what the hosts' own checks have found; run none."""
+    from console.page import write_page
+
+    return write_page(_run(flags, report), Path(flags.output))
+
+
+@command(
     *HOSTS,
     "yes",
     "overwrite",
@@ -497,9 +511,11 @@ def testbed(flags: SimpleNamespace, report: Report) -> int:
 @command(
     "json",
     positional=["action"],
-    action=Flag(None, "converge, scale, fleet-health, kills, cuts, faults, chaos, judge, rules or verdicts"),
+    action=Flag(
+        None, "converge, scale, kills, cuts, faults, chaos, health, fleet-health, judge, rules or verdicts"
+    ),
     hosts=Flag(4, "converge: how many hosts"),
-    count=Flag(20, "kills, cuts: how often the host is killed"),
+    count=Flag(20, "kills, cuts: how often the host is killed; health: how often the agent runs"),
     seed=Flag(0, "kills, cuts, chaos: of all that is random (default: another one each time, which is told)"),
     minutes=Flag(20.0, "chaos: how long; the round in which they are over is the last"),
     rounds=Flag(0, "chaos: how many rounds, instead of minutes"),

@@ -38,7 +38,7 @@ class Round:
 def run(report: Report, hosts: int) -> int:
     """Print the figures; 2 when a target is missed."""
     with bench_hosts([kind_of(number) for number in range(1, hosts + 1)], report.say) as fleet:
-        first = run_fleet("deploy", "--yes", "--inventory", str(fleet.inventory))
+        first = run_fleet("deploy", "--yes", "--soak=0", "--inventory", str(fleet.inventory))
         if first.returncode != 0:
             raise CommandFailed(sentence="the first `deploy` failed", cause=first.stderr or first.stdout)
         _round(fleet)  # The first one finds cold caches.

@@ -30,10 +30,6 @@ def run_bench(
             from bench import scale
 
             return scale.run(report)
-        case "fleet-health":
-            from bench import fleet_health
-
-            return fleet_health.run(report)
         case "kills":
             from bench import kills
 
@@ -63,9 +59,14 @@ def run_bench(
             from bench import verdicts
 
             return verdicts.run(report)
+        case "health" | "fleet-health":
+            from bench import agent_runs, fleet_health
+
+            return agent_runs.run(report, count) if action == "health" else fleet_health.run(report)
         case _:
             raise UsageError(
                 sentence=f"`bench {action}` is no bench",
                 unchanged="everything",
-                hint="./fleet bench converge|scale|fleet-health|kills|cuts|faults|chaos|judge|rules|verdicts",
+                hint="./fleet bench "
+                "converge|scale|kills|cuts|faults|chaos|health|fleet-health|judge|rules|verdicts",
             )

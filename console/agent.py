@@ -145,13 +145,18 @@ def _build(architecture: str, target: Path) -> None:
                 old.unlink(missing_ok=True)
 
 
-def _fetch_packages(architecture: str, work: Path) -> Path:
-    """The locked packages in a file of their own: other checks need no package index then."""
+def packages_name(architecture: str) -> str:
+    """The name of the file that holds what is locked now."""
     locked = [_REQUIREMENTS / "agent.txt", _REQUIREMENTS / "pex.txt"]
     digest = hashlib.sha256(
         repr(_platforms(architecture)).encode() + b"".join(p.read_bytes() for p in locked)
     )
-    packages = _directory() / f"packages-{digest.hexdigest()[:16]}-{architecture}.pex"
+    return f"packages-{digest.hexdigest()[:16]}-{architecture}.pex"
+
+
+def _fetch_packages(architecture: str, work: Path) -> Path:
+    """The locked packages in a file of their own: other checks need no package index then."""
+    packages = _directory() / packages_name(architecture)
     if not packages.is_file() or not _packer().is_dir():
         pip = (
             sys.executable,

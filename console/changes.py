@@ -101,42 +101,48 @@ def deploy_asking(
     """`deploy` and its single phases, in the batches of the inventory."""
     check_report_file("--junit", junit)
     hosts = run.hosts()
-    refused = None if yes else _ask(run, hosts, selection)
-    if refused is not None:
+    planned = () if yes else make_plans(run, hosts, selection)
+    if not _are_agreed(run, planned):
+        refused = [item.outcome(Outcome.SKIPPED) for item in planned]
         run.report.summary(refused)
         return max(exit_code(refused), ExitCode.USAGE)
-    outcomes = deploy_in_batches(run, hosts, task, selection, verify=verify)
+    # Nobody agreed to a plan that could not be made, whether the host can be reached by now or not.
+    lost = {item.host: item.outcome(Outcome.SKIPPED) for item in planned if item.plan is None}
+    for outcome in lost.values():
+        tell_outcome(run, outcome)
+    reached = [desired for desired in hosts if desired.host not in lost]
+    changed = deploy_in_batches(run, reached, task, selection, verify=verify)
+    ended = {**lost, **{outcome.host: outcome for outcome in changed}}
+    outcomes = tuple(ended[desired.host] for desired in hosts)
     run.report.recap(outcomes)
-    _write_junit(junit, task, outcomes)
+    written = _write_junit(run, junit, task, outcomes)
     counts = count_outcomes(outcomes)
     more = {"ok": counts[Outcome.OK], "skipped": counts[Outcome.SKIPPED]}
     run.report.summary(outcomes, **more, **count_cases(outcomes), **ollama_word(outcomes))
     interrupted = run.stop_requested.is_set() and counts[Outcome.SKIPPED]
-    return max(exit_code(outcomes), ExitCode.INTERRUPTED if interrupted else ExitCode.DONE)
+    return max(exit_code(outcomes), written, ExitCode.INTERRUPTED if interrupted else ExitCode.DONE)
 
 
-def _ask(run: Run, hosts: Sequence[Desired], selection: Selection) -> Sequence[HostOutcome] | None:
-    """Show the plans, and have a person agree; None where that is so and none of them failed.
-
-    A host that cannot be reached keeps nobody back: it is told as such, now and in the end.
-    """
-    planned = make_plans(run, hosts, selection)
-    outcomes = tuple(item.outcome(Outcome.SKIPPED) for item in planned)
-    failed = any(outcome.outcome is Outcome.FAILED for outcome in outcomes)
+def _are_agreed(run: Run, planned: Sequence[Planned]) -> bool:
+    """Whether a person agrees to the plans, none of which failed. A host out of reach keeps nobody back."""
+    outcomes = [item.outcome(Outcome.SKIPPED).outcome for item in planned]
     changes = any(item.changes for item in planned)
-    return outcomes if failed or (changes and not may_change(run.report, yes=False)) else None
+    return Outcome.FAILED not in outcomes and (not changes or may_change(run.report, yes=False))
 
 
-def _write_junit(path: Path | None, task: str, outcomes: Sequence[HostOutcome]) -> None:
-    """Raises CommandFailed or DiskTooSmall."""
+def _write_junit(run: Run, path: Path | None, task: str, outcomes: Sequence[HostOutcome]) -> ExitCode:
+    """A report that cannot be kept hides no host's end: that is told all the same."""
     if path is None:
-        return
+        return ExitCode.DONE
     from console.deploy_junit import render_deploy_junit
 
     try:
         write_report_file(path, render_deploy_junit(task, outcomes))
     except OSError as error:
-        raise designed_error(error) from error
+        designed = designed_error(error)
+        run.report.error(designed)
+        return designed.exit_code
+    return ExitCode.DONE
 
 
 def deploy_in_batches(

@@ -18,7 +18,7 @@ def render_deploy_junit(task: str, outcomes: Sequence[HostOutcome]) -> bytes:
     for number in sorted(numbers, key=lambda batch: batch or 0):
         members = [outcome for outcome in outcomes if outcome.batch == number]
         suite = add_element(root, "testsuite")
-        _count(suite, f"{task}: nothing to change" if number is None else f"{task}: batch {number}", members)
+        _count(suite, f"{task}: in no batch" if number is None else f"{task}: batch {number}", members)
         suite.set("skipped", str(count_outcomes(members)[Outcome.SKIPPED]))
         for outcome in members:
             _add_host(suite, task, outcome)

@@ -79,6 +79,10 @@ while [ "$#" -gt 0 ]; do
     [ -d "$directory" ] || mkdir -p "$directory"
     for cut in "$directory/.$name".fleet-*; do [ ! -e "$cut" ] || rm -f "$cut"; done
     temporary=$directory/.$name.fleet-$$
+    # While it comes it is nobody else's to read: it may be a secret.
+    umask 077
+    : >"$temporary"
+    umask 022
     if [ "$#" -gt 0 ]; then
         dd ibs=1 obs=4096 count="$size" 2>/dev/null | cat >"$temporary"
     else
@@ -382,6 +386,24 @@ for path in "$@"; do
 done
 """
 
+# What the health checks have left, and what time it is here. A history is large and says the same again and
+# again: it travels packed where the host can.
+_READ_KEPT_REPORTS = r"""
+set -eu
+directory=$1 runs=$2
+refuse() { echo "$1" >&2; exit 1; }
+[ ! -d "$directory" ] || [ -x "$directory" ] || refuse "$directory may not be entered"
+for file in "$directory/last.json" "$directory/history.jsonl"; do
+    [ ! -e "$file" ] || [ -r "$file" ] || refuse "$file may not be read"
+done
+{
+    date +%s
+    if [ -e "$directory/config.json" ]; then echo scheduled; else echo never; fi
+    if [ -s "$directory/last.json" ]; then cat "$directory/last.json"; else echo; fi
+    [ ! -e "$directory/history.jsonl" ] || tail -n "$runs" "$directory/history.jsonl"
+} | if command -v gzip >/dev/null 2>&1; then gzip -c; else cat; fi
+"""
+
 _READ_IF_THERE = r"""
 [ ! -e "$1" ] || cat "$1"
 """
@@ -585,6 +607,11 @@ def memory_kill(unit: str) -> Argv:
 def append_entry(journal: PurePosixPath, entry: str, limit_bytes: int) -> Argv:
     """Appends a line and syncs it; a file above the limit is first moved to `NAME.1`, over what was there."""
     return shell(_APPEND_ENTRY, str(journal), entry, str(limit_bytes))
+
+
+def read_kept_reports(directory: PurePosixPath, runs: int) -> Argv:
+    """Prints the time, `scheduled` or `never`, the last health report and the last `runs` of its history."""
+    return shell(_READ_KEPT_REPORTS, str(directory), str(runs))
 
 
 def read_entries(journal: PurePosixPath, lines: int) -> Argv:

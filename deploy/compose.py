@@ -13,6 +13,7 @@ from deploy.desired import Artefact, Desired, DesiredModel, DesiredServer, Healt
 from deploy.errors import FleetError, InputErrors, InventoryError, PinError, UsageError, render_error
 from deploy.inventory import Inventory, InventoryHost
 from deploy.models import ModelSpec, desired_model, parse_models
+from deploy.notify_file import read_notify_file
 from deploy.pins import Pins, check_deployable, parse_pins
 from deploy.settings import Connection, HostSettings, load_settings, parse_data_home
 
@@ -117,7 +118,11 @@ def _desired(host: str, settings: HostSettings, pins: Pins, rendered: Mapping[st
 
 def _health(settings: HostSettings) -> Health | None:
     minutes = settings.health_every_minutes
-    return None if minutes is None else Health(every_minutes=minutes)
+    if minutes is None:
+        return None
+    return Health(
+        every_minutes=minutes, textfile_dir=settings.textfile_dir, addresses=read_notify_file(settings)
+    )
 
 
 def login_of(settings: HostSettings) -> Login | None:

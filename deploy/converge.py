@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from functools import partial
 from pathlib import Path
 
 from deploy import commands, nvml, systemd
@@ -26,7 +27,7 @@ from deploy.errors import (
 )
 from deploy.facts import HostFacts
 from deploy.go_back import go_back
-from deploy.host_lock import CheckHeld, host_lock
+from deploy.host_lock import CheckHeld, host_lock, retaken_lock
 from deploy.journal import Journal
 from deploy.outcomes import Events, HostOutcome, Outcome, Verify
 from deploy.plan import Plan, Selection, everything, plan, render_plan
@@ -227,7 +228,7 @@ def _make_changes(
     try:
         for steps in in_rounds(todo.steps):
             if len(course.done) == soaks_at:
-                _soak(site, watched, options)
+                _soak(site, watched, options, check_held)
             _stop_if_asked(options)
             check_held()
             course.begun.extend(steps)
@@ -236,7 +237,7 @@ def _make_changes(
             if soaks_at is not None and any(isinstance(step, StartServer) for step in steps):
                 watched = watch(site, site.probe())
         if soaks_at == len(todo.steps):
-            _soak(site, watched, options)
+            _soak(site, watched, options, check_held)
     except HostLocked:
         # Without the lock nothing may be touched, to go back neither.
         raise
@@ -245,8 +246,11 @@ def _make_changes(
         if not isinstance(error, HostUnreachable):
             # Once the lock is lost the lease runs out: the host goes back under a running check, which fails.
             check_held()
-        error = _name_cause(site, error)
-        error.unchanged = go_back(site, before, todo, error, done=course.done)
+            error = _name_cause(site, error)
+            error.unchanged = go_back(site, before, todo, error, done=course.done)
+        else:
+            with _locked_again(site, options, check_held) as again:
+                error.unchanged = go_back(again, before, todo, error, done=course.done)
         if error is failure:
             raise
         raise error from failure
@@ -259,8 +263,34 @@ def _make_changes(
         )
 
 
-def _soak(site: Site, watched: Watched | None, options: Options) -> None:
-    soak(site, watched, options.soak_seconds, options.stop_requested, lambda: _stop_if_asked(options))
+def _soak(site: Site, watched: Watched | None, options: Options, check_held: CheckHeld) -> None:
+    def stop_if_told() -> None:
+        _stop_if_asked(options)
+        # The window may be longer than the lease, which nobody renews without the lock.
+        check_held()
+
+    soak(site, watched, options.soak_seconds, options.stop_requested, stop_if_told)
+
+
+@contextlib.contextmanager
+def _locked_again(site: Site, options: Options, check_held: CheckHeld) -> Iterator[Site]:
+    """The lock may have gone with the connection: it is taken anew, or the host cannot be looked at.
+
+    Never raises. Without the lock it is another deploy's host.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            check_held()
+        except HostLocked:
+            try:
+                stack.enter_context(retaken_lock(site.transport, site.desired.paths.lock, options.task))
+            except FleetError as refused:
+                site = replace(site, probe=partial(_refuse, refused))
+        yield site
+
+
+def _refuse(error: FleetError) -> HostFacts:
+    raise error
 
 
 def _name_cause(site: Site, error: FleetError) -> FleetError:

@@ -121,10 +121,14 @@ class Health:
     """That a host checks itself by timer.
 
     `agents` are those that this machine has, by architecture (`amd64`, `arm64`); where there is none, the one
-    that is on the host stays.
+    that is on the host stays. `textfile_dir` is where node_exporter looks for metrics, None for where
+    Debian has it look. `addresses` are those who are notified, as `notify.urls` has them, None where the
+    host's own file stays; whoever has them may write to these people, so nothing shows them.
     """
 
     every_minutes: int
+    textfile_dir: PurePosixPath | None = None
+    addresses: str | None = field(default=None, repr=False)
     toolkit_version: str = ""
     agents: Mapping[str, AgentFile] = field(default_factory=dict)
 
@@ -134,7 +138,7 @@ class HostFile:
     """A file that is ours on a host. `mode` is that of chmod(1), in octal digits."""
 
     path: PurePosixPath
-    text: str
+    text: str = field(repr=False)
     mode: str = "644"
 
 
@@ -229,8 +233,16 @@ class HostPaths:
 
     @property
     def health(self) -> PurePosixPath:
-        """Of the health checks: `config.json`, `last.json`, `history.jsonl`, and what the agent unpacks."""
+        """Of the health checks: `config.json`, `last.json`, `history.jsonl`, and what the agent unpacks.
+
+        The messages that wait to be sent are there too.
+        """
         return self.state / "health"
+
+    @property
+    def addresses(self) -> PurePosixPath:
+        """Who is notified: secrets, which only root may read."""
+        return self.health / "notify.urls"
 
     @property
     def server_home(self) -> PurePosixPath:

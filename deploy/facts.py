@@ -119,6 +119,15 @@ class FileFact:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SecretFact:
+    """A file whose text never leaves the host, by its sha256, mode and owner."""
+
+    sha256: str
+    mode: str
+    owner: str = "root"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Account:
     """The account that the server runs under; `groups` by name."""
 
@@ -136,7 +145,8 @@ class SystemdFacts:
     or `ollama` where there is no unit. `gpu_groups` are those of `render` and `video` that exist.
     `foreign_program` is what a unit of another hand executes, `foreign_version` what that program says of
     itself. `account_is_ours`: it was made by us. `is_leased`: a switch that was not confirmed yet. `store` is
-    where the model store really lies, links followed; None where that is not known.
+    where the model store really lies, links followed; None where that is not known. `addresses` is the file
+    of those who are notified, None where there is none.
     """
 
     units: Mapping[str, UnitState] = field(default_factory=dict)
@@ -149,6 +159,7 @@ class SystemdFacts:
     foreign_version: str | None = None
     is_leased: bool = False
     store: str | None = None
+    addresses: SecretFact | None = None
 
     @property
     def unit(self) -> UnitState:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from deploy import commands, services, systemd
 from deploy.apply import Site, start, stop_servers, swap_with_previous, wait_until_ready
 from deploy.desired import ADOPTED, ServiceBackend
-from deploy.errors import FleetError, HostUnreachable, designed_error
+from deploy.errors import FleetError, HostLocked, HostUnreachable, designed_error
 from deploy.facts import HostFacts
 from deploy.ollama_api import OllamaApi
 from deploy.plan import Plan
@@ -52,10 +52,14 @@ def go_back(
             said.append(_drop_candidates(site, todo))
     except Exception as failure:  # noqa: BLE001 - the first error is the one to tell
         second = designed_error(failure)
-        if any(isinstance(step, TakeLease) for step in done) and _may_be_leased(site):
+        why = f" ({second.cause})" if second.cause else ""
+        if isinstance(second, HostLocked):
+            # It is another deploy's host now, a lease that is left there too.
+            said.append(f"nothing was taken back: {second.sentence}")
+        elif any(isinstance(step, TakeLease) for step in done) and _may_be_leased(site):
             said.append("the host goes back by itself, when its lease runs out or at its next start")
         else:
-            said.append(f"going back failed too: {second.sentence} ({second.cause})")
+            said.append(f"going back failed too: {second.sentence}{why}")
     kept = "; ".join(part for part in said if part)
     # What could not be reached says nothing of what was done before.
     first = None if done and isinstance(error, HostUnreachable) else error.unchanged
@@ -161,5 +165,11 @@ def _drop_candidates(site: Site, todo: Plan) -> str:
                 api.unload(f"{step.model.name}:candidate")
                 api.delete(f"{step.model.name}:candidate")
                 if f"{step.model.name.lower()}:latest" in site.probe().models:
+                    # Two names of the same weights share a runner (seen on 0.17.5 and 0.24.0): it is gone.
                     served.append(f"`{step.model.name}:latest` is the one that was there before")
+                    try:
+                        api.load(f"{step.model.name}:latest")
+                    except FleetError as error:
+                        # Its weights may be what was wrong.
+                        served.append(f"{error.sentence}: {error.cause}")
     return "; ".join(served)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
+from pathlib import PurePosixPath
 from typing import Any
 
 from deploy.desired import Desired, DesiredModel, HostFile
@@ -12,6 +14,8 @@ from deploy.server_plan import Release
 from deploy.units import UNIT, health_files, host_files, load_unit, server_files
 
 FORMAT = 1
+_TEXTFILE_DIR = "var/lib/prometheus/node-exporter"
+"""As in `healthchecks/textfile.py`."""
 
 
 def render_health_config(desired: Desired, facts: HostFacts, release: Release) -> str:
@@ -37,9 +41,23 @@ def render_health_config(desired: Desired, facts: HostFacts, release: Release) -
         "files": [_file(file) for file in _files(desired, facts, release)],
         "toolkit_version": desired.health.toolkit_version if desired.health is not None else "",
         "deployed_at": None,
+        "every_seconds": desired.health.every_minutes * 60 if desired.health is not None else None,
+        "textfile_dir": _textfile_dir(desired),
         "thresholds": {},
     }
     return json.dumps(document, indent=1) + "\n"
+
+
+def metrics_file(desired: Desired, facts: HostFacts) -> PurePosixPath:
+    """What the checks of the host write for node_exporter, whether it is there or not."""
+    told = _told_before(desired, facts).get("textfile_dir")
+    directory = PurePosixPath(told) if isinstance(told, str) else desired.paths.root / _TEXTFILE_DIR
+    return directory / "ollama_fleet.prom"
+
+
+def _textfile_dir(desired: Desired) -> str | None:
+    asked = desired.health.textfile_dir if desired.health is not None else None
+    return None if asked is None else str(asked)
 
 
 def _model(model: DesiredModel) -> dict[str, Any]:
@@ -50,10 +68,19 @@ def _model(model: DesiredModel) -> dict[str, Any]:
         "weights_sha256": model.weights.sha256 if stored is None else stored.model_sha256,
         "size_bytes": model.weights.size_bytes if stored is None else stored.model_bytes,
         "template_sha256": None if template is None else hashlib.sha256(template.encode()).hexdigest(),
-        "parameters": dict(model.modelfile.parameters if stored is None else stored.parameters),
+        "parameters": _parameters(model.modelfile.parameters if stored is None else stored.parameters),
         "uses_tools": model.uses_tools,
         "baseline_tokens_per_second": None,
     }
+
+
+def _parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """One text for what a Modelfile asks for and what the store has of it, where Ollama writes 0.0 as 0."""
+
+    def plain(value: Any) -> Any:
+        return int(value) if isinstance(value, float) and value.is_integer() else value
+
+    return {name: plain(value) for name, value in sorted(parameters.items())}
 
 
 def _files(desired: Desired, facts: HostFacts, release: Release) -> tuple[HostFile, ...]:
@@ -72,15 +99,17 @@ def _file(file: HostFile) -> dict[str, str]:
 def _expected_gpus(desired: Desired, facts: HostFacts) -> int | None:
     """As many as were ever found here: one that is gone is for the checks to tell, not to be forgotten."""
     found = len(facts.gpus.gpus) if facts.gpus is not None and facts.gpus.problem is None else None
-    before = _told_before(desired, facts)
+    told = _told_before(desired, facts).get("gpu_expected_count")
+    before = told if isinstance(told, int) else None
     known = [count for count in (found, before) if count is not None]
     return max(known, default=None)
 
 
-def _told_before(desired: Desired, facts: HostFacts) -> int | None:
+def _told_before(desired: Desired, facts: HostFacts) -> dict[str, Any]:
+    """The configuration that is on the host; empty where there is none that can be read."""
     fact = facts.systemd.files.get(str(desired.paths.health / "config.json")) if facts.systemd else None
     try:
-        count = json.loads(fact.text)["gpu_expected_count"] if fact is not None else None
-    except (ValueError, KeyError, TypeError):
-        return None
-    return count if isinstance(count, int) else None
+        document = json.loads(fact.text) if fact is not None else None
+    except ValueError:
+        return {}
+    return document if isinstance(document, dict) else {}

@@ -7,6 +7,7 @@ import json
 import os
 import shlex
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -19,7 +20,10 @@ from deploy.journal import Journal, this_user
 from deploy.transport import Channel, Transport
 
 HEARTBEAT_SECONDS = 20.0
+ANSWER_SECONDS = 30.0
 # The holder on the host gives up after 60 s of silence: see commands.hold_lock.
+OWN_HOLDER_SECONDS = 70.0
+ASK_AGAIN_SECONDS = 1.0
 
 
 def render_owner(what: str) -> str:
@@ -49,6 +53,45 @@ def host_lock(
     and keeps that this one took over. While it is held, a rollback lease on the host is renewed.
     """
     channel = transport.open_channel(hold_lock(lock, render_owner(what)))
+    with _beating(channel, transport.host) as check_held:
+        answer = channel.read_line(timeout_seconds=ANSWER_SECONDS)
+        word, _, before = answer.partition(" after ")
+        if word != "locked":
+            raise _refused(transport.host, lock, answer)
+        if before and journal is not None:
+            _tell_takeover(journal, before)
+        yield check_held
+
+
+@contextmanager
+def retaken_lock(transport: Transport, lock: PurePosixPath, what: str) -> Iterator[None]:
+    """The lock once more, after the connection that held it was cut: to bring back what was there before.
+
+    A holder of ours that has not noticed yet is waited for. Raises HostLocked where somebody else has the
+    lock or had it since: what was there before is not what they left.
+    """
+    deadline = time.monotonic() + OWN_HOLDER_SECONDS
+    while True:
+        channel = transport.open_channel(hold_lock(lock, render_owner(what)))
+        with _beating(channel, transport.host):
+            answer = channel.read_line(timeout_seconds=ANSWER_SECONDS)
+            word, _, before = answer.partition(" after ")
+            if word == "locked":
+                if not _is_ours(before, what):
+                    raise HostLocked(
+                        sentence=f"somebody else has had the lock of `{transport.host}` since",
+                        host=transport.host,
+                    )
+                yield
+                return
+        if not _is_ours(_owner_line(answer), what) or time.monotonic() > deadline:
+            raise _refused(transport.host, lock, answer)
+        time.sleep(ASK_AGAIN_SECONDS)
+
+
+@contextmanager
+def _beating(channel: Channel, host: str) -> Iterator[CheckHeld]:
+    """The holder hears of us while the context lasts, and is let go at its end."""
     stop = threading.Event()
 
     def beat() -> None:
@@ -63,22 +106,15 @@ def host_lock(
             channel.write_line("alive")
         except HostUnreachable as error:
             raise HostLocked(
-                sentence=f"the lock of `{transport.host}` was lost",
-                host=transport.host,
+                sentence=f"the lock of `{host}` was lost",
+                host=host,
                 cause="its connection was cut, this process slept for more than a minute, "
                 "or somebody ended the lock's holder",
                 hint="run the same command again",
             ) from error
 
     try:
-        answer = channel.read_line(timeout_seconds=30)
-        word, _, before = answer.partition(" after ")
-        if word != "locked":
-            raise _refused(transport.host, lock, answer)
-        beater = threading.Thread(target=beat, daemon=True)
-        beater.start()
-        if before and journal is not None:
-            _tell_takeover(journal, before)
+        threading.Thread(target=beat, daemon=True).start()
         yield check_held
     finally:
         stop.set()
@@ -99,9 +135,7 @@ def _tell_takeover(journal: Journal, owner: str) -> None:
 
 
 def _refused(host: str, lock: PurePosixPath, answer: str) -> FleetError:
-    word, _, rest = answer.partition(" ")
-    age, _, rest = rest.partition(" ")
-    holder, _, line = rest.partition(" ")
+    word, age, holder, line = _parts(answer)
     if word != "held":
         return CommandFailed(
             sentence=f"the lock `{lock}` could not be taken",
@@ -117,6 +151,22 @@ def _refused(host: str, lock: PurePosixPath, answer: str) -> FleetError:
         unchanged="everything",
         hint=_how_to_release(host, owner, holder),
     )
+
+
+def _parts(answer: str) -> tuple[str, str, str, str]:
+    """Of a refusal: its word, the lock's age, the holder's pid, and the line of the owner."""
+    word, age, holder, line, *_ = [*answer.split(" ", 3), "", "", "", ""]
+    return word, age, holder, line
+
+
+def _owner_line(answer: str) -> str:
+    return _parts(answer)[3]
+
+
+def _is_ours(line: str, what: str) -> bool:
+    """Whether this process wrote it: it holds a host's lock once at a time."""
+    owner = _parse_owner(line)
+    return (owner.get("owner"), owner.get("pid"), owner.get("what")) == (this_user(), os.getpid(), what)
 
 
 def _parse_owner(line: str) -> dict[str, Any]:

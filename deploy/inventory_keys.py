@@ -13,7 +13,9 @@ PREFIX = "ollama_"
 
 FLEET_KEYS = frozenset(
     PREFIX + name
-    for name in "version models models_dir gpu service root batch max_failures health_every".split()
+    for name in (
+        "version models models_dir gpu service root batch max_failures health_every textfile_dir notify_file"
+    ).split()
 )
 """What the fleet reads itself. `ollama_models` names models; their directory is `ollama_models_dir`."""
 

@@ -22,6 +22,7 @@ from deploy.facts import (
     LastHealth,
     Listener,
     ProcessId,
+    SecretFact,
     ServerProcess,
     StoredModel,
     SystemdFacts,
@@ -258,7 +259,15 @@ def _systemd(reply: _Reply) -> SystemdFacts | None:
         foreign_version=foreign[1] or None,
         is_leased="@lease" in reply.rows,
         store=reply.first("@store") or None,
+        addresses=_addresses(reply),
     )
+
+
+def _addresses(reply: _Reply) -> SecretFact | None:
+    stat = reply.stats.get(f"{reply.paths.state}/health/notify.urls")
+    if stat is None:
+        return None
+    return SecretFact(sha256=reply.first("@addresses"), mode=stat.mode, owner=stat.owner)
 
 
 def _account(reply: _Reply, lines: list[list[str]]) -> Account | None:

@@ -11,6 +11,7 @@ from deploy import commands, services
 from deploy.desired import Desired, HostPaths, ServiceBackend
 from deploy.errors import CommandFailed
 from deploy.facts import Account, HostFacts, ServerProcess
+from deploy.health_config import metrics_file
 from deploy.host_lock import host_lock
 from deploy.journal import Journal
 from deploy.outcomes import Events
@@ -170,6 +171,7 @@ def _doomed(desired: Desired, facts: HostFacts, models: Models) -> tuple[PurePos
         *(paths.log.parent, paths.programs, paths.backups, paths.state / "lease"),
         paths.health,
         paths.baselines,
+        metrics_file(desired, facts),
     )
     if desired.server.backend is ServiceBackend.SYSTEMD:
         account = _our_account(facts)

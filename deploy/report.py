@@ -31,6 +31,7 @@ TELL_SECONDS = 10.0
 # More hosts than that at once are told by what became of them, not by each of their steps.
 HOSTS_IN_FULL = 20
 NAMES_AT_MOST = 6
+WORDS_AT_LEAST = 24
 _MIB = 1024 * 1024
 # Of a summary's numbers: said otherwise, or by the other numbers; and what goes without saying.
 _ELSEWHERE = ("seconds", "ok")
@@ -166,20 +167,24 @@ class Report:
             self._table(title, columns, rows)
 
     def _table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        widths = [max(len(row[i]) for row in [columns, *rows]) for i in range(len(columns))]
         if self._stdout.isatty():
             from rich.console import Console
             from rich.table import Table
             from rich.text import Text
 
-            table = Table(title=title, title_justify="left")
-            for column in columns:
-                table.add_column(column)
-            for row in rows:
-                # As it is: `[/tmp]` in a reason would be taken for markup, and for a mistake in it.
-                table.add_row(*map(Text, row))
-            Console(file=self._stdout).print(table)
-            return
-        widths = [max(len(row[i]) for row in [columns, *rows]) for i in range(len(columns))]
+            console = Console(file=self._stdout)
+            # The last column is the one of many words. Cut host names would say nothing: lines then.
+            if sum(widths[:-1]) + min(widths[-1], WORDS_AT_LEAST) + 3 * len(widths) + 1 <= console.width:
+                table = Table(title=title, title_justify="left")
+                for column in columns[:-1]:
+                    table.add_column(column, no_wrap=True)
+                table.add_column(columns[-1])
+                for row in rows:
+                    # As it is: `[/tmp]` in a reason would be taken for markup, and for a mistake in it.
+                    table.add_row(*map(Text, row))
+                console.print(table)
+                return
         lines = [title]
         lines += [
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -348,9 +353,10 @@ class _Screen:
         # The last line stays free for the cursor, one is the total.
         room = max(1, min(LINES_AT_MOST, self._live.console.height - 2))
         table = Table.grid(padding=(0, 2), expand=True)
-        table.add_column(no_wrap=True)
+        # A long name takes the half at most: a narrow terminal has room for the step and the time too.
+        table.add_column(no_wrap=True, max_width=self._live.console.width // 2)
         table.add_column(no_wrap=True, ratio=1, overflow="ellipsis")
-        table.add_column(no_wrap=True, justify="right")
+        table.add_column(no_wrap=True, justify="right", min_width=5)
         for line in board.lines(room):
             table.add_row(*map(Text, line))
         self._live.update(Group(table, Text(board.total(), no_wrap=True, overflow="ellipsis")), refresh=True)

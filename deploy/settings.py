@@ -36,8 +36,10 @@ class HostSettings:
     names none. `inventory` is the file that says all this; `key_file` is a private key's path as it is
     written there, in the line `key_file_line`. `models` are names from `models.toml`. `batch` are counts or
     percentages of hosts ("1", "25%"), one batch after the other, the last repeated. `health_every_minutes` is
-    None where the host is not to check itself. `environment` is that of
-    the server process, OLLAMA_HOST always as `host:port`.
+    None where the host is not to check itself, `textfile_dir` None where node_exporter looks in the usual
+    place. `notify_file` is a path on this machine as it is written in the line `notify_file_line`, `""` where
+    nobody is to be notified, None where the host decides. `environment` is that of the server process,
+    OLLAMA_HOST always as `host:port`.
     """
 
     connection: Connection
@@ -56,6 +58,9 @@ class HostSettings:
     batch: tuple[str, ...]
     max_failures: int
     health_every_minutes: int | None
+    textfile_dir: PurePosixPath | None
+    notify_file: str | None = None
+    notify_file_line: int | None = None
     environment: dict[str, str]
 
 
@@ -232,6 +237,11 @@ def _read_path(value: Any) -> str:
     return text
 
 
+def _read_notify_file(value: Any) -> str:
+    text = "off" if value is False or value is None else _read_path(value)
+    return "" if text.lower() in ("off", "none") else text
+
+
 def _read_choice(value: Any) -> str:
     return "none" if value is None else plain_text(value).lower()
 
@@ -263,6 +273,8 @@ class _Variables(BaseModel):
     ollama_batch: Annotated[tuple[str, ...], BeforeValidator(parse_batch)] = ("100%",)
     ollama_max_failures: Annotated[int, BeforeValidator(parse_max_failures)] = 0
     ollama_health_every: Annotated[int | None, BeforeValidator(read_period)] = _DEFAULT_PERIOD_MINUTES
+    ollama_textfile_dir: Annotated[PurePosixPath | None, BeforeValidator(_read_directory)] = None
+    ollama_notify_file: Annotated[str | None, BeforeValidator(_read_notify_file)] = None
 
 
 def _server_setting(key: str) -> TypeAdapter[str]:
@@ -311,6 +323,9 @@ def _parse(
         batch=variables.ollama_batch,
         max_failures=variables.ollama_max_failures,
         health_every_minutes=variables.ollama_health_every,
+        textfile_dir=variables.ollama_textfile_dir,
+        notify_file=variables.ollama_notify_file,
+        notify_file_line=host.lines.get("ollama_notify_file"),
         environment=environment | {"OLLAMA_MODELS": str(models_dir)},
     )
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
 from enum import Enum
+from functools import cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -200,4 +202,14 @@ def _drop_in_values(desired: Desired, facts: HostFacts, release: Release) -> dic
 
 
 def _file(path: PurePosixPath, template: str, mode: str = "644", **values: object) -> HostFile:
-    return HostFile(path=path, text=render_signed(_JINJA.get_template(template).render(values)), mode=mode)
+    text = _rendered(template, values) if values else _the_same_everywhere(template)
+    return HostFile(path=path, text=text, mode=mode)
+
+
+@cache
+def _the_same_everywhere(template: str) -> str:
+    return _rendered(template, {})
+
+
+def _rendered(template: str, values: Mapping[str, object]) -> str:
+    return render_signed(_JINJA.get_template(template).render(values))

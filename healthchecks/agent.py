@@ -4,9 +4,9 @@
     agent report DIRECTORY [--quick]    check, print the report as JSON, keep nothing
     agent version                       say which Python runs it
 
-DIRECTORY holds `config.json`, which a deploy writes, and gets `last.json`, `history.jsonl` and `speeds.json`.
-Exit code 0 when nothing failed, 2 when a check did, 1 when it could not run, 75 while another run is under
-way.
+DIRECTORY holds `config.json`, which a deploy writes, and gets `last.json`, `history.jsonl`, `speeds.json` and
+`ollama_fleet.prom`. Exit code 0 when nothing failed, 2 when a check did, 1 when it could not run, 75 while
+another run is under way.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ from healthchecks.health import (
     run_checks,
 )
 from healthchecks.health_facts import empty_facts
+from healthchecks.notify import notify, ping_end, ping_start
 from healthchecks.results import append_history, read_last, write_last
+from healthchecks.textfile import write_metrics
 
 DEADLINE_SECONDS = 600.0
 """Of a whole run. Each check has its own; systemd ends what outlives this one too."""
@@ -72,7 +74,7 @@ def _keep_history(run: Finished) -> None:
     append_history(run.directory / "history.jsonl", run.report)
 
 
-OUTPUTS: tuple[Output, ...] = (_keep_last, _keep_history, _keep_speeds)
+OUTPUTS: tuple[Output, ...] = (_keep_last, _keep_history, _keep_speeds, write_metrics, ping_end, notify)
 """In this order; one that fails is told and keeps no other from its turn."""
 
 
@@ -148,6 +150,7 @@ def _run(directory: Path, effort: Effort) -> int:
         if not is_alone:
             print("another run is under way")
             return UNDER_WAY
+        ping_start(directory)
         finished = check_host(directory, effort)
         for output in OUTPUTS:
             _give(finished, output)

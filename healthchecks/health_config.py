@@ -77,7 +77,8 @@ class HealthConfig:
     carries in its environment (`OLLAMA_FLEET_ROOT`). `backend` is "systemd" or "process", `unit` systemd's
     name of the service. `gpu` is the inventory's `ollama_gpu`: "nvidia" or "none"; `gpu_expected_count` what
     the first deploy found, None where it found out nothing. `current` and `previous` are the links to
-    releases.
+    releases. `every_seconds` is the timer's period; `textfile_dir` where the inventory has node_exporter look
+    for metrics, None for the usual place.
     """
 
     host: str
@@ -95,6 +96,8 @@ class HealthConfig:
     files: tuple[FileConfig, ...] = ()
     toolkit_version: str = ""
     deployed_at: str | None = None
+    every_seconds: float | None = None
+    textfile_dir: str | None = None
     thresholds: Thresholds = field(default_factory=Thresholds)
     format: int = FORMAT
 
@@ -131,6 +134,8 @@ def parse_config(document: Any) -> HealthConfig:
         files=tuple(FileConfig(one.text("path"), one.text("sha256")) for one in fields.objects("files")),
         toolkit_version=fields.text("toolkit_version"),
         deployed_at=fields.text_or_none("deployed_at"),
+        every_seconds=fields.number_or_none("every_seconds"),
+        textfile_dir=fields.text_or_none("textfile_dir"),
         thresholds=_parse_thresholds(parse_fields(fields.mapping("thresholds"), "thresholds")),
     )
 

@@ -44,6 +44,12 @@ class Fields:
         items = self._typed(name, (list,), "a list")
         return [parse_fields(item, f"{self.where}{name}[{number}]") for number, item in enumerate(items)]
 
+    def texts(self, name: str) -> tuple[str, ...]:
+        items = self._typed(name, (list,), "a list")
+        if not all(isinstance(item, str) for item in items):
+            raise ValueError(f"`{self.where}{name}` is {items!r:.60}, not a list of texts")
+        return tuple(items)
+
     def one_of(self, name: str, allowed: Sequence[str]) -> str:
         found = self.text(name)
         if found not in allowed:

@@ -1,48 +1,21 @@
-"""The suite as one page for people: no script, no other file, readable on a phone and on paper.
-
-What servers reply is hostile input: jinja2 escapes every value, characters that cannot be seen are shown as
-their escapes, and the page's own policy allows nothing but its style.
-"""
+"""The suite as one page for people."""
 
 from __future__ import annotations
 
-import importlib.resources
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import jinja2
-
 from healthchecks.gate import render_rate
+from healthchecks.html import render_html
 from healthchecks.runner import CaseResult
 from healthchecks.suite_report import SuiteReport
 from healthchecks.toolcalls import RULES, Exchange
 
-SHOWN_CHARACTERS = 20_000
-"""Of one body: the whole of it is in the exchange file."""
-
 
 def render_page(reports: Sequence[SuiteReport]) -> bytes:
     """The page, in UTF-8."""
-    source = importlib.resources.files("healthchecks").joinpath("templates/page.html.j2")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.finalize = lambda value: visible(value) if isinstance(value, str) else value
-    template = environment.from_string(source.read_text(encoding="utf-8"))
-    return template.render(suites=[_suite(told) for told in reports]).encode()
-
-
-def visible(text: str) -> str:
-    """Control characters, lone surrogates and marks that turn text around, as escapes; cut when long."""
-    if getattr(text, "__html__", None):
-        return text
-    shown = text[:SHOWN_CHARACTERS]
-    clean = "".join(c if c.isprintable() or c in "\n\t" else _escape(c) for c in shown)
-    left = len(text) - len(shown)
-    return f"{clean}\n... {left} characters more" if left else clean
-
-
-def _escape(character: str) -> str:
-    return character.encode("unicode_escape", "surrogatepass").decode("ascii")
+    return render_html("page.html.j2", suites=[_suite(told) for told in reports])
 
 
 def _suite(told: SuiteReport) -> Mapping[str, Any]:

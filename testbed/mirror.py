@@ -140,11 +140,11 @@ def serve_mirror(
     """`testbed mirror`: serve `directory`, or the default set, until Ctrl-C or a signal's exception."""
     repos = read_repos(directory) if directory is not None else default_repos()
     with start_mirror(repos, port, log) as mirror:
-        log(f"testbed mirror (no ModelScope, simulated) on {mirror.url}")
-        for repo in repos:
-            log(f"  {repo.repo}: {', '.join(repo.revisions)}")
-        log(f"use it with: export MODELSCOPE_ENDPOINT={mirror.url}")
         try:
+            log(f"testbed mirror (no ModelScope, simulated) on {mirror.url}")
+            for repo in repos:
+                log(f"  {repo.repo}: {', '.join(repo.revisions)}")
+            log(f"use it with: export MODELSCOPE_ENDPOINT={mirror.url}")
             threading.Event().wait()
         except KeyboardInterrupt:
             log("stopped")

@@ -93,7 +93,7 @@ def close_connections(work: Path) -> None:
 
 def _ours(inventory: Path, hosts: int) -> list[str]:
     return [
-        *[str(PROJECT / "fleet"), "deploy", "--yes", "--forks", str(hosts)],
+        *[str(PROJECT / "fleet"), "deploy", "--yes", "--soak=0", "--forks", str(hosts)],
         *["--inventory", str(inventory)],
     ]
 

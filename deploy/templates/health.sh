@@ -240,6 +240,57 @@ check_rollback() {
     fi
 }
 
+metric() { # NAME TYPE HELP: the lines above its samples
+    text="$text# HELP ollama_fleet_$1 $3$nl# TYPE ollama_fleet_$1 $2$nl"
+}
+
+metrics() { # into `text`: what the agent writes more of, for node_exporter; docs/metrics.md
+    text=
+    earlier=$(cat "$directory/ollama_fleet.prom" 2>/dev/null) || earlier=
+    pairs=$(printf '%s' "$states" | tr -d '" ' | tr ',' ' ')
+    metric check_success gauge '1 if the last run of this check passed or warned, 0 if it failed.'
+    for pair in $pairs; do
+        case $pair in
+        *:fail) text="${text}ollama_fleet_check_success{check=\"${pair%:*}\"} 0$nl" ;;
+        *:pass | *:warn) text="${text}ollama_fleet_check_success{check=\"${pair%:*}\"} 1$nl" ;;
+        esac
+    done
+    metric check_state gauge '1 for the state of the last run of this check.'
+    for pair in $pairs; do
+        for state in pass warn fail unknown; do
+            is=0
+            [ "${pair#*:}" != "$state" ] || is=1
+            text="${text}ollama_fleet_check_state{check=\"${pair%:*}\",state=\"$state\"} $is$nl"
+        done
+    done
+    metric check_consecutive_failures gauge 'Runs in which this check failed since it was last known not to.'
+    for pair in $pairs; do
+        sample="ollama_fleet_check_consecutive_failures{check=\"${pair%:*}\"} "
+        row=${earlier#*"$sample"}
+        if [ "$row" = "$earlier" ]; then row=; else row=${row%%"$nl"*} row=${row%%.*}; fi
+        case $pair in
+        *:fail) row=$((${row:-0} + 1)) ;;
+        *:pass | *:warn) row=0 ;;
+        esac
+        [ -z "$row" ] || text="$text$sample$row$nl"
+    done
+    metric check_last_run_timestamp_seconds gauge 'When the last run ended, Unix time.'
+    text="${text}ollama_fleet_check_last_run_timestamp_seconds $(date +%s)$nl"
+    every=$(sed -n 's/^ *"every_seconds": \([0-9.]*\),*$/\1/p' "$directory/config.json" 2>/dev/null) || every=
+    if [ -n "$every" ]; then
+        metric check_interval_seconds gauge 'How often the host checks itself.'
+        text="${text}ollama_fleet_check_interval_seconds $every$nl"
+    fi
+}
+
+write_metrics() { # DIRECTORY: by rename, readable for the user of node_exporter; what killed runs left goes
+    rm -f "$1"/ollama_fleet.prom.*
+    (umask 022 && printf '%s' "$text" >"$1/ollama_fleet.prom.$$") 2>/dev/null &&
+        mv -f "$1/ollama_fleet.prom.$$" "$1/ollama_fleet.prom" && return
+    rm -f "$1/ollama_fleet.prom.$$"
+    echo "the metrics could not be written to $1"
+}
+
 check_service
 check_api
 check_models "$@"
@@ -280,6 +331,14 @@ else
     if [ "$(wc -l <"$directory/history.jsonl")" -gt $((runs_kept + 200)) ]; then
         tail -n "$runs_kept" "$directory/history.jsonl" >"$directory/.history.subset-$$" &&
             mv -f "$directory/.history.subset-$$" "$directory/history.jsonl"
+    fi
+    metrics
+    write_metrics "$directory"
+    textfiles=$(sed -n 's/^ *"textfile_dir": "\(.*\)",*$/\1/p' "$directory/config.json" 2>/dev/null) || textfiles=
+    if [ -n "$textfiles" ]; then
+        write_metrics "$textfiles"
+    elif [ -d "$prefix/var/lib/prometheus/node-exporter" ]; then
+        write_metrics "$prefix/var/lib/prometheus/node-exporter"
     fi
     printf '%s%s: %s of %s checks passed in %s s\n' "$lines" "$worst" "$passed" "$count" "$seconds"
 fi

@@ -5,18 +5,32 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+import stat
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
-from healthchecks.health import CHECKS, Effort, HealthReport, State, parse_report
-from healthchecks.health_facts import FACTS
+from healthchecks.agent import Finished
+from healthchecks.health import (
+    CHECKS,
+    CheckResult,
+    Effort,
+    HealthReport,
+    State,
+    parse_report,
+    render_config,
+)
+from healthchecks.health_facts import FACTS, empty_facts
+from healthchecks.metrics import METRICS, PREFIX
 from healthchecks.results import read_history, read_last
+from healthchecks.textfile import write_metrics
 from tests.contract.ollama_binaries import NOBODY_LISTENS, SIMULATED, Server, free_address, serve, wait_ready
 from tests.contract.shells import need
 from tests.contract.test_probe import probe
@@ -165,6 +179,58 @@ def test_runs_keep_their_results_as_the_agent_does(
     entries: list[dict[str, Any]] = list(read_history(directory / "history.jsonl"))
     assert [entry["checks"] for entry in entries] == [{k: str(v) for k, v in states(report).items()}] * 2
     assert len((directory / "history.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize("shell", SHELLS, ids=lambda words: words[0])
+def test_runs_write_metrics_as_the_agent_does_and_go_on_counting_where_it_stopped(
+    shell: tuple[str, ...], tools: Path, tmp_path: Path
+) -> None:
+    directory = tmp_path / "var/lib/ollama-fleet/health"
+    node_exporter = tmp_path / "var/lib/prometheus/node-exporter"
+    directory.mkdir(parents=True)
+    node_exporter.mkdir(parents=True)
+    config = replace(CONFIG, root=str(tmp_path), every_seconds=300.0)
+    (directory / "config.json").write_text(json.dumps(render_config(config), indent=1) + "\n")
+    failed = CheckResult("api", State.FAIL, "no answer")
+    unknown = CheckResult("service", State.UNKNOWN, "who knows")
+    report = HealthReport("box", "2026-11-26T03:00:00Z", 0.1, (failed, unknown), empty_facts(config))
+    write_metrics(Finished(directory, config, report, None))
+    (node_exporter / "ollama_fleet.prom.1.1").write_text("half")
+
+    def run() -> dict[tuple[str, ...], float]:
+        done = health("run", tools, root=tmp_path, shell=shell)
+        assert "metrics" not in done.stdout
+        assert [path.name for path in node_exporter.iterdir()] == ["ollama_fleet.prom"]
+        assert stat.S_IMODE((node_exporter / "ollama_fleet.prom").stat().st_mode) == 0o644
+        families = list(text_string_to_metric_families((node_exporter / "ollama_fleet.prom").read_text()))
+        for family in families:
+            metric = METRICS[family.name.removeprefix(PREFIX)]
+            assert (family.documentation, family.type) == (metric.text, metric.kind)
+            assert {tuple(sample.labels) for sample in family.samples} == {metric.labels}
+        return {
+            (sample.name.removeprefix(PREFIX), *sample.labels.values()): sample.value
+            for family in families
+            for sample in family.samples
+        }
+
+    for row in (2, 3):
+        found = run()
+        assert found["check_success", "api"] == 0
+        assert found["check_success", "rollback"] == 1
+        assert ("check_success", "toolcall") not in found
+        assert found["check_state", "toolcall", "unknown"] == 1
+        assert found["check_consecutive_failures", "api"] == row
+        assert ("check_consecutive_failures", "service") not in found
+        assert found["check_interval_seconds",] == 300
+        assert time.time() - found["check_last_run_timestamp_seconds",] < 60
+
+    asked = tmp_path / "asked for"
+    config = replace(config, textfile_dir=str(asked))
+    (directory / "config.json").write_text(json.dumps(render_config(config), indent=1) + "\n")
+    assert f"the metrics could not be written to {asked}" in health("run", tools, root=tmp_path).stdout
+    asked.mkdir()
+    health("run", tools, root=tmp_path)
+    assert (asked / "ollama_fleet.prom").is_file()
 
 
 def test_an_agent_that_does_not_run_is_told_and_the_shell_checks(tools: Path, tmp_path: Path) -> None:

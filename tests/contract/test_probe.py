@@ -350,3 +350,17 @@ def test_a_report_that_says_nothing_is_none(tmp_path: Path, text: str) -> None:
     path.parent.mkdir(parents=True)
     path.write_text(text)
     assert probe(tmp_path, tmp_path).health is None
+
+
+def test_who_is_notified_is_told_by_a_sha256_alone(tmp_path: Path, shell: tuple[str, ...]) -> None:
+    addresses = tmp_path / "var/lib/ollama-fleet/health/notify.urls"
+    addresses.parent.mkdir(parents=True)
+    addresses.write_bytes(b"slack://T1/A1/kept-secret\n")
+    argv = commands.probe(PurePosixPath(tmp_path), PurePosixPath(tmp_path / "models"), 1, service="systemd")
+    done = subprocess.run(
+        [*shell, *argv[1:]], input=PROBE_SCRIPT.read_bytes(), capture_output=True, check=True
+    )
+    assert b"kept-secret" not in done.stdout
+    told = hashlib.sha256(addresses.read_bytes()).hexdigest().encode()
+    assert b"@addresses\t" + told + b"\n" in done.stdout
+    parse_reply(done.stdout, PurePosixPath(tmp_path))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
@@ -133,3 +134,22 @@ def test_a_copy_of_what_was_there_is_kept(
     assert write(shell, environment, files, backups=[backup, None]).returncode == 0
     assert Path(backup).read_text() == "by hand\n"
     assert (tmp_path / "edited").read_text() == "ours\n"
+
+
+def test_a_secret_is_nobody_elses_to_read_while_it_comes(
+    shell: list[str], environment: dict[str, str], tmp_path: Path
+) -> None:
+    file = file_at(tmp_path / "notify.urls", "kept secret\n", "600")
+    argv = commands.write_files([file], [None])
+    with subprocess.Popen([*shell, *argv[1:]], env=environment, stdin=subprocess.PIPE) as child:
+        assert child.stdin is not None
+        child.stdin.write(b"kept ")
+        child.stdin.flush()
+        deadline = time.monotonic() + 20
+        while not (found := [path for path in tmp_path.glob(".notify.urls.fleet-*") if path.stat().st_size]):
+            assert time.monotonic() < deadline, "it does not come"
+        assert [path.stat().st_mode & 0o777 for path in found] == [0o600]
+        child.stdin.write(b"secret\n")
+        child.stdin.close()
+        assert child.wait(20) == 0
+    assert (tmp_path / "notify.urls").read_text() == "kept secret\n"

@@ -25,6 +25,7 @@ from tests.hosts.site import HostSite, forget_connections, until
 from tests.hosts.test_life import traces
 
 STATE = "/var/lib/ollama-fleet/health"
+TEXTFILES = "/var/lib/prometheus/node-exporter"
 UNIT = "ollama-fleet-health.service"
 TIMER = "ollama-fleet-health.timer"
 
@@ -60,6 +61,7 @@ def states(report: HealthReport) -> dict[str, State]:
 def test_a_host_checks_itself_by_timer_with_nobody_else_there(
     site: HostSite, agents: dict[str, AgentFile]
 ) -> None:
+    site.sh(f"mkdir -p {TEXTFILES}")
     before = traces(site)
     first = deploy(site, agents)
     assert first.error is None
@@ -76,6 +78,12 @@ def test_a_host_checks_itself_by_timer_with_nobody_else_there(
     assert set(found.values()) <= {State.PASS, State.WARN, State.UNKNOWN}, last(site)
     assert [found[name] for name in ("service", "api", "models", "toolcall", "drift")] == [State.PASS] * 5
     assert site.sh(f"journalctl -q -o cat -u {UNIT} | grep -c 'checks passed in'") == "1"
+    assert site.sh(f"stat -c %a {TEXTFILES}/*") == "644"
+    metrics = site.sh(f"cat {TEXTFILES}/ollama_fleet.prom").splitlines()
+    assert 'ollama_fleet_check_success{check="toolcall"} 1.0' in metrics
+    assert 'ollama_fleet_unit_active{unit="ollama.service"} 1.0' in metrics
+    assert 'ollama_fleet_unit_restarts_total{unit="ollama.service"} 0.0' in metrics
+    assert "ollama_fleet_check_interval_seconds 300.0" in metrics
     asked = examine(desired(site, agents)[0], quick=True)
     assert {**states(asked)} == {name: found[name] for name in states(asked)}
 
@@ -106,9 +114,11 @@ def test_a_host_checks_itself_by_timer_with_nobody_else_there(
     assert site.sh("ls /var/lib/systemd/timers | grep -c fleet || true") == "0"
 
 
+@pytest.mark.fault(46)
 def test_a_run_that_was_missed_is_made_up_for_once_and_none_runs_beside_another(
     site: HostSite, agents: dict[str, AgentFile]
 ) -> None:
+    site.sh(f"mkdir -p {TEXTFILES}")
     assert deploy(site, agents).error is None
     # Once a day, at a time that is far enough from now: what is missed is yesterday's.
     hour = (int(site.sh("date +%H")) + 12) % 24
@@ -137,6 +147,7 @@ def test_a_run_that_was_missed_is_made_up_for_once_and_none_runs_beside_another(
     assert site.plan().is_empty
     assert site.sh("systemctl list-unit-files --no-legend 'ollama-fleet-health*' || true") == ""
     assert len(history(site)) == known + 1, "what was found stays"
+    assert site.sh(f"ls {TEXTFILES}") == "", "what nobody writes any more is not to be scraped"
 
 
 @pytest.mark.parametrize("host", [Kind.OLD], indirect=True)
@@ -170,6 +181,9 @@ def test_without_python_a_shell_checks_what_it_can_and_says_what_it_could_not(
     site.sh(f"systemctl start {UNIT} || true")
     assert states(last(site))["service"] is State.FAIL
     assert [entry["state"] for entry in history(site)] == ["unknown", "fail"]
+    metrics = site.sh(f"cat {STATE}/ollama_fleet.prom").splitlines()
+    assert 'ollama_fleet_check_consecutive_failures{check="service"} 1' in metrics
+    assert "ollama_fleet_check_interval_seconds 300" in metrics
 
 
 def check_now(site: HostSite) -> None:

@@ -209,6 +209,8 @@ def test_a_candidate_that_fails_is_removed_and_the_old_model_keeps_its_name(
     assert isinstance(error, VerifyFailed)
     assert "`myqwen2:latest` is the one that was there before" in str(error.unchanged)
     assert site.served() == before
+    # The candidate was unloaded, and both names had one runner.
+    assert [entry["name"] for entry in site.get("/api/ps")["models"]] == ["myqwen2:latest"]
 
 
 @pytest.fixture

@@ -42,9 +42,9 @@ def slow(c):
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     copy = tmp_path / "a project"
-    (copy / "deploy").mkdir(parents=True)
-    shutil.copy(PROJECT / "__main__.py", copy)
-    shutil.copy(PROJECT / "deploy" / "errors.py", copy / "deploy")
+    for name in ("__main__.py", "deploy/errors.py", "console/version.py"):
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(PROJECT / name, copy / name)
     (copy / "tasks.py").write_text(TASKS)
     return copy
 

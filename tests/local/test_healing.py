@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import io
 import json
 import os
+import select
 import signal
 import socket
 import threading
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pytest
 
@@ -19,7 +21,10 @@ from console.paths import CANARY
 from console.run import Run
 from deploy import apply
 from deploy.compose import Sources
+from deploy.converge import probe_host
+from deploy.desired import Desired
 from deploy.errors import ChecksumMismatch, CommandFailed, ExitCode, HostLocked, HostUnreachable, PortTaken
+from deploy.facts import HostFacts
 from deploy.host_lock import host_lock
 from deploy.local import LocalChannel, LocalTransport
 from deploy.outcomes import Outcome
@@ -27,6 +32,7 @@ from deploy.plan import everything
 from deploy.remove import Models
 from deploy.report import Report
 from deploy.steps import Step
+from deploy.transport import Transport
 from testbed.demo import free_port
 from tests.local.conftest import Site
 
@@ -196,6 +202,41 @@ def test_who_agrees_to_a_plan_gets_it_although_a_host_cannot_be_reached(
     assert (last["changed"], last["unreachable"], last["failed"]) == (1, 1, 0)
 
 
+def test_a_host_whose_plan_nobody_saw_is_not_changed_by_who_agreed_to_the_others(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.write()
+    place = f"ollama_root={site.directory}/later ollama_host=127.0.0.1:{free_port()}"
+    later = f"later ansible_connection=local {place}"
+    site.inventory.write_text(site.inventory.read_text().replace("[all]\n", f"[all]\n{later}\n", 1))
+    run = Run(
+        report=Report(as_json=True, stdout=site.output, stderr=io.StringIO()),
+        sources=Sources(inventory=site.inventory, modelfiles=site.modelfiles, pins=site.pins),
+        limit=None,
+        forks=2,
+        stop_requested=threading.Event(),
+        endpoint=site.mirror.url,
+    )
+
+    def look(desired: Desired, transport: Transport) -> HostFacts:
+        if desired.host == "later":
+            raise HostUnreachable(sentence="no SSH connection to `later`")
+        return probe_host(desired, transport)
+
+    # Only while the plans are made: it is back when they are carried out.
+    monkeypatch.setattr("console.changes.probe_host", look)
+    monkeypatch.setattr("console.changes.may_change", lambda _report, *, yes: not yes)
+    code = deploy_asking(run, "deploy", everything, yes=False, verify=False)
+    assert code is ExitCode.UNREACHABLE
+    assert [(event["host"], event["outcome"]) for event in site.events("host_done")] == [
+        ("later", "unreachable"),
+        ("box", "changed"),
+    ]
+    [last] = site.events("summary")
+    assert (last["hosts"], last["changed"], last["unreachable"]) == (2, 1, 1)
+    assert not (site.directory / "later").exists()
+
+
 @pytest.fixture
 def lose_lock(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     """What the holder does itself after a minute without a word."""
@@ -210,6 +251,11 @@ def lose_lock(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
         holder = channels[-1]._process
         os.killpg(holder.pid, signal.SIGKILL)
         holder.wait(10)
+        # Its reader has the other end of the pipe too, and may end a moment later.
+        assert holder.stdin is not None
+        poller = select.poll()
+        poller.register(holder.stdin, 0)
+        assert poller.poll(10_000)
 
     monkeypatch.setattr(LocalTransport, "open_channel", remember)
     return lose
@@ -239,6 +285,67 @@ def test_a_step_that_fails_after_the_lock_was_lost_is_told_as_that_and_nothing_i
     assert isinstance(error, HostLocked)
     assert "was lost" in error.sentence
     assert went_back == []
+
+
+def cut(_step: Step, _site: apply.Site) -> None:
+    raise HostUnreachable(sentence="the SSH connection to `box` was cut")
+
+
+@pytest.mark.parametrize("left", ["held by another", "let go by another"])
+def test_a_host_that_another_deploy_took_while_the_connection_was_cut_is_not_taken_back(
+    site: Site, monkeypatch: pytest.MonkeyPatch, lose_lock: Callable[[], None], left: str
+) -> None:
+    site.deploy()
+    site.add_release("0.17.7")
+    site.pins.unlink()
+    site.version = "0.17.7"
+    served = [process.pid for process in site.processes()]
+    lock = PurePosixPath(site.root / "var/lib/ollama-fleet/lock")
+
+    with contextlib.ExitStack() as stack:
+
+        def lose(step: Step, it: apply.Site) -> None:
+            lose_lock()
+            with contextlib.ExitStack() as other:
+                other.enter_context(host_lock(LocalTransport("box"), lock, "another deploy"))
+                if left == "held by another":
+                    stack.enter_context(other.pop_all())
+            cut(step, it)
+
+        monkeypatch.setattr("deploy.apply._load", lose)
+        error = site.deploy().error
+    assert isinstance(error, HostUnreachable)
+    assert error.unchanged is not None
+    assert error.unchanged.startswith("nothing was taken back: ")
+    assert (site.root / "opt/ollama/current").readlink() == Path("releases/0.17.7")
+    assert [process.pid for process in site.processes()] != served
+
+
+def test_a_host_whose_lock_went_with_the_connection_is_taken_back_under_the_lock(
+    site: Site, monkeypatch: pytest.MonkeyPatch, lose_lock: Callable[[], None]
+) -> None:
+    site.deploy()
+    site.add_release("0.17.7")
+    site.pins.unlink()
+    site.version = "0.17.7"
+    lock = site.root / "var/lib/ollama-fleet/lock"
+    owners: list[str] = []
+
+    def back(*_: object, **__: object) -> str:
+        with pytest.raises(HostLocked), host_lock(LocalTransport("box"), PurePosixPath(lock), "another"):
+            pass
+        owners.append(lock.read_text())
+        return "what served before"
+
+    def lose(step: Step, it: apply.Site) -> None:
+        lose_lock()
+        cut(step, it)
+
+    monkeypatch.setattr("deploy.apply._load", lose)
+    monkeypatch.setattr("deploy.converge.go_back", back)
+    assert isinstance(site.deploy().error, HostUnreachable)
+    assert [json.loads(text.splitlines()[0])["what"] for text in owners] == ["deploy"]
+    assert lock.read_text() == ""
 
 
 def test_a_user_without_a_name_can_hold_the_lock(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -146,3 +146,21 @@ def test_output_that_cannot_be_written_is_no_traceback(state: Path, words: str, 
     )
     assert "Traceback" not in done.stderr
     assert "Exception ignored" not in done.stderr
+
+
+def test_ctrl_c_while_the_command_line_is_read_ends_with_130_too(state: Path) -> None:
+    script = (
+        "import os, runpy, signal, sys, invoke\n"
+        "invoke.Program.parse_tasks = lambda _: os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.argv = ['fleet', 'plan']\n"
+        "runpy.run_path(sys.orig_argv[-1], run_name='__main__')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(PROJECT)],
+        env=environment(state),
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (130, "")

@@ -14,7 +14,7 @@ import pytest
 
 from console.changes import deploy_hosts
 from deploy import apply, soak
-from deploy.errors import Interrupted, ServiceError
+from deploy.errors import HostLocked, Interrupted, ServiceError
 from deploy.outcomes import HostOutcome
 from tests.local.conftest import SIMULATED, Site
 
@@ -115,6 +115,17 @@ def test_ctrl_c_ends_the_window_and_the_old_release_serves(
     outcome = deploy(site, 600.0, stop_requested)
     assert isinstance(outcome.error, Interrupted)
     assert site.get("/api/version") == {"version": "0.17.5"}
+
+
+def test_a_lock_that_is_lost_in_the_window_is_told_at_once(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(soak, "POLL_SECONDS", 0.1)
+    lock = site.root / "var/lib/ollama-fleet/lock"
+    when_watched(monkeypatch, lambda: os.killpg(int(lock.read_text().splitlines()[1]), signal.SIGKILL))
+    outcome = deploy(site, 25.0)
+    assert isinstance(outcome.error, HostLocked)
+    assert outcome.seconds < 25
 
 
 def test_what_the_verification_took_counts_and_a_host_without_changes_waits_for_nothing(

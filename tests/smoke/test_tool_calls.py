@@ -6,7 +6,7 @@ import pytest
 
 from healthchecks.case import Case
 from healthchecks.exchange_file import render_exchange_file
-from healthchecks.page import visible
+from healthchecks.html import visible
 from healthchecks.toolcalls import RULES, WARN
 from tests.smoke.subjects import Stage, Subject
 

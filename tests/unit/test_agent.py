@@ -27,7 +27,7 @@ FAILING = CheckResult("disk", State.FAIL, "no space\nis left", "./fleet prune")
 def directory(tmp_path: Path) -> Path:
     made = tmp_path / "health"
     made.mkdir()
-    config = replace(CONFIG, deployed_at=None)
+    config = replace(CONFIG, root=str(tmp_path), deployed_at=None)
     (made / "config.json").write_text(json.dumps(render_config(config)))
     return made
 

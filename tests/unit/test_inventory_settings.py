@@ -59,6 +59,7 @@ def test_a_host_without_variables_gets_every_default(file: Path) -> None:
         batch=("100%",),
         max_failures=0,
         health_every_minutes=5,
+        textfile_dir=None,
         environment={
             "OLLAMA_HOST": "127.0.0.1:11434",
             "OLLAMA_GO_TEMPLATE": "1",
@@ -129,6 +130,9 @@ def test_the_models_directory_can_be_chosen(file: Path) -> None:
         ("ollama_batch=1,5,25%", "batch", ("1", "5", "25%")),
         ("ollama_batch=1,5", "batch", ("1", "5")),
         ("ollama_max_failures=3", "max_failures", 3),
+        ("ollama_textfile_dir=/srv/prom/", "textfile_dir", PurePosixPath("/srv/prom")),
+        ("ollama_notify_file=~/notify.urls", "notify_file", "~/notify.urls"),
+        ("ollama_notify_file=off", "notify_file", ""),
         ("ollama_gpu=None", "gpu", GpuKind.NONE),
         ("ollama_service=process ollama_root=/srv/x/", "root", PurePosixPath("/srv/x")),
     ],
@@ -181,6 +185,7 @@ def test_a_server_setting_goes_to_the_environment(
     ollama_models=[{'a':1}] ollama_models=None ollama_models_dir=models ollama_models_dir=/a/../b
     ollama_gpu=amd ollama_service=docker ollama_root=~/x ollama_batch=0 ollama_batch=101% ollama_batch=1.5
     ollama_batch=a ollama_batch='' ollama_max_failures=-1 ollama_max_failures=10% ansible_connection=winrm
+    ollama_textfile_dir=prom ollama_textfile_dir=/a/../b
     ansible_port=0 ansible_port=65536 ansible_port=ssh ansible_port=True ansible_host={{h}} ansible_host=-oX
     ansible_host='' ansible_user=[1,2] ansible_user=-lroot""".split(),
 )

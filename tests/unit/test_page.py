@@ -7,7 +7,8 @@ from html.parser import HTMLParser
 from hypothesis import given
 from hypothesis import strategies as st
 
-from healthchecks.page import SHOWN_CHARACTERS, render_page
+from healthchecks.html import SHOWN_CHARACTERS
+from healthchecks.page import render_page
 from healthchecks.suite_report import SuiteReport
 from healthchecks.toolcalls import Finding
 from tests.unit.suite_reports import BEHAVIOUR, FORM, WARNING, exchange, play, suite_report

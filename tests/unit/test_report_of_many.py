@@ -210,3 +210,29 @@ def test_a_board_knows_what_a_host_does_and_for_how_long() -> None:
     assert board.total() == "batch 1 of 2 · 1 of 3 hosts done, 0 failed, 1 unreachable"
     board.hear("soak", "b", {"seconds": 20.0, "left_seconds": 18.2})
     assert board.lines()[0][1] == "watched until it has been up for 20 s"
+
+
+@pytest.mark.parametrize(("width", "drawn"), [(120, True), (80, False), (40, False)])
+def test_a_recap_names_every_host_in_full_however_narrow_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, terminal: Terminal, width: int, drawn: bool
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    names = [f"gpu-node-{n}.production.example.com" for n in (101, 102)]
+    reason = "batch 3 of 3 was not begun: 1 failed, at most 0"
+    Report(as_json=False, stdout=terminal.stdout, stderr=io.StringIO()).recap(
+        [HostOutcome(host=name, outcome=Outcome.SKIPPED, reason=reason) for name in names]
+    )
+    for name in names:
+        terminal.wait_for(f"{re.escape(name)}.* skipped ")
+    assert ("\u2503" in terminal.text) == drawn
+
+
+def test_a_long_name_leaves_room_for_the_step_and_the_time(
+    monkeypatch: pytest.MonkeyPatch, terminal: Terminal
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    report = Report(as_json=False, stdout=terminal.stdout, stderr=io.StringIO())
+    report.begin(2)
+    report("host_started", "gpu-node-101.rack7.production.example.com", batch=1)
+    terminal.wait_for(r"gpu-node-101\S*\u2026 +looking \S* +\d+ s")
+    report.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import io
 import json
+import os
 import re
 import threading
 import tracemalloc
@@ -21,7 +22,7 @@ from hypothesis import strategies as st
 
 from console.deploy_junit import render_deploy_junit
 from console.pace import AskedPace, parse_pace
-from console.report_files import check_report_file
+from console.report_files import check_report_file, write_report_file
 from console.rollout import Work, roll_out
 from console.run import Run
 from deploy.compose import Sources
@@ -299,7 +300,7 @@ def test_a_suite_of_the_junit_report_is_a_batch() -> None:
     fleet = Fleet(pace=Pace(batch=("1",)), then=["failed", "changed", "changed"], before={2: "ok"})
     root = ET.fromstring(render_deploy_junit("deploy", fleet.run()))
     assert [suite.get("name") for suite in root] == [
-        "deploy: nothing to change",
+        "deploy: in no batch",
         "deploy: batch 1",
         "deploy: batch 2",
     ]
@@ -364,9 +365,28 @@ def test_a_pace_that_cannot_be_meant_is_refused_as_in_the_inventory(
 def test_a_report_that_could_not_be_kept_is_refused_before_anything_is_done(tmp_path: Path) -> None:
     check_report_file("--junit", None)
     check_report_file("--junit", tmp_path / "deploy.xml")
-    for path in (tmp_path, tmp_path / "nowhere/deploy.xml"):
+    assert list(tmp_path.iterdir()) == []
+    # /proc takes no file, from root neither.
+    for path in (tmp_path, tmp_path / "nowhere/deploy.xml", Path("/proc/deploy.xml")):
         with pytest.raises(UsageError, match="cannot be written"):
             check_report_file("--junit", path)
+
+
+def test_a_report_goes_through_a_link_and_into_a_pipe_and_replaces_neither(tmp_path: Path) -> None:
+    link, pipe = tmp_path / "link.xml", tmp_path / "pipe"
+    link.symlink_to(tmp_path / "deploy.xml")
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        for path in (link, pipe):
+            check_report_file("--junit", path)
+            write_report_file(path, b"<testsuites/>")
+        assert os.read(reader, 100) == b"<testsuites/>"
+    finally:
+        os.close(reader)
+    assert (link.is_symlink(), pipe.is_fifo()) == (True, True)
+    assert (tmp_path / "deploy.xml").read_bytes() == b"<testsuites/>"
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_a_window_of_less_than_no_time_is_refused(tmp_path: Path) -> None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import PurePosixPath
 
 import pytest
 
-from deploy.desired import AgentFile, Desired, GpuKind, Health
-from deploy.facts import FileFact, HostFacts, UnitState
+from deploy.desired import AgentFile, Desired, GpuKind, Health, HostFile, ParameterValue
+from deploy.facts import FileFact, HostFacts, SecretFact, StoredModel, UnitState
 from deploy.gpu import Gpu, GpuReading, Problem
 from deploy.health_config import render_health_config
-from deploy.plan import Plan, only_schedule, plan
+from deploy.plan import Plan, only_schedule, plan, render_plan
 from deploy.rollback import Asked, going_back, state_before
 from deploy.server_plan import choose_release
 from deploy.steps import InstallAgent, OverwriteFile, Phase, StopSchedule, WriteFile, phase_of
@@ -145,7 +147,20 @@ def test_off_takes_away_what_runs_and_is_then_as_desired() -> None:
     assert DESIRED.paths.agents in step.paths
     assert DESIRED.paths.units / HEALTH_TIMER in step.paths
     assert DESIRED.paths.health not in step.paths, "what was found stays"
+    assert PurePosixPath("/var/lib/prometheus/node-exporter/ollama_fleet.prom") in step.paths
     assert plan(off, BARE).is_empty
+
+
+def test_off_takes_the_metrics_away_from_where_the_host_was_told_to_write_them() -> None:
+    assert DESIRED.health is not None
+    asked = replace(
+        DESIRED, health=replace(DESIRED.health, textfile_dir=PurePosixPath("/srv/prom"), every_minutes=60)
+    )
+    config = parse_config(json.loads(config_of(asked, BARE)))
+    assert (config.textfile_dir, config.every_seconds) == ("/srv/prom", 3600.0)
+    (step,) = plan(replace(DESIRED, health=None), scheduled(asked)).steps
+    assert isinstance(step, StopSchedule)
+    assert PurePosixPath("/srv/prom/ollama_fleet.prom") in step.paths
 
 
 def test_the_process_backend_has_no_timer() -> None:
@@ -234,8 +249,91 @@ def test_a_name_that_systemd_would_read_as_a_variable_stays_what_it_is() -> None
 
 
 def test_the_delay_is_a_part_of_the_period() -> None:
-    def delay(files: Iterable[object]) -> str:
-        text = next(str(file) for file in files if HEALTH_TIMER in str(file))
+    def delay(files: Iterable[HostFile]) -> str:
+        text = next(file.text for file in files if file.path.name == HEALTH_TIMER)
         return text.partition("RandomizedDelaySec=")[2].partition("s")[0]
 
     assert [delay(health_files(DESIRED, minutes)) for minutes in (1, 5, 60)] == ["12", "60", "300"]
+
+
+def test_parameters_read_from_the_store_are_told_as_those_of_the_modelfile() -> None:
+    """A rollback knows what it went back to from the store only, where Ollama has written 0.0 as 0."""
+    (model,) = DESIRED.models
+    wanted: dict[str, ParameterValue] = {
+        "temperature": 0.0,
+        "num_ctx": 4096,
+        "stop": ["b", "a"],
+        "top_p": 0.8,
+    }
+    kept = {"num_ctx": 4096, "stop": ["b", "a"], "temperature": 0, "top_p": 0.8}
+    stored = StoredModel(
+        model_sha256=model.weights.sha256,
+        model_bytes=model.weights.size_bytes,
+        template=model.modelfile.template,
+        parameters=kept,
+    )
+    asked = replace(model, modelfile=replace(model.modelfile, parameters=wanted))
+    told = [
+        config_of(replace(DESIRED, models=(one,)), BARE) for one in (asked, replace(asked, stored=stored))
+    ]
+    assert told[0] == told[1]
+
+
+ADDRESSES = "slack://T1/A1/kept-secret\n"
+NOTIFYING = replace(DESIRED, health=Health(every_minutes=5, agents={"amd64": AGENT}, addresses=ADDRESSES))
+
+
+def notified(**fields: str) -> HostFacts:
+    """The host with the addresses of the inventory, but for these fields."""
+    sha256 = hashlib.sha256(ADDRESSES.encode()).hexdigest()
+    return with_systemd(scheduled(), addresses=SecretFact(**{"sha256": sha256, "mode": "600", **fields}))
+
+
+@pytest.mark.parametrize(
+    ("facts", "reason"),
+    [
+        (scheduled(), "absent"),
+        (notified(sha256="0" * 64), "other addresses"),
+        (notified(mode="644"), "mode is 644, owner is root"),
+        (notified(owner="ollama"), "mode is 600, owner is ollama"),
+    ],
+)
+def test_the_addresses_of_people_are_written_for_root_alone_and_never_shown(
+    facts: HostFacts, reason: str
+) -> None:
+    planned = plan(NOTIFYING, facts)
+    (step,) = planned.steps
+    assert isinstance(step, WriteFile)
+    assert (str(step.file.path), step.file.mode) == ("/var/lib/ollama-fleet/health/notify.urls", "600")
+    assert (step.file.text, step.reason, phase_of(step)) == (ADDRESSES, reason, Phase.SCHEDULE)
+    for shown in (
+        repr(planned),
+        repr(NOTIFYING),
+        json.dumps(render_plan(planned)),
+        config_of(NOTIFYING, facts),
+    ):
+        assert "secret" not in shown
+
+
+def test_a_host_that_has_the_addresses_gets_nothing_and_without_the_key_its_own_stay() -> None:
+    assert plan(NOTIFYING, notified()).is_empty
+    assert plan(DESIRED, notified(sha256="0" * 64)).is_empty
+
+
+def test_where_nobody_is_to_be_notified_any_more_the_addresses_go() -> None:
+    nobody = replace(DESIRED, health=Health(every_minutes=5, agents={"amd64": AGENT}, addresses=""))
+    assert plan(nobody, scheduled()).is_empty
+    (step,) = plan(nobody, notified()).steps
+    assert isinstance(step, WriteFile)
+    assert step.file.text == ""
+    (stop,) = plan(UNSCHEDULED, notified()).steps
+    assert isinstance(stop, StopSchedule)
+    assert "/var/lib/ollama-fleet/health/notify.urls" in map(str, stop.paths)
+    (stop,) = plan(UNSCHEDULED, scheduled()).steps
+    assert isinstance(stop, StopSchedule)
+    assert "/var/lib/ollama-fleet/health/notify.urls" not in map(str, stop.paths)
+
+
+def test_a_host_without_python_is_told_to_notify_nobody() -> None:
+    (note,) = plan(NOTIFYING, converged(tools={})).notes
+    assert note.endswith("a shell checks what it can, and nobody is notified")
