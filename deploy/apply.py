@@ -194,7 +194,7 @@ def wait_until_ready(site: Site) -> str:
 
     def is_alive() -> bool:
         if site.desired.server.backend is ServiceBackend.SYSTEMD:
-            return systemd.is_alive(site.probe())
+            return systemd.is_alive(site.transport)
         return bool(site.probe().servers)
 
     return services.wait_until_ready(site.transport, site.desired, is_alive)

@@ -59,18 +59,23 @@ sync "$directory" 2>/dev/null || sync
 # contents one after the other: dd(1) takes the bytes of one and not one more, which not every head(1) does.
 # Each program that is started costs milliseconds, on every host: what the shell can do, it does.
 # Systemd reads its units once, also when a file after them could not be written.
+# All contents are there before the first file gets its name.
 _WRITE_FILES = r"""
 set -eu
 umask 022
-units=
-temporary=
-reload() { [ -z "$units" ] || { units= && systemctl daemon-reload; }; }
-# On a full disk the file that was begun goes.
-trap 'rm -f "$temporary"; reload' EXIT
-while [ "$#" -gt 0 ]; do
-    path=$1 mode=$2 size=$3 backup=$4
-    shift 4
-    directory=${path%/*} name=${path##*/}
+each() { # ACTION PATH MODE SIZE BACKUP ...: how many more come is `left`
+    action=$1
+    shift
+    while [ "$#" -gt 0 ]; do
+        path=$1 mode=$2 size=$3 backup=$4
+        shift 4
+        left=$#
+        directory=${path%/*} name=${path##*/}
+        temporary=$directory/.$name.fleet-$$
+        "$action"
+    done
+}
+receive() {
     if [ -n "$backup" ] && [ -e "$path" ]; then
         mkdir -p "${backup%/*}"
         cp -p "$path" "$backup"
@@ -78,12 +83,11 @@ while [ "$#" -gt 0 ]; do
     fi
     [ -d "$directory" ] || mkdir -p "$directory"
     for cut in "$directory/.$name".fleet-*; do [ ! -e "$cut" ] || rm -f "$cut"; done
-    temporary=$directory/.$name.fleet-$$
     # While it comes it is nobody else's to read: it may be a secret.
     umask 077
     : >"$temporary"
     umask 022
-    if [ "$#" -gt 0 ]; then
+    if [ "$left" -gt 0 ]; then
         dd ibs=1 obs=4096 count="$size" 2>/dev/null | cat >"$temporary"
     else
         cat >"$temporary"
@@ -91,14 +95,41 @@ while [ "$#" -gt 0 ]; do
     actual=$(($(wc -c <"$temporary")))
     [ "$actual" -eq "$size" ] || { echo "$path: $actual of $size bytes arrived" >&2; exit 65; }
     chmod "$mode" "$temporary"
-    sync "$temporary" 2>/dev/null || sync
-    mv -T "$temporary" "$path"
-    temporary=
-    case $path in */systemd/system/*) units=yes ;; esac
-    sync "$directory" 2>/dev/null || sync
     printf '%s\n' "$path"
-done
-reload
+}
+place() {
+    mv -T "$temporary" "$path"
+    printf '%s\n' "$path"
+}
+flush() { # TEMPORARY|DIRECTORY PATH MODE SIZE BACKUP ...: one sync(1) for all of them
+    which=$1 left=$(($# - 1))
+    shift
+    while [ "$left" -gt 0 ]; do
+        directory=${1%/*} temporary=${1%/*}/.${1##*/}.fleet-$$
+        shift 4
+        left=$((left - 4))
+        if [ "$which" = temporary ]; then set -- "$@" "$temporary"; else set -- "$@" "$directory"; fi
+    done
+    sync "$@" 2>/dev/null || sync
+}
+discard() { rm -f "$temporary"; }
+note_unit() { case $path in */systemd/system/*) units=yes ;; esac; }
+# In a shell of its own, which ends with the first failure: this one tidies up, as on a full disk.
+set +e
+(
+    set -e
+    each receive "$@"
+    flush temporary "$@"
+    each place "$@"
+    flush directory "$@"
+)
+ended=$?
+set -e
+[ "$ended" -eq 0 ] || each discard "$@"
+units=
+each note_unit "$@"
+[ -z "$units" ] || systemctl daemon-reload
+exit "$ended"
 """
 
 # systemd-sysusers is on every host that has systemd, and does nothing for what is there: sysusers.d(5).
@@ -131,7 +162,7 @@ said=$(PEX_ROOT=$state/agent python3 "$agent" version 2>&1 </dev/null 9>&-) ||
 
 _START_TIMER = r"""
 set -eu
-systemctl --quiet enable "$1"
+systemctl --quiet --no-reload enable "$1"
 systemctl restart "$1"
 """
 
@@ -466,9 +497,10 @@ def switch_current(paths: HostPaths, release: str | None, previous: str | None) 
 
 
 def write_files(files: Sequence[HostFile], backups: Sequence[PurePosixPath | None]) -> Argv:
-    """Reads the contents, one after the other, from standard input; each file gets its name by rename.
+    """Reads the contents, one after the other, from standard input; then each file gets its name by rename.
 
-    Prints the path of each file that was written, a line each; systemd has read its units when it ends.
+    Prints the path of each file that has arrived, then that of each file that was written, a line each;
+    systemd has read its units when it ends.
     """
     arguments: list[str] = []
     for file, backup in zip(files, backups, strict=True):
@@ -487,8 +519,8 @@ def restart_unit(user: str, directories: Sequence[PurePosixPath | str]) -> Argv:
 
 
 def enable_units(names: Sequence[str]) -> Argv:
-    """Has systemd start them at every boot."""
-    return ("systemctl", "--quiet", "enable", *names)
+    """Has systemd start them at every boot, which reads them anew: nothing has to read them now."""
+    return ("systemctl", "--quiet", "--no-reload", "enable", *names)
 
 
 def start_agent(agent: PurePosixPath, state: PurePosixPath) -> Argv:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from pathlib import PurePosixPath
 
@@ -18,6 +19,8 @@ from deploy.transport import Transport
 START_SECONDS = 60.0
 STOP_SECONDS = 15.0
 POLL_SECONDS = 0.05
+# A look at the process costs the host more than a request that is refused, and the server needs its CPU now.
+LOOK_SECONDS = 0.5
 LOG_LINES = 15
 
 
@@ -47,13 +50,17 @@ def wait_until_ready(transport: Transport, desired: Desired, is_alive: Callable[
     """
     with transport.http_url(desired.url) as url:
         api = OllamaApi(transport.host, url)
+        look_at = time.monotonic() + LOOK_SECONDS
 
         def ask() -> str:
+            nonlocal look_at
             try:
                 return api.version(timeout_seconds=5.0)
             except (requests.RequestException, ValueError, KeyError) as error:
-                if not is_alive():
-                    raise _not_ready(transport, desired, "it exited") from error
+                if time.monotonic() >= look_at:
+                    if not is_alive():
+                        raise _not_ready(transport, desired, "it exited") from error
+                    look_at = time.monotonic() + LOOK_SECONDS
                 raise
 
         try:

@@ -30,15 +30,17 @@ def make_account(transport: Transport, desired: Desired, step: MakeAccount) -> N
 def write_files(transport: Transport, steps: Sequence[WriteFile | OverwriteFile]) -> None:
     """By rename, in one round trip; what an overwritten one was is copied to its `backup` first.
 
-    Raises CommandFailed with the first file that could not be written; those before it are.
+    Raises CommandFailed with the first file that could not be written. None is, unless all could be received.
     """
     backups = [step.backup if isinstance(step, OverwriteFile) else None for step in steps]
     argv = commands.write_files([step.file for step in steps], backups)
     stdin = b"".join(step.file.text.encode() for step in steps)
     done = transport.run(argv, stdin=stdin, timeout_seconds=RESTART_SECONDS)
     if done.exit_code != 0:
-        written = done.stdout.decode(errors="replace").splitlines()
-        left = [str(step.file.path) for step in steps if str(step.file.path) not in written]
+        told = done.stdout.decode(errors="replace").splitlines()
+        paths = [str(step.file.path) for step in steps]
+        # Twice each: as it has arrived, and as it was written.
+        left = [path for times in (1, 2) for path in paths if told.count(path) < times]
         raise _failed(
             transport,
             done,
@@ -76,10 +78,11 @@ def load_models(transport: Transport) -> None:
         )
 
 
-def is_alive(facts: HostFacts) -> bool:
+def is_alive(transport: Transport) -> bool:
     """Whether the server that was started is still that one: one that exits is started again by systemd."""
-    unit = facts.systemd.unit if facts.systemd is not None else None
-    return unit is not None and unit.main_pid is not None and unit.restarts == 0
+    done = transport.run(("systemctl", "show", "--property=MainPID,NRestarts", UNIT))
+    told = done.stdout.decode(errors="replace").split()
+    return "NRestarts=0" in told and "MainPID=0" not in told
 
 
 def check_still_serves(host: str, facts: HostFacts, verified: Sequence[ProcessId]) -> None:

@@ -73,7 +73,7 @@ def test_every_file_gets_its_own_bytes_and_mode(
     files = [file_at(tmp_path / name, text, "755") for name, text in TEXTS.items()]
     done = write(shell, environment, files)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.decode().splitlines() == [str(file.path) for file in files]
+    assert done.stdout.decode().splitlines() == 2 * [str(file.path) for file in files]
     for file in files:
         assert Path(file.path).read_bytes() == file.text.encode()
         assert Path(file.path).stat().st_mode & 0o777 == 0o755
@@ -97,20 +97,33 @@ def test_units_that_systemd_does_not_read_are_a_failure(
     assert write(shell, {**environment, "SYSTEMCTL_ENDS": "1"}, [unit]).returncode != 0
 
 
+def test_one_file_that_cannot_be_received_leaves_all_as_they_were(
+    shell: Sequence[str], environment: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "tools/file").write_text("a file")
+    unit = file_at(tmp_path / "etc/systemd/system/one.service", "[Unit]\n")
+    others = [file_at(tmp_path / "tools/file/below", "x\n"), file_at(tmp_path / "third", "y\n")]
+    done = write(shell, environment, [unit, *others])
+    assert done.returncode != 0
+    assert done.stdout.decode().splitlines() == [str(unit.path)]
+    left = {path for path in tmp_path.rglob("*") if path.is_file() and "tools" not in path.parts}
+    assert left <= {Path(environment["CALLS"])}
+
+
 def test_after_a_file_that_could_not_be_written_systemd_still_reads_those_before_it(
     shell: Sequence[str], environment: dict[str, str], tmp_path: Path
 ) -> None:
-    (tmp_path / "taken").write_text("a file")
+    (tmp_path / "a directory").mkdir()
     unit = file_at(tmp_path / "etc/systemd/system/one.service", "[Unit]\n")
-    done = write(
-        shell,
-        environment,
-        [unit, file_at(tmp_path / "taken/below", "x\n"), file_at(tmp_path / "third", "y\n")],
-    )
+    others = [file_at(tmp_path / "a directory", "x\n"), file_at(tmp_path / "third", "y\n")]
+    done = write(shell, environment, [unit, *others])
     assert done.returncode != 0
-    assert done.stdout.decode().splitlines() == [str(unit.path)]
+    arrived = [str(file.path) for file in (unit, *others)]
+    assert done.stdout.decode().splitlines() == [*arrived, str(unit.path)]
     assert calls(environment) == ["daemon-reload"]
+    assert Path(unit.path).read_text() == "[Unit]\n"
     assert not (tmp_path / "third").exists()
+    assert list(tmp_path.glob(".*")) == []
 
 
 @pytest.mark.parametrize("left", [3, 9, 14])
@@ -121,8 +134,7 @@ def test_a_stream_that_is_cut_gives_no_file_its_name_that_is_not_whole(
     done = write(shell, environment, files, sent=b"12345678\nabcdef\n"[:left])
     assert done.returncode == 65
     assert b"bytes arrived" in done.stderr
-    assert (tmp_path / "one").exists() == (left >= 9)
-    assert not (tmp_path / "two").exists()
+    assert list(tmp_path.glob("[!tc]*")) == list(tmp_path.glob(".*")) == []
 
 
 def test_a_copy_of_what_was_there_is_kept(
