@@ -38,7 +38,8 @@ class Terminal:
         monkeypatch.setenv("TERM", "xterm")
         self.stdout = os.fdopen(slave, "w", encoding="utf-8")
         self._data = bytearray()
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     def _read(self) -> None:
         while True:
@@ -49,6 +50,13 @@ class Terminal:
             if not piece:
                 return
             self._data += piece
+
+    def close(self) -> None:
+        self.stdout.close()
+        # Or it would go on reading what is written to the next test's terminal, whose number is the same.
+        self._reader.join(SECONDS)
+        assert not self._reader.is_alive()
+        os.close(self.master)
 
     @property
     def text(self) -> str:
@@ -87,8 +95,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
     monkeypatch.setattr(reports, "DRAW_SECONDS", 0.02)
     made = Terminal(monkeypatch)
     yield made
-    made.stdout.close()
-    os.close(made.master)
+    made.close()
 
 
 def test_four_hosts_have_a_line_each_and_one_for_all(terminal: Terminal) -> None:
