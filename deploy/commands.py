@@ -99,16 +99,17 @@ receive() {
 }
 place() {
     mv -T "$temporary" "$path"
+    # Before the next one gets its name: their order holds on the disk too.
+    sync "$directory" 2>/dev/null || sync
     printf '%s\n' "$path"
 }
-flush() { # TEMPORARY|DIRECTORY PATH MODE SIZE BACKUP ...: one sync(1) for all of them
-    which=$1 left=$(($# - 1))
-    shift
+flush() { # PATH MODE SIZE BACKUP ...: the temporary files, by one sync(1)
+    left=$#
     while [ "$left" -gt 0 ]; do
-        directory=${1%/*} temporary=${1%/*}/.${1##*/}.fleet-$$
+        temporary=${1%/*}/.${1##*/}.fleet-$$
         shift 4
         left=$((left - 4))
-        if [ "$which" = temporary ]; then set -- "$@" "$temporary"; else set -- "$@" "$directory"; fi
+        set -- "$@" "$temporary"
     done
     sync "$@" 2>/dev/null || sync
 }
@@ -119,9 +120,8 @@ set +e
 (
     set -e
     each receive "$@"
-    flush temporary "$@"
+    flush "$@"
     each place "$@"
-    flush directory "$@"
 )
 ended=$?
 set -e
@@ -162,7 +162,7 @@ said=$(PEX_ROOT=$state/agent python3 "$agent" version 2>&1 </dev/null 9>&-) ||
 
 _START_TIMER = r"""
 set -eu
-systemctl --quiet --no-reload enable "$1"
+systemctl --quiet enable "$1"
 systemctl restart "$1"
 """
 
@@ -519,8 +519,8 @@ def restart_unit(user: str, directories: Sequence[PurePosixPath | str]) -> Argv:
 
 
 def enable_units(names: Sequence[str]) -> Argv:
-    """Has systemd start them at every boot, which reads them anew: nothing has to read them now."""
-    return ("systemctl", "--quiet", "--no-reload", "enable", *names)
+    """Has systemd start them at every boot."""
+    return ("systemctl", "--quiet", "enable", *names)
 
 
 def start_agent(agent: PurePosixPath, state: PurePosixPath) -> Argv:
