@@ -1,17 +1,20 @@
-"""Whatever a host can lie about turns the right check red in the very next run, by its real timer unit."""
+"""What goes wrong on a host is red in its next run, and told once: by message, metrics and page alike."""
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 
+from console.page import write_page
 from console.paths import PROJECT
 from deploy.desired import AgentFile
 from healthchecks.health_report import HealthReport, State
 from tests.contract.scripted_nvml import build_library
 from tests.hosts.site import HostSite, broken, until
 from tests.hosts.test_disks import STORE, fill_with, make_room, own_disk
-from tests.hosts.test_health import UNIT, agents, deploy, last, states
+from tests.hosts.test_health import TEXTFILES, UNIT, agents, deploy, last, states
+from tests.hosts.test_notifications import PORT, TOKEN, listen, messages
 
 __all__ = ["agents"]
 
@@ -62,14 +65,40 @@ def run_once(site: HostSite) -> HealthReport:
     return last(site)
 
 
+def in_metrics(site: HostSite) -> set[str]:
+    """The failing checks, as Prometheus would scrape them."""
+    text = site.sh(f"cat {TEXTFILES}/ollama_fleet.prom")
+    return set(
+        re.findall(r'^ollama_fleet_check_state\{check="(\w+)",state="fail"\} 1\.0$', text, re.MULTILINE)
+    )
+
+
+def on_page(site: HostSite) -> set[str]:
+    """The failing checks, as the table of the host on the fleet's page has them."""
+    page = site.directory / "page.html"
+    write_page(site.run, page)
+    table = page.read_text().partition('<section aria-labelledby="findings">')[2]
+    rows = re.findall(r'class="state (\S+)".*?<th scope="row" class="lead">(\w+)</th>', table)
+    return {check for state, check in rows if state == "fail"}
+
+
 def turns_red(
     site: HostSite, broken: Callable[[], object], red: set[str], mended: Callable[[], object]
 ) -> None:
+    """One message when it breaks, none while it stays so, one when it is mended."""
     assert failing(site) == set()
+    told = len(messages(site))
     broken()
-    assert failing(site) == red, last(site)
+    for _ in range(2):
+        assert failing(site) == in_metrics(site) == on_page(site) == red, last(site)
+        [message] = messages(site)[told:]
+        failed = re.findall(r"^FAIL (\w+):", message["message"], re.MULTILINE)
+        assert (set(failed), "failed" in message["title"]) == (red, True)
     mended()
-    assert failing(site) == set(), last(site)
+    assert failing(site) == in_metrics(site) == on_page(site) == set(), last(site)
+    [_, message] = messages(site)[told:]
+    recovered = re.findall(r"^OK (\w+):", message["message"], re.MULTILINE)
+    assert (set(recovered), "recovered" in message["title"]) == (red, True)
 
 
 def start(site: HostSite) -> None:
@@ -100,10 +129,15 @@ def deploy_again(site: HostSite, agents: dict[str, AgentFile]) -> None:
     show_gpus(site)
 
 
-def test_what_goes_wrong_on_a_host_is_red_in_the_next_run_and_green_once_it_is_mended(
+def test_what_goes_wrong_on_a_host_is_red_and_told_once_and_green_once_it_is_mended(
     site: HostSite, agents: dict[str, AgentFile]
 ) -> None:
-    site.settings["ollama_gpu"] = "nvidia"
+    addresses = site.directory / "notify.urls"
+    addresses.touch(mode=0o600)
+    addresses.write_text(f"json://127.0.0.1:{PORT}/{TOKEN}\n")
+    site.settings.update(ollama_gpu="nvidia", ollama_notify_file="notify.urls")
+    site.sh(f"mkdir -p {TEXTFILES}")
+    listen(site)
     give_gpus(site)
     first = deploy(site, agents)
     assert first.error is None, first.error.cause

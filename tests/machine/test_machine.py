@@ -165,7 +165,11 @@ def test_a_clock_that_leaps_by_a_day_changes_no_lease_no_lock_and_no_deploy(site
         assert site.sh(f"{LEASE} end") == "ended"
 
         site.version = other(site.version)
-        with host_lock(transport_for(desired), desired.paths.lock, "a test"):
+        # By a connection of its own: a deploy closes the one of a host that it is done with.
+        with (
+            transport_for(desired).fresh() as another,
+            host_lock(another, desired.paths.lock, "a test"),
+        ):
             for days in (2, -2):
                 leap(site, days)
                 refused = site.deploy()
