@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cached_property
 from pathlib import PurePosixPath
 
 from deploy.facts import StoredModel
@@ -142,96 +143,99 @@ class HostFile:
     mode: str = "644"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class HostPaths:
-    """Where everything lies on a host, under one root (`/` for a provisioned host)."""
+    """Where everything lies on a host, under one root (`/` for a provisioned host).
+
+    Each path is put together once, since a plan asks for some of them dozens of times.
+    """
 
     root: PurePosixPath
     models_dir: PurePosixPath
 
-    @property
+    @cached_property
     def releases(self) -> PurePosixPath:
         return self.root / "opt/ollama/releases"
 
-    @property
+    @cached_property
     def current(self) -> PurePosixPath:
         return self.root / "opt/ollama/current"
 
-    @property
+    @cached_property
     def previous(self) -> PurePosixPath:
         """Links to the release that `current` was before: what `rollback` goes to."""
         return self.root / "opt/ollama/previous"
 
-    @property
+    @cached_property
     def units(self) -> PurePosixPath:
         return self.root / "etc/systemd/system"
 
-    @property
+    @cached_property
     def unit(self) -> PurePosixPath:
         return self.units / "ollama.service"
 
-    @property
+    @cached_property
     def drop_in(self) -> PurePosixPath:
         return self.units / "ollama.service.d/50-fleet.conf"
 
-    @property
+    @cached_property
     def modules_load(self) -> PurePosixPath:
         """Read at every boot: modules-load.d(5)."""
         return self.root / "etc/modules-load.d/ollama-fleet.conf"
 
-    @property
+    @cached_property
     def programs(self) -> PurePosixPath:
         """Our scripts on the host."""
         return self.root / "usr/local/lib/ollama-fleet"
 
-    @property
+    @cached_property
     def state(self) -> PurePosixPath:
         return self.root / "var/lib/ollama-fleet"
 
-    @property
+    @cached_property
     def lease_program(self) -> PurePosixPath:
         return self.programs / "lease"
 
-    @property
+    @cached_property
     def account_record(self) -> PurePosixPath:
         """Names the account that we made, where we did."""
         return self.state / "account"
 
-    @property
+    @cached_property
     def backups(self) -> PurePosixPath:
         """Files of other hands that were overwritten on request."""
         return self.state / "backups"
 
-    @property
+    @cached_property
     def artefacts(self) -> PurePosixPath:
         """Verified files, named `sha256-<hex>`; a file gets its name only after its sha256 agreed."""
         return self.state / "artefacts"
 
-    @property
+    @cached_property
     def lock(self) -> PurePosixPath:
         return self.state / "lock"
 
-    @property
+    @cached_property
     def journal(self) -> PurePosixPath:
         """Who changed what on this host, and when."""
         return self.state / "journal.jsonl"
 
-    @property
+    @cached_property
     def baselines(self) -> PurePosixPath:
         """What the models did when they were promoted: deploy/baselines.py."""
         return self.state / "baselines.json"
 
-    @property
+    @cached_property
     def agents(self) -> PurePosixPath:
         """The health agent, named by its content."""
         return self.programs / "agent"
 
-    @property
+    @cached_property
     def health_program(self) -> PurePosixPath:
         """What the timer runs: the agent where it can run, else what a POSIX shell can check."""
         return self.programs / "health"
 
-    @property
+    @cached_property
     def health(self) -> PurePosixPath:
         """Of the health checks: `config.json`, `last.json`, `history.jsonl`, and what the agent unpacks.
 
@@ -239,17 +243,17 @@ class HostPaths:
         """
         return self.state / "health"
 
-    @property
+    @cached_property
     def addresses(self) -> PurePosixPath:
         """Who is notified: secrets, which only root may read."""
         return self.health / "notify.urls"
 
-    @property
+    @cached_property
     def server_home(self) -> PurePosixPath:
         """HOME of the server: it panics without one (measured on 0.17.5)."""
         return self.state / "home"
 
-    @property
+    @cached_property
     def log(self) -> PurePosixPath:
         return self.root / "var/log/ollama-fleet/ollama.log"
 
