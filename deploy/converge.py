@@ -34,7 +34,16 @@ from deploy.plan import Plan, Selection, everything, plan, render_plan
 from deploy.probe import PROBE_SCRIPT, parse_reply
 from deploy.rollback import served_before
 from deploy.soak import Watched, confirmed_at, soak, watch
-from deploy.steps import OverwriteFile, Phase, StartServer, Step, phase_of, subject_of
+from deploy.steps import (
+    EndLease,
+    OverwriteFile,
+    Phase,
+    StartServer,
+    Step,
+    TakeLease,
+    phase_of,
+    subject_of,
+)
 from deploy.transport import Transport
 
 PROBES_AT_MOST = 3
@@ -125,6 +134,8 @@ def converge(desired: Desired, transport: Transport, options: Options) -> HostOu
                 _converge_locked(site, options, course, held)
     except Exception as failure:  # noqa: BLE001 - one host's failure must not hide the others' outcomes
         error = designed_error(failure)
+        if isinstance(error, HostLocked) and course.begun:
+            error.unchanged = _left_to_itself(course)
     return _ended(site, course, error, started)
 
 
@@ -261,6 +272,17 @@ def _make_changes(
             cause="\n".join(f"{subject_of(step)}: {step.reason}" for step in left.steps),
             hint=f"./fleet plan --limit {site.host}",
         )
+
+
+def _left_to_itself(course: _Course) -> str:
+    """What becomes of a host that may not be touched any more."""
+    if any(isinstance(step, EndLease) for step in course.done):
+        return "what was verified and confirmed serves on"
+    if any(isinstance(step, TakeLease) for step in course.done):
+        return "the host goes back by itself, when its lease runs out or at its next start"
+    if course.touches_service:
+        return "nothing was taken back: what the steps so far have made stays as it is"
+    return "what serves; what was fetched and unpacked stays for the next run"
 
 
 def _soak(site: Site, watched: Watched | None, options: Options, check_held: CheckHeld) -> None:

@@ -271,6 +271,7 @@ def test_a_lost_lock_stops_the_deploy_before_its_next_step(
     error = site.deploy().error
     assert isinstance(error, HostLocked)
     assert "was lost" in error.sentence
+    assert error.unchanged == "what serves; what was fetched and unpacked stays for the next run"
     assert site.processes() == []
 
 
@@ -287,6 +288,7 @@ def test_a_step_that_fails_after_the_lock_was_lost_is_told_as_that_and_nothing_i
     error = site.deploy().error
     assert isinstance(error, HostLocked)
     assert "was lost" in error.sentence
+    assert error.unchanged == "what serves; what was fetched and unpacked stays for the next run"
     assert went_back == []
 
 
