@@ -18,7 +18,7 @@ from console.run import Run, keep_away_while_asking, may_change, transport_for
 from console.served import check_served
 from deploy import services, systemd
 from deploy.converge import Edits, Options, converge, probe_host, survey
-from deploy.desired import Desired, ServiceBackend
+from deploy.desired import Desired, GpuKind, ServiceBackend
 from deploy.errors import ExitCode, FleetError, UsageError, designed_error
 from deploy.facts import HostFacts, ServerProcess
 from deploy.fleet import each, interrupts
@@ -149,7 +149,7 @@ def deploy_in_batches(
     run: Run, hosts: Sequence[Desired], task: str, selection: Selection = everything, *, verify: bool = False
 ) -> tuple[HostOutcome, ...]:
     """Converge the hosts at their pace. Of a host that is done only what reports need is kept."""
-    with _converging(run, task, selection, verify=verify) as options:
+    with _converging(run, hosts, task, selection, verify=verify) as options:
 
         def look(desired: Desired) -> HostOutcome | None:
             run.report("host_started", desired.host)
@@ -174,7 +174,7 @@ def deploy_hosts(
     run: Run, hosts: Sequence[Desired], task: str, selection: Selection = everything, *, verify: bool = False
 ) -> tuple[HostOutcome, ...]:
     """Converge every host at once; with `verify` a host that needed no change runs the suite too."""
-    with _converging(run, task, selection, verify=verify) as options:
+    with _converging(run, hosts, task, selection, verify=verify) as options:
 
         def one(desired: Desired) -> HostOutcome:
             outcome = _on_host(desired, lambda transport: converge(desired, transport, options))
@@ -196,12 +196,16 @@ def _on_host(desired: Desired, work: Callable[[Transport], Ended]) -> Ended | Ho
 
 
 @contextmanager
-def _converging(run: Run, task: str, selection: Selection, *, verify: bool) -> Iterator[Options]:
-    with _prover(run) as prove, interrupts(run.stop_requested, run.report.say):
+def _converging(
+    run: Run, hosts: Sequence[Desired], task: str, selection: Selection, *, verify: bool
+) -> Iterator[Options]:
+    believed = partial(_believed, hosts)
+    with _prover(run) as suite, interrupts(run.stop_requested, run.report.say):
+        prove = believed(suite)
         yield Options(
             task=task,
             verify=prove,
-            check=prove if verify else check_served,
+            check=prove if verify else believed(check_served),
             events=run.report,
             stop_requested=run.stop_requested,
             selection=selection,
@@ -210,6 +214,15 @@ def _converging(run: Run, task: str, selection: Selection, *, verify: bool) -> I
             edits=Edits.OVERWRITE if run.overwrite else Edits.KEEP,
             soak_seconds=run.soak_seconds,
         )
+
+
+def _believed(hosts: Sequence[Desired], verify: Verify) -> Verify:
+    """Where GPUs are to compute, the driver is believed, not the server; nobody else loads its checks."""
+    if all(desired.gpu is not GpuKind.NVIDIA for desired in hosts):
+        return verify
+    from console.gpu_checks import believing_the_driver
+
+    return believing_the_driver(verify, {desired.host: desired for desired in hosts}, transport_for)
 
 
 @contextmanager

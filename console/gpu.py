@@ -3,66 +3,53 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 
-from console.changes import exit_code
+from console.changes import exit_code, outcome_of_error
+from console.gpu_checks import examine_gpus, read_by_nvidia_smi
 from console.run import Run
 from console.selected import SelectedHost, selected_hosts
 from deploy import nvml
 from deploy.desired import GpuKind
-from deploy.errors import CommandFailed, FleetError
+from deploy.errors import FleetError, GpuUnusable
 from deploy.fleet import each
-from deploy.gpu import (
-    ADAPTERS_SCRIPT,
-    QUERY_GPUS,
-    QUERY_PROCESSES,
-    Gpu,
-    GpuReading,
-    Problem,
-    check_gpus,
-    parse_adapters,
-    parse_nvidia_smi,
-    problem_of,
-    render_gpu,
-    size_text,
-)
+from deploy.gpu import ADAPTERS_SCRIPT, Gpu, GpuReading, check_gpus, parse_adapters, render_gpu, size_text
 from deploy.outcomes import HostOutcome, Outcome
 from deploy.settings import Connection
 from deploy.transport import Transport
+from healthchecks.health import CheckResult, State
 
-DEADLINE_SECONDS = 20.0
-_NOT_STARTED = (126, 127)  # sh(1): found but not executable, not found
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Shown:
+    """What is told of a host."""
+
+    outcome: HostOutcome
+    gpus: Sequence[Gpu]
+    checks: Sequence[CheckResult]
 
 
 def show_gpus(run: Run) -> int:
-    """`gpu`: a table of all GPUs; a host without one fails unless its inventory says `ollama_gpu=none`.
+    """`gpu`: a table of all GPUs, and the checks of the hosts' health that are about them.
 
+    A host without one fails unless its inventory says `ollama_gpu=none`, and so does one whose checks fail.
     Needs the inventory only: neither models nor pins.
     """
     found = each(selected_hosts(run), lambda host: _one(run, host), run.forks)
-    rows = [row for _, host_rows in found for row in host_rows]
+    rows = [row for shown in found for row in _rows(shown.outcome.host, shown.gpus)]
     columns = ["host", "gpu", "name", "total", "used", "free", "driver", "processes"]
     run.report.table("gpus", columns, rows)
-    outcomes = [outcome for outcome, _ in found]
+    checks = [
+        [shown.outcome.host, one.check, one.state.value, one.reason]
+        for shown in found
+        for one in shown.checks
+    ]
+    if checks:
+        run.report.table("checks", ["host", "check", "state", "reason"], checks)
+    outcomes = [shown.outcome for shown in found]
     run.report.summary(outcomes, gpus=len(rows))
     return exit_code(outcomes)
-
-
-def read_by_nvidia_smi(transport: Transport) -> GpuReading:
-    """What `nvidia-smi` says on the host. Raises ProbeFailed for a reply that cannot be read."""
-    replies = []
-    for question in (QUERY_GPUS, QUERY_PROCESSES):
-        try:
-            # Through a shell: its absence is an exit code then, with every transport.
-            done = transport.run(["sh", "-c", 'exec "$@"', "sh", *question], timeout_seconds=DEADLINE_SECONDS)
-        except CommandFailed:
-            return GpuReading(problem=Problem.HANGS, said=f"no answer within {DEADLINE_SECONDS:g} s")
-        if done.exit_code in _NOT_STARTED:
-            return GpuReading(problem=Problem.NO_LIBRARY, said="nvidia-smi is not installed")
-        if done.exit_code:
-            return GpuReading(problem=problem_of(done.exit_code), said=done.last_words)
-        replies.append(done.stdout.decode(errors="replace"))
-    return GpuReading(gpus=parse_nvidia_smi(*replies))
 
 
 def read_adapters(transport: Transport, sysfs: str = "/sys") -> tuple[str, ...]:
@@ -71,14 +58,15 @@ def read_adapters(transport: Transport, sysfs: str = "/sys") -> tuple[str, ...]:
     return parse_adapters(done.stdout.decode(errors="replace"))
 
 
-def _one(run: Run, selected: SelectedHost) -> tuple[HostOutcome, list[list[str]]]:
-    """One host's outcome and its rows of the table."""
+def _one(run: Run, selected: SelectedHost) -> _Shown:
+    """One host's outcome, its GPUs, and what the checks of its health say of them."""
     host, settings = selected.name, selected.settings
+    is_here = settings.connection == Connection.LOCAL
     reading = GpuReading()
+    checks: Sequence[CheckResult] = ()
     try:
         transport = selected.transport()
-        local = settings.connection == Connection.LOCAL
-        reading = nvml.read_gpus() if local else read_by_nvidia_smi(transport)
+        reading = nvml.read_gpus() if is_here else read_by_nvidia_smi(transport)
         adapters = read_adapters(transport)
         run.report(
             "gpu",
@@ -90,13 +78,33 @@ def _one(run: Run, selected: SelectedHost) -> tuple[HostOutcome, list[list[str]]
         )
         if settings.gpu is GpuKind.NVIDIA:
             check_gpus(host, reading, adapters)
+            with transport.http_url(f"http://{settings.environment['OLLAMA_HOST']}") as url:
+                checks = examine_gpus(
+                    host, transport, selected.paths, settings.service, url, is_here=is_here
+                ).checks
+            for result in checks:
+                told = {"check": result.check, "state": str(result.state.value), "reason": result.reason}
+                run.report("gpu_check", host, **told, hint=result.hint)
+            _refuse_failed(host, checks)
         elif not reading.gpus:
             run.report("note", host, text="no GPU is used here: ollama_gpu=none")
     except FleetError as error:
         error.host = error.host or host
         run.report.error(error)
-        return HostOutcome(host=host, outcome=Outcome.FAILED, error=error), _rows(host, reading.gpus)
-    return HostOutcome(host=host, outcome=Outcome.OK), _rows(host, reading.gpus)
+        outcome = HostOutcome(host=host, outcome=outcome_of_error(error), error=error)
+        return _Shown(outcome=outcome, gpus=reading.gpus, checks=checks)
+    return _Shown(outcome=HostOutcome(host=host, outcome=Outcome.OK), gpus=reading.gpus, checks=checks)
+
+
+def _refuse_failed(host: str, checks: Sequence[CheckResult]) -> None:
+    failed = [result for result in checks if result.state is State.FAIL]
+    if failed:
+        raise GpuUnusable(
+            sentence="; ".join(f"`{result.check}`: {result.reason}" for result in failed),
+            host=host,
+            unchanged="everything",
+            hint=failed[0].hint or f"./fleet health --limit {host}",
+        )
 
 
 def _rows(host: str, gpus: Sequence[Gpu]) -> list[list[str]]:

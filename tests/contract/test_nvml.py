@@ -13,7 +13,8 @@ from typing import Any
 import psutil
 import pytest
 
-from console.gpu import read_adapters, read_by_nvidia_smi
+from console.gpu import read_adapters
+from console.gpu_checks import read_by_nvidia_smi
 from deploy import nvml
 from deploy.errors import GpuUnusable, ProbeFailed
 from deploy.gpu import GpuProcess, GpuReading, Mig, Problem, check_gpus
@@ -247,8 +248,10 @@ def run_task(tmp_path: Path, settings: str) -> tuple[int, list[dict[str, Any]]]:
 
 
 def test_the_task_tells_every_gpu_and_ends_well(driver: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    code, [told, summary] = run_task(tmp_path, "ollama_gpu=nvidia")
+    code, [told, *checks, summary] = run_task(tmp_path, "ollama_gpu=nvidia")
     assert code == 0
+    assert {one["event"] for one in checks} == {"gpu_check"}
+    assert [(one["check"], one["state"]) for one in checks[:2]] == [("gpu", "pass"), ("gpu_truth", "unknown")]
     assert (told["event"], told["host"], told["problem"]) == ("gpu", "gpu01", None)
     assert told["gpus"][0]["memory_free_bytes"] == (24576 - 512 - 6000) * MIB
     assert (summary["event"], summary["gpus"], summary["failed"]) == ("summary", 1, 0)
@@ -308,8 +311,7 @@ def test_nvidia_smi_fails_with_the_numbers_of_nvml(
 @pytest.mark.fault(28)
 def test_nvidia_smi_that_hangs_costs_the_deadline(smi: pytest.MonkeyPatch) -> None:
     smi.setenv("SCRIPTED_SMI_HANG", "1")
-    smi.setattr("console.gpu.DEADLINE_SECONDS", 0.5)
-    reading = read_by_nvidia_smi(LocalTransport("gpu01"))
+    reading = read_by_nvidia_smi(LocalTransport("gpu01"), 0.5)
     assert (reading.problem, reading.said) == (Problem.HANGS, "no answer within 0.5 s")
 
 
