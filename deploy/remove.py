@@ -193,5 +193,6 @@ def _parents(paths: HostPaths) -> list[PurePosixPath]:
     root = paths.root
     chain = [paths.state, paths.models_dir, paths.models_dir.parent, root / "opt/ollama"]
     if root != PurePosixPath("/"):
-        chain += [root / "opt", root / "var/lib", root / "var/log", root / "var", root]
+        chain += [root / "usr/local/lib", root / "usr/local", root / "usr", root / "opt"]
+        chain += [root / "var/lib", root / "var/log", root / "var", root]
     return [path for path in chain if path != root.parent]
