@@ -71,7 +71,7 @@ def cron_files(desired: Desired, every_minutes: int) -> tuple[HostFile, ...]:
         health_program(desired),
         render_file(
             paths.cron_program,
-            "health-cron.sh",
+            "health-cron.sh.j2",
             mode="755",
             every=period_text(every_minutes),
             every_seconds=every_minutes * 60,

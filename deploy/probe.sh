@@ -129,10 +129,18 @@ fi
 cron=
 if [ "$service" = process ] && command -v crontab >/dev/null 2>&1; then
     cron=yes refused=
+    daemon=
     # A daemon inside a container of this host has a second number in NSpid, and is not ours: proc_pid_status(5).
-    daemon=$(grep -hsE '^(Name|NSpid):' /proc/[0-9]*/status | awk '
+    while read -r name pid; do
+        case $name in
+            cron | crond) daemon=$name ;;
+            busybox) case $(tr '\000' ' ' 2>/dev/null <"/proc/$pid/cmdline") in *'busybox crond '*) daemon=crond ;; esac ;;
+        esac
+    done <<EOF
+$(grep -hsE '^(Name|NSpid):' /proc/[0-9]*/status | awk '
         $1 == "Name:" { name = $2 }
-        $1 == "NSpid:" && NF == 2 && name ~ /^crond?$/ { print name; exit }')
+        $1 == "NSpid:" && NF == 2 && name ~ /^(crond?|busybox)$/ { print name, $2 }')
+EOF
     # A user who has none yet is told so; everything else that it says is a no.
     said=$(crontab -l 2>&1 </dev/null) || case $said in
         *'no crontab for'* | *'No such file'*) ;;

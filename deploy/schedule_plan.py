@@ -154,7 +154,7 @@ def _write_line(desired: Desired, health: Health, found: CronFacts) -> Iterator[
     if found.lines == (line,):
         return
     differences = tuple(
-        Difference(what="line", actual=old, desired=None) for old in found.lines if old != line
+        Difference(what="line", actual=old, desired=line) for old in found.lines if old != line
     )
     edited = [old for old in found.lines if line_written_by(old) is Hand.OTHER]
     reason, backup = f"every {period_text(health.every_minutes)}", None
