@@ -217,7 +217,10 @@ def test_the_probe_tells_the_files_that_cron_needs(shell: Sequence[str], home: P
 def test_the_script_of_a_host_is_a_good_script(tmp_path: Path) -> None:
     """`./fleet check` reads scripts, and this one is a template."""
     _, program = cron_files(host_at(tmp_path / "it's a root"), 5)
-    checked = [str(Path(sys.executable).with_name("shellcheck")), "--shell=sh", "--severity=style", "-"]
+    # The environment's own, else the system's: `.ci/run`.
+    found = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    assert found is not None
+    checked = [found, "--shell=sh", "--severity=style", "-"]
     done = subprocess.run(checked, input=program.text, capture_output=True, text=True, check=False)
     assert done.stdout == ""
     assert done.returncode == 0
