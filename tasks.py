@@ -356,7 +356,7 @@ def page(flags: SimpleNamespace, report: Report) -> int:
     agent=Flag(None, "an agent that was built elsewhere, for a machine without a package index"),
 )
 def schedule(flags: SimpleNamespace, report: Report) -> int:
-    """Have the hosts run the health checks by timer, as `ollama_health_every` says."""
+    """Have the hosts run the health checks by timer or cron, as `ollama_health_every` says."""
     from console.schedule import schedule_asking
 
     return schedule_asking(_run(flags, report), _path(flags.agent), yes=flags.yes)

@@ -46,8 +46,7 @@ def write_page(run: Run, output: Path) -> ExitCode:
 
 def _ask(run: Run, selected: SelectedHost) -> tuple[HostOutcome, FleetHost]:
     minutes = selected.settings.health_every_minutes
-    has_timer = selected.settings.service is ServiceBackend.SYSTEMD
-    period = None if minutes is None or not has_timer else minutes * 60.0
+    period = None if minutes is None else minutes * 60.0
     try:
         kept = _read(selected)
     except FleetError as error:
@@ -56,7 +55,10 @@ def _ask(run: Run, selected: SelectedHost) -> tuple[HostOutcome, FleetHost]:
         outcome = HostOutcome(host=selected.name, outcome=outcome_of_error(error), error=error)
         why = f"{error.sentence}: {error.cause}" if error.cause else error.sentence
         return outcome, FleetHost(selected.name, None, period, why, error.hint)
-    hint = None if period is not None and kept.report is not None else _hint(selected, has_timer=has_timer)
+    if not kept.scheduled and selected.settings.service is ServiceBackend.PROCESS:
+        # Neither timer nor cron: nothing there would make another report.
+        period = None
+    hint = None if period is not None and kept.report is not None else _hint(selected)
     host = FleetHost(selected.name, kept, period, hint=hint)
     return HostOutcome(host=selected.name, outcome=Outcome.OK), host
 
@@ -78,10 +80,8 @@ def _read(selected: SelectedHost) -> KeptReports:
     )
 
 
-def _hint(selected: SelectedHost, *, has_timer: bool) -> str:
+def _hint(selected: SelectedHost) -> str:
     """What has a host checked that does not check itself."""
-    if not has_timer:
-        return f"no timer with ollama_service=process: ./fleet health --limit {selected.name}"
     if selected.settings.health_every_minutes is None:
         return f"ollama_health_every=off: ./fleet health --limit {selected.name}"
     return f"./fleet schedule --limit {selected.name}"

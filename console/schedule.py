@@ -6,20 +6,19 @@ from pathlib import Path
 
 from console.agent import PLATFORMS, given_agent, make_agents
 from console.changes import deploy_asking
-from console.run import Run
+from console.run import Run, transport_for
+from deploy.converge import probe_host
+from deploy.crontab import why_no_cron
 from deploy.desired import Desired, ServiceBackend
-from deploy.errors import AgentNotBuilt, ExitCode
+from deploy.errors import AgentNotBuilt, ExitCode, FleetError
+from deploy.fleet import each
 from deploy.plan import only_schedule
 
 
 def schedule_asking(run: Run, agent: Path | None, *, yes: bool) -> ExitCode:
     """Without an agent the hosts are scheduled all the same: a shell checks what it can there."""
     hosts = run.hosts()
-    for desired in hosts:
-        if desired.server.backend is not ServiceBackend.SYSTEMD:
-            text = "no timer with ollama_service=process: ./fleet health --every 5m checks it from here"
-            run.report("note", desired.host, text=text)
-    architectures = _architectures(hosts)
+    architectures = _architectures(run, hosts)
     if agent is not None:
         given_agent(agent, architectures)
     elif architectures:
@@ -30,12 +29,25 @@ def schedule_asking(run: Run, agent: Path | None, *, yes: bool) -> ExitCode:
     return deploy_asking(run, "schedule", only_schedule, yes=yes, verify=False)
 
 
-def _architectures(hosts: tuple[Desired, ...]) -> list[str]:
+def _architectures(run: Run, hosts: tuple[Desired, ...]) -> list[str]:
     """Those that a host which checks itself may have: an archive of the server is pinned for each."""
+    checked = each(hosts, _checks_itself, run.forks)
     wanted = {
         name
-        for desired in hosts
-        if desired.health is not None and desired.server.backend is ServiceBackend.SYSTEMD
+        for desired, is_checked in zip(hosts, checked, strict=True)
+        if is_checked
         for name in desired.server.archives
     }
     return sorted(wanted & PLATFORMS.keys())
+
+
+def _checks_itself(desired: Desired) -> bool:
+    """A notebook without cron needs no agent, which takes minutes to build: the host is asked."""
+    if desired.health is None or desired.server.backend is ServiceBackend.SYSTEMD:
+        return desired.health is not None
+    try:
+        facts = probe_host(desired, transport_for(desired))
+    except FleetError:
+        # It is told when the host has its turn.
+        return False
+    return why_no_cron(desired, facts) is None

@@ -56,6 +56,7 @@ from deploy.steps import (
     TakeLease,
     UnpackRelease,
     VerifyModel,
+    WriteCrontab,
     WriteFile,
 )
 from deploy.systemd_plan import main_server
@@ -157,7 +158,7 @@ def apply_step(step: Step, site: Site) -> None:
                 OllamaApi(site.host, url).delete(f"{step.name}:candidate")
         case LoadModel():
             _load(step, site)
-        case InstallAgent() | StartTimer() | StopSchedule():
+        case InstallAgent() | StartTimer() | WriteCrontab() | StopSchedule():
             apply_schedule(step, site.transport, site.desired.paths, site.events)
         case _:
             assert_never(step)

@@ -175,6 +175,55 @@ for path in "$@"; do rm -rf "$path"; done
 systemctl daemon-reload
 """
 
+# A table is written as a whole, so it must have been read as a whole: what crontab(1) says where there is
+# none yet ("no crontab for"; "No such file" of busybox) is told apart from every other failure. A file that
+# ends without a line end is no table to Debian's: it gets one.
+_EDIT_CRONTAB = r"""
+set -eu
+umask 077
+export LC_ALL=C
+mark=$1 wanted=$2 backup=$3
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+there=yes
+if ! crontab -l >"$work/old" 2>"$work/said" </dev/null; then
+    case $(cat "$work/said") in
+        *'no crontab for'* | *'No such file'*) there= ;;
+        *) cat "$work/said" >&2; exit 1 ;;
+    esac
+fi
+: >"$work/replaced"
+while IFS= read -r line || [ -n "$line" ]; do
+    case $line in
+        *" $mark")
+            printf '%s\n' "$line" >>"$work/replaced"
+            [ -z "$wanted" ] || printf '%s\n' "$wanted"
+            wanted=
+            ;;
+        *) printf '%s\n' "$line" ;;
+    esac
+done <"$work/old" >"$work/new"
+[ -z "$wanted" ] || printf '%s\n' "$wanted" >>"$work/new"
+if [ -n "$backup" ]; then
+    mkdir -p "${backup%/*}"
+    cp "$work/replaced" "$backup"
+fi
+if [ -s "$work/new" ]; then
+    crontab - <"$work/new"
+elif [ -n "$there" ]; then
+    crontab -r
+fi
+"""
+
+# As systemd does when a unit is stopped, but a run is waited for: it takes seconds, and ends at its deadline.
+_WAIT_FOR_RUN = r"""
+lock=$1 tries=$2
+while [ -e "$lock" ] && [ "$tries" -gt 0 ] && ! flock -n "$lock" true; do
+    tries=$((tries - 1))
+    sleep 1
+done
+"""
+
 _RESTART_UNIT = r"""
 set -eu
 umask 022
@@ -536,6 +585,19 @@ def start_timer(name: str) -> Argv:
 def stop_schedule(paths: Sequence[PurePosixPath]) -> Argv:
     """Ends the timer of the health checks and a run that is under way; removes these files."""
     return shell(_STOP_SCHEDULE, *map(str, paths))
+
+
+def edit_crontab(mark: str, line: str, backup: PurePosixPath | None = None) -> Argv:
+    """Puts a line into the user's own crontab, in place of those that end with the mark; `""` takes them out.
+
+    Every other line stays as it is. `backup` gets what was replaced.
+    """
+    return shell(_EDIT_CRONTAB, mark, line, str(backup or ""))
+
+
+def wait_for_run(lock: PurePosixPath, tries: int) -> Argv:
+    """Until no run of the health checks is under way, about so many seconds at most."""
+    return shell(_WAIT_FOR_RUN, str(lock), str(tries))
 
 
 def take_lease(program: PurePosixPath, files: Sequence[str]) -> Argv:

@@ -36,11 +36,11 @@ from deploy.rollback import served_before
 from deploy.soak import Watched, confirmed_at, soak, watch
 from deploy.steps import (
     EndLease,
-    OverwriteFile,
     Phase,
     StartServer,
     Step,
     TakeLease,
+    overwrites,
     phase_of,
     subject_of,
 )
@@ -214,10 +214,10 @@ def _tell_plan(site: Site, todo: Plan) -> None:
 
 
 def _check_edits(site: Site, options: Options, todo: Plan) -> None:
-    edited = [step for step in todo.steps if isinstance(step, OverwriteFile)]
+    edited = [step for step in todo.steps if overwrites(step)]
     if edited and options.edits is Edits.KEEP:
         raise EditedByHand(
-            sentence="; ".join(f"`{step.file.path}` was edited by hand" for step in edited),
+            sentence="; ".join(f"`{subject_of(step)}` was edited by hand" for step in edited),
             host=site.host,
             cause="\n".join(str(difference) for step in edited for difference in step.differences),
             unchanged="everything",

@@ -119,7 +119,7 @@ class AgentFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Health:
-    """That a host checks itself by timer.
+    """That a host checks itself, by timer or by cron.
 
     `agents` are those that this machine has, by architecture (`amd64`, `arm64`); where there is none, the one
     that is on the host stays. `textfile_dir` is where node_exporter looks for metrics, None for where
@@ -236,6 +236,16 @@ class HostPaths:
         return self.programs / "health"
 
     @cached_property
+    def cron_program(self) -> PurePosixPath:
+        """What cron runs on a host without systemd: the health program, with what the unit would give it."""
+        return self.programs / "health-cron"
+
+    @cached_property
+    def cron_log(self) -> PurePosixPath:
+        """What the runs by cron say, where there is no journal."""
+        return self.log.with_name("health.log")
+
+    @cached_property
     def health(self) -> PurePosixPath:
         """Of the health checks: `config.json`, `last.json`, `history.jsonl`, and what the agent unpacks.
 
@@ -299,7 +309,8 @@ class Pace:
 class Desired:
     """Everything the plan of one host is made from, beside its facts.
 
-    `variables` of the inventory that are not ours never get here. `health` is None where no timer is wanted.
+    `variables` of the inventory that are not ours never get here. `health` is None where the host
+    is not to check itself.
     """
 
     host: str

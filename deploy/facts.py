@@ -169,6 +169,23 @@ class SystemdFacts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CronFacts:
+    """What a host that systemd does not run says of cron, and of what we have it run.
+
+    `user` is whose crontab it is: that of the user who asks. `daemon` is the cron daemon that runs, None
+    where we see none. `is_refused`: crontab(1) does not let this user in. `lines` are ours, and never another
+    one: a crontab may hold what is nobody's to see. `files` and `addresses` are as in SystemdFacts.
+    """
+
+    user: str
+    daemon: str | None = None
+    is_refused: bool = False
+    lines: tuple[str, ...] = ()
+    files: Mapping[str, FileFact] = field(default_factory=dict)
+    addresses: SecretFact | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LastHealth:
     """How the last run of the host's own checks ended: `pass`, `warn`, `fail` or `unknown`; when it began."""
 
@@ -189,8 +206,8 @@ class HostFacts:
     `orphans` are runners whose server was killed: they live on, idle, with their memory (measured on 0.17.5).
     `gpus` is None where nobody asked. `previous` is the release that `current` was before. `store_owner` owns
     the model store, None where there is none. `agents` maps the file names of health agents to their sizes.
-    `systemd` is None where systemd does not run the host. `health` is None where the host has not checked
-    itself yet, or this user may not see it.
+    `systemd` is None where systemd does not run the host, `cron` where it is to or there is no crontab(1).
+    `health` is None where the host has not checked itself yet, or this user may not see it.
     """
 
     architecture: str
@@ -215,4 +232,5 @@ class HostFacts:
     store_owner: str | None = None
     agents: Mapping[str, int] = field(default_factory=dict)
     systemd: SystemdFacts | None = None
+    cron: CronFacts | None = None
     health: LastHealth | None = None

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
-from deploy.desired import Desired, DesiredModel, HostFile
+from deploy.crontab import cron_files, why_no_cron
+from deploy.desired import Desired, DesiredModel, HostFile, ServiceBackend
 from deploy.facts import HostFacts
 from deploy.server_plan import Release
 from deploy.units import UNIT, health_files, host_files, load_unit, server_files
@@ -85,9 +86,12 @@ def _parameters(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 def _files(desired: Desired, facts: HostFacts, release: Release) -> tuple[HostFile, ...]:
     """What `systemd_steps` and `schedule_steps` write."""
+    every = desired.health.every_minutes if desired.health is not None else None
+    if desired.server.backend is ServiceBackend.PROCESS:
+        return () if every is None or why_no_cron(desired, facts) else cron_files(desired, every)
     if facts.systemd is None:
         return ()
-    health = () if desired.health is None else health_files(desired, desired.health.every_minutes)
+    health = () if every is None else health_files(desired, every)
     served = (*server_files(desired, facts, release), load_unit(desired, facts, release))
     return (*host_files(desired), *served, *health)
 
@@ -107,7 +111,8 @@ def _expected_gpus(desired: Desired, facts: HostFacts) -> int | None:
 
 def _told_before(desired: Desired, facts: HostFacts) -> dict[str, Any]:
     """The configuration that is on the host; empty where there is none that can be read."""
-    fact = facts.systemd.files.get(str(desired.paths.health / "config.json")) if facts.systemd else None
+    found = facts.systemd or facts.cron
+    fact = found.files.get(str(desired.paths.health / "config.json")) if found is not None else None
     try:
         document = json.loads(fact.text) if fact is not None else None
     except ValueError:

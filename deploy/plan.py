@@ -13,7 +13,7 @@ from deploy.fit_plan import Running, fit_notes
 from deploy.preflight import check_disks, check_port, check_preconditions, check_writable
 from deploy.process_plan import process_steps
 from deploy.rollback import check_previous
-from deploy.schedule_plan import schedule_notes, schedule_steps
+from deploy.schedule_plan import schedule_notes, schedule_steps, without_schedule
 from deploy.server_plan import Release, choose_release
 from deploy.steps import (
     CreateModel,
@@ -83,7 +83,7 @@ def only_create(step: Step) -> bool:
 
 
 def only_schedule(step: Step) -> bool:
-    """`schedule`: the health agent and its timer."""
+    """`schedule`: the health agent, and the timer or the line in a crontab that starts it."""
     return phase_of(step) is Phase.SCHEDULE
 
 
@@ -106,6 +106,8 @@ def plan(desired: Desired, facts: HostFacts, selection: Selection = everything) 
     notes = fit_notes(desired, facts, created, Running.STOPPED if stops else Running.KEPT)
     if any(phase_of(step) is Phase.SCHEDULE for step in selected):
         notes += schedule_notes(desired, facts)
+    if selection in (everything, only_schedule):
+        notes += without_schedule(desired, facts)
     return Plan(host=desired.host, steps=selected, notes=notes)
 
 

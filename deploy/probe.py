@@ -16,6 +16,7 @@ from deploy.errors import ProbeFailed
 from deploy.facts import (
     Account,
     Blob,
+    CronFacts,
     Disk,
     FileFact,
     HostFacts,
@@ -181,6 +182,7 @@ def _facts(parsed: _Reply, root: PurePosixPath) -> HostFacts:
     agents = HostPaths(root=root, models_dir=PurePosixPath(paths.models)).agents
     return HostFacts(
         systemd=systemd,
+        cron=_cron(parsed),
         store_owner=store.owner if store is not None else None,
         gpus=_gpus(parsed),
         architecture=machine,
@@ -240,17 +242,9 @@ def _systemd(reply: _Reply) -> SystemdFacts | None:
     foreign = reply.rows.get("@foreign", [["", ""]])[0]
     users = {values["Id"]: values.get("User", "") for values in blocks if values["LoadState"] != "not-found"}
     lines = [line.split(":") for line in reply.sections.get("@accounts", [])]
-    paths = reply.paths
-    others = tuple(f"{directory}/" for directory in (paths.releases, paths.models))
     return SystemdFacts(
         units={values["Id"]: _unit(values) for values in blocks},
-        files={
-            path: FileFact(
-                text=data.decode(errors="replace"), mode=reply.stats[path].mode, owner=reply.stats[path].owner
-            )
-            for path, data in reply.files.items()
-            if path.startswith("/") and not path.startswith(others)
-        },
+        files=_own_files(reply),
         user=users.get("ollama.service"),
         account=_account(reply, lines),
         account_is_ours="@our_account" in reply.rows,
@@ -259,6 +253,35 @@ def _systemd(reply: _Reply) -> SystemdFacts | None:
         foreign_version=foreign[1] or None,
         is_leased="@lease" in reply.rows,
         store=reply.first("@store") or None,
+        addresses=_addresses(reply),
+    )
+
+
+def _own_files(reply: _Reply) -> dict[str, FileFact]:
+    """Whatever was read that is no release's and no model's."""
+    paths = reply.paths
+    others = tuple(f"{directory}/" for directory in (paths.releases, paths.models))
+    return {
+        path: FileFact(
+            text=data.decode(errors="replace"), mode=reply.stats[path].mode, owner=reply.stats[path].owner
+        )
+        for path, data in reply.files.items()
+        if path.startswith("/") and not path.startswith(others)
+    }
+
+
+def _cron(reply: _Reply) -> CronFacts | None:
+    told = reply.rows.get("@cron")
+    if told is None:
+        return None
+    daemon, refused = told[0]
+    return CronFacts(
+        user=reply.stats["/proc/self"].owner,
+        daemon=daemon or None,
+        is_refused=bool(refused),
+        # Somebody may have put a tab into it.
+        lines=tuple("\t".join(fields) for fields in reply.rows.get("@cron_line", [])),
+        files=_own_files(reply),
         addresses=_addresses(reply),
     )
 

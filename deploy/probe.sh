@@ -34,7 +34,7 @@ if [ -r /proc/sys/kernel/random/boot_id ]; then
     read -r boot_id </proc/sys/kernel/random/boot_id
     say @boot_id "$boot_id"
 fi
-for tool in tar zstd flock python3 curl systemctl sha256sum setsid nvidia-smi; do
+for tool in tar zstd flock python3 curl systemctl sha256sum setsid crontab nvidia-smi; do
     printf '@tool\t%s\t' "$tool"
     command -v "$tool" || echo
 done
@@ -125,6 +125,36 @@ EOF
     if [ -f "$state/account" ]; then say @our_account; fi
 fi
 
+# ---- cron, where systemd does not run the host: whether it could start our checks, and what of it is ours
+cron=
+if [ "$service" = process ] && command -v crontab >/dev/null 2>&1; then
+    cron=yes refused=
+    daemon=
+    # A daemon inside a container of this host has a second number in NSpid, and is not ours: proc_pid_status(5).
+    while read -r name pid; do
+        case $name in
+            cron | crond) daemon=$name ;;
+            busybox) case $(tr '\000' ' ' 2>/dev/null <"/proc/$pid/cmdline") in *'busybox crond '*) daemon=crond ;; esac ;;
+        esac
+    done <<EOF
+$(grep -hsE '^(Name|NSpid):' /proc/[0-9]*/status | awk '
+        $1 == "Name:" { name = $2 }
+        $1 == "NSpid:" && NF == 2 && name ~ /^(crond?|busybox)$/ { print name, $2 }')
+EOF
+    # A user who has none yet is told so; everything else that it says is a no.
+    said=$(crontab -l 2>&1 </dev/null) || case $said in
+        *'no crontab for'* | *'No such file'*) ;;
+        *) refused=yes ;;
+    esac
+    say @cron "$daemon" "$refused"
+    # Only lines of ours: the others may hold what is nobody's to see.
+    while IFS= read -r line; do
+        case $line in *" # ollama-fleet: $root") say @cron_line "$line" ;; esac
+    done <<EOF
+$said
+EOF
+fi
+
 # ---- files: one stat(1) for all of a kind, one cat(1) for all contents
 stat_all() { # PATH...
     stat -L -c "@stat$tab%n$tab%s$tab%a$tab%u$tab%U" "$@" 2>/dev/null
@@ -132,7 +162,7 @@ stat_all() { # PATH...
 
 set -- /proc/self "$models"
 # Who is notified: what stands in it is nobody's to see, so it is compared by its sha256.
-if [ "$service" = systemd ] && [ -f "$state/health/notify.urls" ]; then
+if [ "$service$cron" != process ] && [ -f "$state/health/notify.urls" ]; then
     set -- "$@" "$state/health/notify.urls"
     say @addresses "$(sha256sum 2>/dev/null <"$state/health/notify.urls" | cut -c 1-64)"
 fi
@@ -166,6 +196,12 @@ if [ "$service" = systemd ]; then
     for path in ${server_drop_ins:-} "${server_fragment:-}" "$units/ollama.service" \
         "$units/ollama.service.d/50-fleet.conf" "$units"/ollama-fleet-* \
         "$prefix"/usr/local/lib/ollama-fleet/* "$prefix"/etc/modules-load.d/ollama-fleet.conf \
+        "$state/health/config.json"; do
+        [ -f "$path" ] && [ -r "$path" ] && set -- "$@" "$path"
+    done
+fi
+if [ -n "$cron" ]; then
+    for path in "$prefix"/usr/local/lib/ollama-fleet/health "$prefix"/usr/local/lib/ollama-fleet/health-cron \
         "$state/health/config.json"; do
         [ -f "$path" ] && [ -r "$path" ] && set -- "$@" "$path"
     done

@@ -8,6 +8,7 @@ from enum import Enum
 from pathlib import PurePosixPath
 
 from deploy import commands, services
+from deploy.crontab import line_mark
 from deploy.desired import Desired, HostPaths, ServiceBackend
 from deploy.errors import CommandFailed
 from deploy.facts import Account, HostFacts, ServerProcess
@@ -15,6 +16,7 @@ from deploy.health_config import metrics_file
 from deploy.host_lock import host_lock
 from deploy.journal import Journal
 from deploy.outcomes import Events
+from deploy.schedule import end_cron
 from deploy.systemd_plan import main_server
 from deploy.transport import Transport
 from deploy.units import OUR_UNITS
@@ -32,8 +34,9 @@ def doomed_things(
 ) -> tuple[str, ...]:
     """What `remove_host` would take away, in words for people."""
     servers = [f"the running server, pid {item.process.pid}" for item in _processes(facts)]
+    lines = [f"the line in the crontab of {cron.user}"] if (cron := facts.cron) and cron.lines else []
     doomed = (*_unit_files(desired, facts), *_doomed(desired, facts, models))
-    return (*servers, *map(str, _existing(transport, doomed)))
+    return (*lines, *servers, *map(str, _existing(transport, doomed)))
 
 
 def remove_host(
@@ -56,6 +59,10 @@ def remove_host(
     taken = 0
     journal = Journal(transport=transport, path=paths.journal, what="remove", events=events)
     with host_lock(transport, paths.lock, "remove", journal), _last_words(journal, doomed, paths):
+        if facts.cron is not None and facts.cron.lines:
+            end_cron(transport, paths, line_mark(paths.root))
+            events("note", desired.host, text=f"removed the line in the crontab of {facts.cron.user}")
+            taken += 1
         files = _existing(transport, _unit_files(desired, facts))
         if files:
             taken += _remove_units(desired, transport, facts, files, events)
@@ -186,5 +193,6 @@ def _parents(paths: HostPaths) -> list[PurePosixPath]:
     root = paths.root
     chain = [paths.state, paths.models_dir, paths.models_dir.parent, root / "opt/ollama"]
     if root != PurePosixPath("/"):
-        chain += [root / "opt", root / "var/lib", root / "var/log", root / "var", root]
+        chain += [root / "usr/local/lib", root / "usr/local", root / "usr", root / "opt"]
+        chain += [root / "var/lib", root / "var/log", root / "var", root]
     return [path for path in chain if path != root.parent]

@@ -372,10 +372,9 @@ def _count(number: int, thing: str) -> str:
 
 
 def _plan(fields: Mapping[str, Any]) -> str:
-    if not fields["steps"]:
-        return "nothing to change"
-    lines = [f"{_count(len(fields['steps']), 'step')}:"]
-    lines += [f"  {s['phase']:<8} {s['step']:<16} {s['subject']} ({s['reason']})" for s in fields["steps"]]
+    steps = fields["steps"]
+    lines = [f"{_count(len(steps), 'step')}:" if steps else "nothing to change"]
+    lines += [f"  {s['phase']:<8} {s['step']:<16} {s['subject']} ({s['reason']})" for s in steps]
     lines += [f"  {note}" for note in fields.get("notes", ())]
     return "\n".join(lines)
 

@@ -218,10 +218,27 @@ class StartTimer(_Step):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WriteCrontab(_Step):
+    """Our line in a user's own crontab, in place of those that end with `mark`; all others stay.
+
+    `backup` is where lines go that another hand has edited: replaced only on request.
+    """
+
+    user: str
+    line: str
+    mark: str
+    backup: PurePosixPath | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StopSchedule(_Step):
-    """The host checks itself no more: its timer and what it runs; the results stay."""
+    """The host checks itself no more: what starts it, and what it runs; the results stay.
+
+    `mark` ends our line in the crontab, None where a timer is stopped.
+    """
 
     paths: tuple[PurePosixPath, ...]
+    mark: str | None = None
 
 
 Step = (
@@ -247,6 +264,7 @@ Step = (
     | LoadModel
     | InstallAgent
     | StartTimer
+    | WriteCrontab
     | StopSchedule
 )
 
@@ -270,6 +288,7 @@ PHASES: dict[type, Phase] = {
     RemoveCandidate: Phase.PROMOTE,
     InstallAgent: Phase.SCHEDULE,
     StartTimer: Phase.SCHEDULE,
+    WriteCrontab: Phase.SCHEDULE,
     StopSchedule: Phase.SCHEDULE,
 }
 
@@ -279,6 +298,11 @@ def phase_of(step: Step) -> Phase:
     if isinstance(step, LoadModel | WriteFile | OverwriteFile):
         return step.phase
     return PHASES[type(step)]
+
+
+def overwrites(step: Step) -> bool:
+    """Whether it replaces what another hand has edited: only on request."""
+    return isinstance(step, OverwriteFile) or (isinstance(step, WriteCrontab) and step.backup is not None)
 
 
 def subject_of(step: Step) -> str:  # noqa: PLR0911 - one short arm for each kind of step
@@ -318,5 +342,7 @@ def subject_of(step: Step) -> str:  # noqa: PLR0911 - one short arm for each kin
             return f"health agent {step.agent.name.removesuffix('.pex')}"
         case StartTimer():
             return step.name
+        case WriteCrontab():
+            return f"crontab of {step.user}"
         case StopSchedule():
-            return "health timer"
+            return "health timer" if step.mark is None else "health checks by cron"

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 
 from deploy.desired import ADOPTED, Desired, GpuKind, HostFile
 from deploy.errors import ServiceError, UsageError
-from deploy.facts import HostFacts, ServerProcess, SystemdFacts
+from deploy.facts import FileFact, HostFacts, ServerProcess, SystemdFacts
 from deploy.server_plan import (
     ACCOUNT,
     ACCOUNT_HOME,
@@ -50,9 +50,9 @@ def systemd_steps(desired: Desired, facts: HostFacts, release: Release) -> Itera
     """
     found = _check_host(desired, facts)
     yield from _account(desired, facts, found)
-    yield from write_steps(desired, found, host_files(desired))
+    yield from write_steps(desired, found.files, host_files(desired))
     files = server_files(desired, facts, release)
-    changed = tuple(write_steps(desired, found, files))
+    changed = tuple(write_steps(desired, found.files, files))
     loader = load_unit(desired, facts, release)
     environment = server_environment(desired, facts, release)
     _check_settings(desired, found, environment)
@@ -70,7 +70,7 @@ def systemd_steps(desired: Desired, facts: HostFacts, release: Release) -> Itera
             files=tuple(str(file.path) for file in (*files, loader)),
         )
     yield from changed
-    yield from write_steps(desired, found, (loader,))
+    yield from write_steps(desired, found.files, (loader,))
     if switch is not None:
         yield switch
     for other in (*facts.servers, *facts.orphans):
@@ -240,11 +240,11 @@ def _account(desired: Desired, facts: HostFacts, found: SystemdFacts) -> Iterato
 
 
 def write_steps(
-    desired: Desired, found: SystemdFacts, files: tuple[HostFile, ...]
+    desired: Desired, found: Mapping[str, FileFact], files: tuple[HostFile, ...], owner: str = "root"
 ) -> Iterator[WriteFile | OverwriteFile]:
     """For each file that is not as it should be; one that another hand has edited is told apart."""
     for file in files:
-        fact = found.files.get(str(file.path))
+        fact = found.get(str(file.path))
         if fact is None:
             yield WriteFile(reason="absent", file=file)
         elif fact.text != file.text:
@@ -259,7 +259,7 @@ def write_steps(
                 yield OverwriteFile(reason=reason, differences=differences, file=file, backup=backup)
         else:
             # A script that root runs and another account may change is that account's way to root.
-            actual, wanted = {"mode": fact.mode, "owner": fact.owner}, {"mode": file.mode, "owner": "root"}
+            actual, wanted = {"mode": fact.mode, "owner": fact.owner}, {"mode": file.mode, "owner": owner}
             differences = tuple(
                 Difference(what=what, actual=actual[what], desired=wanted[what])
                 for what in wanted

@@ -94,18 +94,18 @@ def user_of(facts: HostFacts) -> str:
 def server_files(desired: Desired, facts: HostFacts, release: Release) -> tuple[HostFile, ...]:
     """The files that the server's process depends on: a change needs a restart."""
     paths = desired.paths
-    drop_in = _file(paths.drop_in, "50-fleet.conf.j2", **_drop_in_values(desired, facts, release))
+    drop_in = render_file(paths.drop_in, "50-fleet.conf.j2", **_drop_in_values(desired, facts, release))
     if facts.systemd is not None and facts.systemd.foreign_program is not None:
         # Another hand's unit is adopted as it is.
         return (drop_in,)
-    return (_file(paths.unit, "ollama.service.j2", current=paths.current, user=ACCOUNT), drop_in)
+    return (render_file(paths.unit, "ollama.service.j2", current=paths.current, user=ACCOUNT), drop_in)
 
 
 def host_files(desired: Desired) -> tuple[HostFile, ...]:
     """The files that no release and no setting of the server changes: scripts, and what ends a lease."""
     paths = desired.paths
-    files = [_file(paths.programs / name, f"{name}.sh", mode="755") for name in ("lease", "load")]
-    files += [_file(paths.units / name, name) for name in (LEASE_UNIT, LEASE_TIMER, BOOT_UNIT)]
+    files = [render_file(paths.programs / name, f"{name}.sh", mode="755") for name in ("lease", "load")]
+    files += [render_file(paths.units / name, name) for name in (LEASE_UNIT, LEASE_TIMER, BOOT_UNIT)]
     if desired.gpu is GpuKind.NVIDIA:
         text = "# Before the server starts: later, CUDA finds no device and the CPU computes.\nnvidia-uvm\n"
         files.append(HostFile(path=paths.modules_load, text=render_signed(text)))
@@ -117,7 +117,7 @@ def load_unit(desired: Desired, facts: HostFacts, release: Release) -> HostFile:
     paths = desired.paths
     adopted = facts.systemd.foreign_program if facts.systemd is not None and release.is_adopted else None
     environment = server_environment(desired, facts, release)
-    return _file(
+    return render_file(
         paths.units / LOAD_UNIT,
         "ollama-fleet-load.service.j2",
         load=paths.programs / "load",
@@ -139,7 +139,7 @@ def health_arguments(desired: Desired) -> tuple[str, ...]:
 
 def health_program(desired: Desired) -> HostFile:
     """What the timer runs; `./fleet health` sends it along, for hosts that have it not or another one."""
-    return _file(desired.paths.health_program, "health.sh", mode="755")
+    return render_file(desired.paths.health_program, "health.sh", mode="755")
 
 
 def health_files(desired: Desired, every_minutes: int) -> tuple[HostFile, ...]:
@@ -147,14 +147,14 @@ def health_files(desired: Desired, every_minutes: int) -> tuple[HostFile, ...]:
     paths = desired.paths
     return (
         health_program(desired),
-        _file(
+        render_file(
             paths.units / HEALTH_UNIT,
             "ollama-fleet-health.service.j2",
             program=paths.health_program,
             # systemd.service(5): a `$` would be a variable.
             arguments=[quoted(word).replace("$", "$$") for word in health_arguments(desired)],
         ),
-        _file(
+        render_file(
             paths.units / HEALTH_TIMER,
             "ollama-fleet-health.timer.j2",
             every=period_text(every_minutes),
@@ -201,7 +201,8 @@ def _drop_in_values(desired: Desired, facts: HostFacts, release: Release) -> dic
     }
 
 
-def _file(path: PurePosixPath, template: str, mode: str = "644", **values: object) -> HostFile:
+def render_file(path: PurePosixPath, template: str, mode: str = "644", **values: object) -> HostFile:
+    """A template of ours with these values, signed."""
     text = _rendered(template, values) if values else _the_same_everywhere(template)
     return HostFile(path=path, text=text, mode=mode)
 

@@ -165,6 +165,8 @@ def write_inventory(path: Path, port: int, server: Server) -> None:
         f"ollama_version={server.version}\n"
         f"ollama_host=127.0.0.1:{port}\n"
         f"ollama_root={root}\n"
+        # Where cron runs it would check a demo that is long over.
+        "ollama_health_every=off\n"
     )
     _write(path, text)
 

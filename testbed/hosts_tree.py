@@ -33,7 +33,7 @@ class Suite(StrEnum):
 OFFICIAL_MIRROR = "http://deb.debian.org/debian"
 INCLUDED = (
     "systemd systemd-sysv dbus libpam-systemd openssh-server sudo iproute2 python3 procps ca-certificates "
-    "curl zstd xz-utils busybox-static strace"
+    "curl zstd xz-utils busybox-static strace cron"
 ).split()
 OWN_DIRECTORY = "/opt/fleet-testbed"
 """Where the testbed keeps what is its own on a host."""
@@ -72,6 +72,8 @@ CONFIG
 systemctl enable fleet-testbed-network.service
 systemctl mask apt-daily.timer apt-daily-upgrade.timer e2scrub_all.timer e2scrub_reap.service fstrim.timer \
     console-getty.service
+# There for whoever starts it; a host of ours has no need of it.
+systemctl disable cron.service
 apt-get clean
 rm -rf /var/lib/apt/lists/* /etc/ssh/ssh_host_*
 : >/etc/machine-id

@@ -1,4 +1,4 @@
-"""`health` and `schedule` on hosts that are this machine: nothing is installed there, and nothing changed."""
+"""`health` on hosts that are this machine: nothing is installed there, and nothing changed."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import pytest
 
 from console.changes import deploy_hosts
 from console.health import show_health
-from console.schedule import schedule_asking
 from deploy.errors import ExitCode, UsageError
 from tests.local.conftest import Site
 
@@ -47,15 +46,3 @@ def test_a_period_checks_again_and_again_until_it_is_stopped(site: Site) -> None
 def test_a_period_that_divides_nothing_is_refused(site: Site, every: str) -> None:
     with pytest.raises(UsageError, match="is no period"):
         show_health(site.run, every, quick=True)
-
-
-def test_a_host_without_systemd_is_told_how_it_can_be_checked(
-    site: Site,
-) -> None:
-    run = site.run
-    assert deploy_hosts(run, run.hosts(), "deploy")[0].error is None
-    before = site.files()
-    assert schedule_asking(site.run, None, yes=True) is ExitCode.DONE
-    assert site.files() == before
-    notes = [event["text"] for event in site.events("note")]
-    assert "no timer with ollama_service=process: ./fleet health --every 5m checks it from here" in notes

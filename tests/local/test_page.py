@@ -19,7 +19,7 @@ from tests.unit.health_host import report
 def test_a_host_that_was_never_checked_is_on_the_page_with_what_to_do(site: Site, tmp_path: Path) -> None:
     output = tmp_path / "fleet.html"
     assert write_page(site.run, output) is ExitCode.DONE
-    assert "no timer with ollama_service=process: ./fleet health --limit box" in output.read_text()
+    assert "ollama_health_every=off: ./fleet health --limit box" in output.read_text()
     (told,) = site.events("seen")
     assert (told["host"], told["state"]) == ("box", "never checked")
     assert site.events("page") == [{"event": "page", "file": str(output), "bytes": len(output.read_bytes())}]

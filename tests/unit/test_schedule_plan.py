@@ -20,8 +20,6 @@ from deploy.server_plan import choose_release
 from deploy.steps import InstallAgent, OverwriteFile, Phase, StopSchedule, WriteFile, phase_of
 from deploy.units import HEALTH_TIMER, HEALTH_UNIT, calendar_of, health_files, period_text
 from healthchecks.health_config import parse_config
-from tests.unit.test_plan import CONVERGED as PROCESS_CONVERGED
-from tests.unit.test_plan import DESIRED as PROCESS_DESIRED
 from tests.unit.test_plan import kinds
 from tests.unit.test_systemd_plan import DESIRED as UNSCHEDULED
 from tests.unit.test_systemd_plan import converged, with_systemd
@@ -161,10 +159,6 @@ def test_off_takes_the_metrics_away_from_where_the_host_was_told_to_write_them()
     (step,) = plan(replace(DESIRED, health=None), scheduled(asked)).steps
     assert isinstance(step, StopSchedule)
     assert PurePosixPath("/srv/prom/ollama_fleet.prom") in step.paths
-
-
-def test_the_process_backend_has_no_timer() -> None:
-    assert plan(replace(PROCESS_DESIRED, health=DESIRED.health), PROCESS_CONVERGED).is_empty
 
 
 def test_the_checks_read_what_the_deploy_writes() -> None:
