@@ -13,12 +13,10 @@ import tempfile
 import time
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import IO
 
 from testbed.hosts_machine import missing_parts
 from testbed.machine_image import missing_machine_parts
@@ -41,8 +39,6 @@ INVENTORIES, INVENTORIES_IN_CI = "100", "500"
 PROCESSES_AT_MOST = 4
 # Their tests wait for servers, hosts and timers two thirds of the time: two of them share a core.
 WAITING_TIERS = ("local", "hosts")
-# The machine's emulator keeps one core busy for minutes, in which the practice hosts mostly wait.
-OTHER, BESIDE = "hosts", "machine"
 NO_TEST_SELECTED = 5  # pytest's exit code
 
 
@@ -79,33 +75,15 @@ def run_tests(extra: Sequence[str] = ()) -> int:
 def run_tiers(extra: Sequence[str]) -> list[TierResult]:
     """What `run_tests` runs, without its summary."""
     targets, options = _split(extra)
-    chosen = {}
+    results = []
     for tier in TIERS:
         directory = PROJECT / "tests" / tier
         # pytest runs in the project, whatever directory the caller is in.
-        paths = [path for path in map(Path.absolute, map(Path, targets)) if path.is_relative_to(directory)]
-        if paths or not targets:
-            chosen[tier] = paths or [directory]
-    beside = chosen.pop(BESIDE, None) if OTHER in chosen else None
-    results = []
-    for tier, paths in chosen.items():
-        print(f"== {tier}", flush=True)
-        if tier == OTHER and beside is not None:
-            results += _run_both(paths, beside, options)
-        else:
-            results.append(_run_tier(tier, paths, options))
+        chosen = [path for path in map(Path.absolute, map(Path, targets)) if path.is_relative_to(directory)]
+        if chosen or not targets:
+            print(f"== {tier}", flush=True)
+            results.append(_run_tier(tier, chosen or [directory], options))
     return results
-
-
-def _run_both(paths: Sequence[Path], beside: Sequence[Path], options: Sequence[str]) -> list[TierResult]:
-    """Both tiers at once; what the one beside printed comes after the other's."""
-    with ThreadPoolExecutor(1) as pool, tempfile.TemporaryFile("w+") as said:
-        running = pool.submit(_run_tier, BESIDE, beside, options, said)
-        first = _run_tier(OTHER, paths, options)
-        second = running.result()
-        said.seek(0)
-        print(f"== {BESIDE}", said.read(), sep="\n", flush=True)
-    return [first, second]
 
 
 def _check_faults(results: Sequence[TierResult]) -> TierResult:
@@ -150,9 +128,7 @@ def _served(tier: str, options: Sequence[str]) -> Iterator[Sequence[str]]:
         yield [*options, f"--fleet-url={server.url}", "--fleet-model=canary"]
 
 
-def _run_tier(
-    tier: str, chosen: Sequence[Path], options: Sequence[str], output: IO[str] | None = None
-) -> TierResult:
+def _run_tier(tier: str, chosen: Sequence[Path], options: Sequence[str]) -> TierResult:
     if tier in os.environ.get("FLEET_TESTS_WITHOUT", "").split():
         return TierResult(name=tier, end=TierEnd.NOT_RUN, told="left out by FLEET_TESTS_WITHOUT")
     missing = MISSING_PARTS[tier]() if tier in MISSING_PARTS else ()
@@ -165,13 +141,11 @@ def _run_tier(
     with tempfile.TemporaryDirectory() as directory, _served(tier, options) as told:
         report = Path(directory) / "report.xml"
         # There is one machine, and each test waits for it.
-        parallel = [] if tier == BESIDE else _in_parallel(tier)
+        parallel = [] if tier == "machine" else _in_parallel(tier)
         command = [sys.executable, "-m", "pytest", "-q", *parallel, f"--junit-xml={report}"]
         command += [*map(str, chosen), *told]
         began = time.monotonic()
-        code = subprocess.run(
-            command, cwd=PROJECT, env=environment, stdout=output, stderr=output, check=False
-        ).returncode
+        code = subprocess.run(command, cwd=PROJECT, env=environment, check=False).returncode
         seconds = time.monotonic() - began
         counts = _count(report) if report.exists() else f"pytest ended with {code}"
         faults = tuple(read_row_tests(report)) if report.exists() else ()
