@@ -197,26 +197,3 @@ def own_clock(site: Site) -> Iterator[None]:
 
 def leap(site: Site, days: int) -> None:
     site.sh(f'date -s "@$(($(date +%s) + {days * DAY_SECONDS}))"')
-
-
-@pytest.mark.fault(4)
-def test_an_upgrade_over_a_slow_line_that_loses_packets_ends_well(site: Site) -> None:
-    site.version = other(site.version)
-    site.sh(FORGET.format(site.version))
-    forget_connections()
-    # What comes in is led through a device of its own: only what goes out is queued. None of it is lost,
-    # for at the other end is qemu's own small TCP, whose recovery from losses is no kernel's.
-    slow = "root netem delay 80ms rate 2mbit"
-    site.sh(
-        "set -e; modprobe ifb numifbs=1; modprobe -a sch_netem cls_matchall act_mirred sch_ingress;"
-        f" ip link set ifb0 up; tc qdisc add dev ifb0 {slow}; tc qdisc add dev eth0 ingress;"
-        " tc filter add dev eth0 parent ffff: matchall action mirred egress redirect dev ifb0;"
-        f" tc qdisc add dev eth0 {slow} loss 5%"
-    )
-    try:
-        assert site.deploy().error is None
-        assert site.running() == site.version
-        lost = json.loads(site.sh("tc -j -s qdisc show dev eth0 root"))[0]["drops"]
-        assert lost > 0
-    finally:
-        site.sh("tc qdisc del dev eth0 ingress; tc qdisc del dev eth0 root; modprobe -r ifb")
