@@ -59,7 +59,7 @@ def mortal(directory: Path, how: str) -> Path:
     return path
 
 
-# It waits until the deploy looks only: the suite has had all the time that it wanted. It ends with the server.
+# Until the deploy looks: the suite has had all the time that it wanted. It ends with the server.
 WHEN_WATCHED = 'until [ -e {flag} ]; do kill -0 "$0" || exit; sleep 0.05; done; {then}'
 
 
