@@ -19,11 +19,14 @@ from deploy.errors import (
     ChecksumMismatch,
     CommandFailed,
     FleetError,
+    HostLocked,
+    HostUnreachable,
     ModelRefused,
     VerifyFailed,
     command_failed,
 )
 from deploy.facts import HostFacts, ProcessId
+from deploy.host_lock import CheckHeld
 from deploy.ollama_api import OllamaApi
 from deploy.outcomes import Baseline, Events, ModelVerdict, Verify, VerifyRequest
 from deploy.plan import model_differences
@@ -68,11 +71,16 @@ PLACE_SECONDS = 1800.0
 MOST_REASONS = 12
 
 
+def _nobody_else_is_there() -> None:
+    """For a site whose host is only looked at."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Site:
     """One host being changed: what it should be, how it is reached, and who is asked and told.
 
-    `verified` are the processes that systemd ran the server as while it was verified.
+    `verified` are the processes that systemd ran the server as while it was verified. `check_held` raises
+    HostLocked where the host's lock was lost.
 
     `cache` is a directory of this machine: what a host elsewhere needs is fetched and verified there first.
     """
@@ -86,6 +94,7 @@ class Site:
     cache: Path
     verdicts: dict[str, ModelVerdict]
     verified: list[ProcessId]
+    check_held: CheckHeld = _nobody_else_is_there
 
     @property
     def host(self) -> str:
@@ -174,7 +183,8 @@ def _write(steps: Sequence[WriteFile | OverwriteFile], site: Site) -> None:
 def start(site: Site, step: StartServer, version: str | None) -> None:
     """Start a server and wait until it answers; one that never got ready is stopped.
 
-    A tag is not a version: with `version` that is what it must say of itself.
+    A tag is not a version: with `version` that is what it must say of itself. Once the connection was cut it
+    is no more ours to stop: the host may have gone back by itself.
     """
     try:
         if step.account is None:
@@ -185,15 +195,30 @@ def start(site: Site, step: StartServer, version: str | None) -> None:
         actual = wait_until_ready(site)
         if version is not None:
             services.check_version(site.host, version, actual)
+    except HostUnreachable:
+        raise
     except FleetError:
+        site.check_held()
         stop_servers(site)
         raise
 
 
 def wait_until_ready(site: Site) -> str:
-    """Wait for the server's answer and return its version. Raises ServiceError with the end of its log."""
+    """Wait for the server's answer and return its version.
+
+    Raises ServiceError with the end of its log, or HostUnreachable where the connection or the lock is lost.
+    """
 
     def is_alive() -> bool:
+        try:
+            site.check_held()
+        except HostLocked as lost:
+            # Commands would go on by a new connection, and requests would wait for the old one.
+            raise HostUnreachable(
+                sentence=f"the connection to `{site.host}` was lost while the server started",
+                host=site.host,
+                cause=lost.cause,
+            ) from lost
         if site.desired.server.backend is ServiceBackend.SYSTEMD:
             return systemd.is_alive(site.transport)
         return bool(site.probe().servers)

@@ -195,6 +195,7 @@ def _outcome(error: FleetError | None, done: list[Step]) -> Outcome:
 
 
 def _converge_locked(site: Site, options: Options, course: _Course, check_held: CheckHeld) -> None:
+    site = replace(site, check_held=check_held)
     # Looked at once more: somebody else may have had the lock until now.
     before = site.probe()
     todo = plan(site.desired, before, options.selection)
@@ -305,7 +306,8 @@ def _locked_again(site: Site, options: Options, check_held: CheckHeld) -> Iterat
             check_held()
         except HostLocked:
             try:
-                stack.enter_context(retaken_lock(site.transport, site.desired.paths.lock, options.task))
+                held = retaken_lock(site.transport, site.desired.paths.lock, options.task)
+                site = replace(site, check_held=stack.enter_context(held))
             except FleetError as refused:
                 site = replace(site, probe=partial(_refuse, refused))
         yield site

@@ -64,7 +64,7 @@ def host_lock(
 
 
 @contextmanager
-def retaken_lock(transport: Transport, lock: PurePosixPath, what: str) -> Iterator[None]:
+def retaken_lock(transport: Transport, lock: PurePosixPath, what: str) -> Iterator[CheckHeld]:
     """The lock once more, after the connection that held it was cut: to bring back what was there before.
 
     A holder of ours that has not noticed yet is waited for. Raises HostLocked where somebody else has the
@@ -73,7 +73,7 @@ def retaken_lock(transport: Transport, lock: PurePosixPath, what: str) -> Iterat
     deadline = time.monotonic() + OWN_HOLDER_SECONDS
     while True:
         channel = transport.open_channel(hold_lock(lock, render_owner(what)))
-        with _beating(channel, transport.host):
+        with _beating(channel, transport.host) as check_held:
             answer = channel.read_line(timeout_seconds=ANSWER_SECONDS)
             word, _, before = answer.partition(" after ")
             if word == "locked":
@@ -82,7 +82,7 @@ def retaken_lock(transport: Transport, lock: PurePosixPath, what: str) -> Iterat
                         sentence=f"somebody else has had the lock of `{transport.host}` since",
                         host=transport.host,
                     )
-                yield
+                yield check_held
                 return
         if not _is_ours(_owner_line(answer), what) or time.monotonic() > deadline:
             raise _refused(transport.host, lock, answer)
