@@ -11,15 +11,17 @@ import select
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import pytest
 
 from console.changes import deploy_asking, deploy_hosts, remove_hosts
-from console.paths import CANARY
+from console.paths import CANARY, PROJECT
 from console.run import Run
-from deploy import apply
+from deploy import apply, services
 from deploy.compose import Sources
 from deploy.converge import probe_host
 from deploy.desired import Desired
@@ -35,6 +37,8 @@ from deploy.steps import Step
 from deploy.transport import Transport
 from testbed.demo import free_port
 from tests.local.conftest import Site
+
+SIMULATED = PROJECT / "testbed/ollama.py"
 
 
 def step_names(site: Site) -> list[str]:
@@ -351,6 +355,34 @@ def test_a_host_whose_lock_went_with_the_connection_is_taken_back_under_the_lock
     assert isinstance(site.deploy().error, HostUnreachable)
     assert [json.loads(text.splitlines()[0])["what"] for text in owners] == ["deploy"]
     assert lock.read_text() == ""
+
+
+def test_a_connection_that_is_lost_while_the_server_starts_ends_the_wait_and_the_old_one_serves(
+    site: Site, monkeypatch: pytest.MonkeyPatch, lose_lock: Callable[[], None], tmp_path: Path
+) -> None:
+    site.deploy()
+    silent = tmp_path / "silent"
+    waits = 'if [ "$1" = serve ]; then while :; do sleep 0.1; done; fi\npython=\n'
+    silent.write_text(SIMULATED.read_text().replace("python=\n", waits, 1))
+    site.add_release("0.17.7", binary=silent)
+    site.pins.unlink()
+    site.version = "0.17.7"
+    start, started = services.start_server, list[float]()
+
+    def start_and_lose(*arguments: Any) -> None:
+        start(*arguments)
+        started.append(time.monotonic())
+        if len(started) == 1:
+            lose_lock()
+
+    monkeypatch.setattr("deploy.services.start_server", start_and_lose)
+    error = site.deploy().error
+    assert isinstance(error, HostUnreachable)
+    assert "was lost while the server started" in error.sentence
+    assert "release 0.17.5 serves again" in str(error.unchanged)
+    assert site.get("/api/version") == {"version": "0.17.5"}
+    # Not after the minute that a server has to become ready.
+    assert started[1] - started[0] < services.START_SECONDS / 2
 
 
 def test_a_user_without_a_name_can_hold_the_lock(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
