@@ -80,7 +80,7 @@ def _one(run: Run, selected: SelectedHost) -> _Shown:
             check_gpus(host, reading, adapters)
             with transport.http_url(f"http://{settings.environment['OLLAMA_HOST']}") as url:
                 checks = examine_gpus(
-                    host, transport, selected.paths, settings.service, url, is_here=is_here
+                    host, transport, selected.paths, settings.service, url, is_here=is_here, reading=reading
                 ).checks
             for result in checks:
                 told = {"check": result.check, "state": str(result.state.value), "reason": result.reason}

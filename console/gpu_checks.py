@@ -13,7 +13,15 @@ from typing import Any, cast
 
 from deploy.desired import Desired, HostPaths, ServiceBackend
 from deploy.errors import CommandFailed, FleetError
-from deploy.gpu import QUERY_GPUS, QUERY_PROCESSES, GpuReading, Problem, parse_nvidia_smi, problem_of
+from deploy.gpu import (
+    QUERY_GPUS,
+    QUERY_PROCESSES,
+    GpuReading,
+    Problem,
+    code_of,
+    parse_nvidia_smi,
+    problem_of,
+)
 from deploy.outcomes import ModelVerdict, Verify, VerifyRequest
 from deploy.transport import Transport
 from healthchecks import nvml
@@ -38,19 +46,9 @@ _OF_GPUS = tuple(check for check in CHECKS if check.concerns is is_gpu_host)
 _FROM_AFAR = tuple(check for check in _OF_GPUS if check.name in ("gpu", "gpu_truth"))
 """`nvidia-smi` is asked for what these two need; of the rest, as of ECC, a host's own agent knows more."""
 
-# nvml.h, nvmlReturn_t.
-_CODES: Mapping[Problem, int] = {
-    Problem.NO_PERMISSION: 4,
-    Problem.NO_GPU: 6,
-    Problem.NOT_LOADED: 9,
-    Problem.NO_LIBRARY: 12,
-    Problem.GPU_LOST: 15,
-    Problem.VERSION_MISMATCH: 18,
-    Problem.HANGS: nvml.HANGS,
-    Problem.OTHER: 999,
-}
+_UNKNOWN_ERROR = 999  # nvml.h, NVML_ERROR_UNKNOWN
 
-# No process is started for it. A server's command line and mark follow, which only its user may read.
+# Only for a server are programs started: its command line and mark, which only its user may read.
 _PROCESSES = r"""
 for process in /proc/[0-9]*; do
     read -r stat 2>/dev/null <"$process/stat" || continue
@@ -67,10 +65,14 @@ done
 
 
 class HostFromAfar:
-    """`HostView` by a transport, as far as the checks of `_FROM_AFAR` look; all else is an OSError."""
+    """`HostView` by a transport, as far as the checks of `_FROM_AFAR` look; all else is an OSError.
 
-    def __init__(self, transport: Transport) -> None:
+    With `reading` the driver is not asked again.
+    """
+
+    def __init__(self, transport: Transport, reading: GpuReading | None = None) -> None:
         self._transport = transport
+        self._reading = reading
 
     def run(self, argv: Sequence[str], deadline_seconds: float) -> Ran:
         done = self._run(("sh", "-c", 'exec "$@"', "sh", *argv), deadline_seconds)
@@ -88,7 +90,7 @@ class HostFromAfar:
         )
 
     def gpus(self, deadline_seconds: float) -> nvml.GpuReading:
-        return _as_of_nvml(read_by_nvidia_smi(self._transport, deadline_seconds))
+        return _as_of_nvml(self._reading or read_by_nvidia_smi(self._transport, deadline_seconds))
 
     def _run(self, argv: Sequence[str], deadline_seconds: float) -> Ran:
         try:
@@ -131,12 +133,14 @@ def examine_gpus(
     url: str,
     *,
     is_here: bool,
+    reading: GpuReading | None = None,
 ) -> HealthReport:
     """What the checks say of a host that is to compute on its GPUs. Never raises.
 
     Args:
         url: where this machine reaches the host's server.
         is_here: the host is this machine.
+        reading: what `nvidia-smi` of a host elsewhere has just said.
     """
     config = HealthConfig(
         host=host,
@@ -149,7 +153,7 @@ def examine_gpus(
         backend=str(backend),
         gpu="nvidia",
     )
-    view = LocalHost() if is_here else cast("HostView", HostFromAfar(transport))
+    view = LocalHost() if is_here else cast("HostView", HostFromAfar(transport, reading))
     checks = _OF_GPUS if is_here else _FROM_AFAR
     return run_checks(
         config, view, datetime.now(UTC), deadline_seconds=DEADLINE_SECONDS, effort=Effort.LOOK, checks=checks
@@ -207,8 +211,13 @@ def _as_of_nvml(reading: GpuReading) -> nvml.GpuReading:
         )
         for gpu in reading.gpus
     )
-    code = None if reading.problem is None else _CODES[reading.problem]
-    return nvml.GpuReading(gpus, code, reading.said, gpus[0].driver if gpus else None)
+    return nvml.GpuReading(gpus, _code_of(reading.problem), reading.said, gpus[0].driver if gpus else None)
+
+
+def _code_of(problem: Problem | None) -> int | None:
+    if problem is None:
+        return None
+    return nvml.HANGS if problem is Problem.HANGS else code_of(problem) or _UNKNOWN_ERROR
 
 
 def _parse_process(line: str) -> Process:

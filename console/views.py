@@ -18,6 +18,7 @@ from deploy.outcomes import HostOutcome, Outcome
 from deploy.plan import plan, render_plan
 from deploy.report import Report, render_json
 from healthchecks.api import server_version
+from healthchecks.figure_texts import age_text
 
 
 def show_status(run: Run, *, drift_code: bool) -> ExitCode:
@@ -72,16 +73,7 @@ def _server_word(fields: dict[str, Any]) -> str:
 
 def _health_word(health: dict[str, Any] | None) -> str:
     """How the host's own checks ended, and how long ago: a timer that stands still is seen by that."""
-    return "-" if health is None else f"{health['state']}, {_ago(health['age_seconds'])}"
-
-
-def _ago(seconds: float) -> str:
-    minutes = int(seconds) // 60
-    if minutes < 1:
-        return f"{int(seconds)} s ago"
-    if minutes < 120:
-        return f"{minutes} min ago"
-    return f"{minutes // 60} h ago" if minutes < 48 * 60 else f"{minutes // (24 * 60)} days ago"
+    return "-" if health is None else f"{health['state']}, {age_text(health['age_seconds'])} ago"
 
 
 def _health_fields(health: LastHealth | None) -> dict[str, Any] | None:

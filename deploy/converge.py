@@ -27,7 +27,7 @@ from deploy.errors import (
 )
 from deploy.facts import HostFacts
 from deploy.go_back import go_back
-from deploy.host_lock import CheckHeld, host_lock, retaken_lock
+from deploy.host_lock import host_lock, retaken_lock
 from deploy.journal import Journal
 from deploy.outcomes import Events, HostOutcome, Outcome, Verify
 from deploy.plan import Plan, Selection, everything, plan, render_plan
@@ -131,7 +131,7 @@ def converge(desired: Desired, transport: Transport, options: Options) -> HostOu
             _check_served(site, options)
         else:
             with host_lock(transport, desired.paths.lock, options.task, _journal(site, options)) as held:
-                _converge_locked(site, options, course, held)
+                _converge_locked(replace(site, check_held=held), options, course)
     except Exception as failure:  # noqa: BLE001 - one host's failure must not hide the others' outcomes
         error = designed_error(failure)
         if isinstance(error, HostLocked) and course.begun:
@@ -194,8 +194,7 @@ def _outcome(error: FleetError | None, done: list[Step]) -> Outcome:
     return Outcome.UNREACHABLE if error.exit_code is ExitCode.UNREACHABLE else Outcome.FAILED
 
 
-def _converge_locked(site: Site, options: Options, course: _Course, check_held: CheckHeld) -> None:
-    site = replace(site, check_held=check_held)
+def _converge_locked(site: Site, options: Options, course: _Course) -> None:
     # Looked at once more: somebody else may have had the lock until now.
     before = site.probe()
     todo = plan(site.desired, before, options.selection)
@@ -207,7 +206,7 @@ def _converge_locked(site: Site, options: Options, course: _Course, check_held: 
     changes = tuple(dict.fromkeys(subject_of(step) for step in todo.steps))
     replaced = served_before(before, todo.steps)
     with _journal(site, options).changing(changes, release=site.desired.server.version, before=replaced):
-        _make_changes(site, options, course, check_held, before, todo)
+        _make_changes(site, options, course, before, todo)
 
 
 def _tell_plan(site: Site, todo: Plan) -> None:
@@ -232,24 +231,22 @@ def _journal(site: Site, options: Options) -> Journal:
     return Journal(transport=site.transport, path=paths.journal, what=options.task, events=options.events)
 
 
-def _make_changes(
-    site: Site, options: Options, course: _Course, check_held: CheckHeld, before: HostFacts, todo: Plan
-) -> None:
+def _make_changes(site: Site, options: Options, course: _Course, before: HostFacts, todo: Plan) -> None:
     soaks_at = confirmed_at(todo.steps) if options.soak_seconds > 0 else None
     watched = watch(site, before) if soaks_at is not None else None
     try:
         for steps in in_rounds(todo.steps):
             if len(course.done) == soaks_at:
-                _soak(site, watched, options, check_held)
+                _soak(site, watched, options)
             _stop_if_asked(options)
-            check_held()
+            site.check_held()
             course.begun.extend(steps)
             _apply(steps, site)
             course.done.extend(steps)
             if soaks_at is not None and any(isinstance(step, StartServer) for step in steps):
                 watched = watch(site, site.probe())
         if soaks_at == len(todo.steps):
-            _soak(site, watched, options, check_held)
+            _soak(site, watched, options)
     except HostLocked:
         # Without the lock nothing may be touched, to go back neither.
         raise
@@ -257,11 +254,11 @@ def _make_changes(
         error = designed_error(failure)
         if not isinstance(error, HostUnreachable):
             # Once the lock is lost the lease runs out: the host goes back under a running check, which fails.
-            check_held()
+            site.check_held()
             error = _name_cause(site, error)
             error.unchanged = go_back(site, before, todo, error, done=course.done)
         else:
-            with _locked_again(site, options, check_held) as again:
+            with _locked_again(site, options) as again:
                 error.unchanged = go_back(again, before, todo, error, done=course.done)
         if error is failure:
             raise
@@ -286,24 +283,24 @@ def _left_to_itself(course: _Course) -> str:
     return "what serves; what was fetched and unpacked stays for the next run"
 
 
-def _soak(site: Site, watched: Watched | None, options: Options, check_held: CheckHeld) -> None:
+def _soak(site: Site, watched: Watched | None, options: Options) -> None:
     def stop_if_told() -> None:
         _stop_if_asked(options)
         # The window may be longer than the lease, which nobody renews without the lock.
-        check_held()
+        site.check_held()
 
     soak(site, watched, options.soak_seconds, options.stop_requested, stop_if_told)
 
 
 @contextlib.contextmanager
-def _locked_again(site: Site, options: Options, check_held: CheckHeld) -> Iterator[Site]:
+def _locked_again(site: Site, options: Options) -> Iterator[Site]:
     """The lock may have gone with the connection: it is taken anew, or the host cannot be looked at.
 
     Never raises. Without the lock it is another deploy's host.
     """
     with contextlib.ExitStack() as stack:
         try:
-            check_held()
+            site.check_held()
         except HostLocked:
             try:
                 held = retaken_lock(site.transport, site.desired.paths.lock, options.task)

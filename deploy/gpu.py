@@ -123,6 +123,11 @@ def problem_of(code: int) -> Problem:
     return _PROBLEMS.get(code, Problem.OTHER)
 
 
+def code_of(problem: Problem) -> int | None:
+    """An `nvmlReturn_t` with this meaning; None for a problem that has no number of its own."""
+    return next((code for code, meaning in _PROBLEMS.items() if meaning is problem), None)
+
+
 def parse_nvidia_smi(gpus_csv: str, processes_csv: str) -> tuple[Gpu, ...]:
     """The answers to QUERY_GPUS and QUERY_PROCESSES; `[N/A]` and its like become None.
 

@@ -10,6 +10,16 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parent / "nvml/scripted_nvml.c"
+SMI = Path(__file__).parent / "nvml/nvidia-smi"
+
+
+@pytest.fixture
+def smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """The scripted `nvidia-smi`, first in PATH."""
+    shutil.copy(SMI, tmp_path / "nvidia-smi")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    return monkeypatch
 
 
 def build_library(directory: Path) -> Path:

@@ -23,8 +23,10 @@ from deploy.crontab import cron_files, cron_line, line_mark
 from deploy.desired import Desired, HostPaths
 from deploy.facts import HostFacts
 from deploy.probe import PROBE_SCRIPT, parse_reply
-from tests.contract.shells import need
+from tests.contract.shells import shell
 from tests.unit.test_plan import DESIRED
+
+__all__ = ["shell"]
 
 # A table without a line end is refused, and one that is not there is no success.
 CRONTAB = """#!/bin/sh
@@ -54,13 +56,6 @@ OTHERS = (
     b"*/5 * * * * /srv/one/health-cron # ours it was # ollama-fleet: /srv/one and more\n"
 )
 EVERY_BYTE = bytes(value for value in range(1, 256) if value != 0x0A) + b"\n"
-
-
-@pytest.fixture(params=["dash", "bash", "busybox"])
-def shell(request: pytest.FixtureRequest) -> list[str]:
-    name = str(request.param)
-    need(name)
-    return [name, "sh"] if name == "busybox" else [name]
 
 
 @pytest.fixture

@@ -20,22 +20,16 @@ from deploy.outcomes import ModelVerdict, VerifyRequest
 from healthchecks.api import load_model
 from healthchecks.health import State
 from testbed.ollama import RunningServer, start_server
+from tests.contract.scripted_nvml import smi
 
-SMI = Path(__file__).parent / "nvml/nvidia-smi"
+__all__ = ["smi"]
+
 GPU = "0, GPU-1, 550.54.15, 24576, {0}, 18064, [N/A], NVIDIA A10\n"
 
 
 @pytest.fixture
 def paths(tmp_path: Path) -> HostPaths:
     return HostPaths(root=PurePosixPath(tmp_path), models_dir=PurePosixPath(tmp_path / "models"))
-
-
-@pytest.fixture
-def smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    shutil.copy(SMI, tmp_path / "nvidia-smi")
-    (tmp_path / "nvidia-smi").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    return monkeypatch
 
 
 def test_processes_are_seen_with_parents_and_a_server_with_its_mark(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -20,7 +19,9 @@ from deploy.errors import GpuUnusable, ProbeFailed
 from deploy.gpu import GpuProcess, GpuReading, Mig, Problem, check_gpus
 from deploy.local import LocalTransport
 from healthchecks import nvml as health_nvml
-from tests.contract.scripted_nvml import build_library
+from tests.contract.scripted_nvml import build_library, smi
+
+__all__ = ["smi"]
 
 HERE = Path(__file__).parent / "nvml"
 PROJECT = Path(__file__).resolve().parents[2]
@@ -266,15 +267,6 @@ def test_no_gpu_is_a_failure_unless_none_is_wanted(
     assert code == expected
     assert ("GpuUnusable" in [event.get("kind") for event in events]) == (expected == 2)
     assert events[0]["problem"] == "the driver is not loaded"
-
-
-@pytest.fixture
-def smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """The scripted `nvidia-smi`, first in PATH."""
-    shutil.copy(HERE / "nvidia-smi", tmp_path / "nvidia-smi")
-    (tmp_path / "nvidia-smi").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    return monkeypatch
 
 
 def test_nvidia_smi_answers_both_questions(smi: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 from pathlib import Path, PurePosixPath
 
@@ -13,8 +11,9 @@ from deploy import commands
 from deploy.facts import HostFacts
 from deploy.gpu import GpuReading, Problem
 from deploy.probe import PROBE_SCRIPT, parse_reply
+from tests.contract.scripted_nvml import smi
 
-SCRIPTED = Path(__file__).parent / "nvml/nvidia-smi"
+__all__ = ["smi"]
 
 
 def probe(root: Path, gpu: str) -> HostFacts:
@@ -22,14 +21,6 @@ def probe(root: Path, gpu: str) -> HostFacts:
     done = subprocess.run(argv, input=PROBE_SCRIPT.read_bytes(), capture_output=True, check=True)
     assert done.stderr == b""
     return parse_reply(done.stdout, PurePosixPath(root))
-
-
-@pytest.fixture
-def smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    shutil.copy(SCRIPTED, tmp_path / "nvidia-smi")
-    (tmp_path / "nvidia-smi").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    return monkeypatch
 
 
 def test_gpus_and_their_processes_are_facts(smi: pytest.MonkeyPatch, tmp_path: Path) -> None:

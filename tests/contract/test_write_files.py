@@ -13,7 +13,9 @@ import pytest
 
 from deploy import commands
 from deploy.desired import HostFile
-from tests.contract.shells import need
+from tests.contract.shells import shell
+
+__all__ = ["shell"]
 
 TEXTS = {
     "a name with spaces": 'first line\n\\ backslash $HOME `word` "quoted"\n',
@@ -23,13 +25,6 @@ TEXTS = {
 }
 TOOLS = "basename cat chmod cp dd dirname mkdir mv rm wc".split()
 SYSTEMCTL = '#!/bin/sh\necho "$@" >>"$CALLS"\nexit "${SYSTEMCTL_ENDS:-0}"\n'
-
-
-@pytest.fixture(params=["dash", "bash", "busybox"])
-def shell(request: pytest.FixtureRequest) -> list[str]:
-    name = str(request.param)
-    need(name)
-    return [name, "sh"] if name == "busybox" else [name]
 
 
 @pytest.fixture

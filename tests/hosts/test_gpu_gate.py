@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from deploy.errors import VerifyFailed
+from tests.contract.scripted_nvml import SMI
 from tests.hosts.site import HostSite, broken, until
 
-SMI = Path(__file__).parents[1] / "contract/nvml/nvidia-smi"
 CLAIMS = 'parse_faults([text("OLLAMA_SIMULATED_FAULT"),'
 CLAIMS_GPU = 'parse_faults(["gpu",'
 # 0.17.7 lets the GPU idle.

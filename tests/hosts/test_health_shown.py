@@ -7,10 +7,9 @@ import shutil
 from collections.abc import Callable
 
 from console.page import write_page
-from console.paths import PROJECT
 from deploy.desired import AgentFile
 from healthchecks.health_report import HealthReport, State
-from tests.contract.scripted_nvml import build_library
+from tests.contract.scripted_nvml import SMI, build_library
 from tests.hosts.site import HostSite, broken, until
 from tests.hosts.test_disks import STORE, fill_with, make_room, own_disk
 from tests.hosts.test_health import TEXTFILES, UNIT, agents, deploy, last, states
@@ -22,7 +21,6 @@ GPUS, FAULT = "/run/scripted-gpus", "/run/scripted-fault"
 # A setting that nobody gave the unit would be drift.
 ASKS = 'parse_faults([text("OLLAMA_SIMULATED_FAULT"),'
 READS = f'parse_faults([open("{FAULT}").read().strip(),'
-SMI = PROJECT / "tests/contract/nvml/nvidia-smi"
 
 
 def give_gpus(site: HostSite) -> None:

@@ -4,26 +4,8 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-import pytest
-
-from console.views import _ago, _health_fields, _health_word
+from console.views import _health_fields, _health_word
 from deploy.facts import LastHealth
-
-
-@pytest.mark.parametrize(
-    ("seconds", "told"),
-    [
-        (0, "0 s ago"),
-        (59, "59 s ago"),
-        (60, "1 min ago"),
-        (7199, "119 min ago"),
-        (7200, "2 h ago"),
-        (172_799, "47 h ago"),
-        (172_800, "2 days ago"),
-    ],
-)
-def test_an_age_is_told_in_one_unit(seconds: int, told: str) -> None:
-    assert _ago(seconds) == told
 
 
 def test_a_host_that_has_not_checked_itself_has_no_word() -> None:
