@@ -6,6 +6,7 @@ it, only `nvidia-smi` and a shell.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -55,13 +56,19 @@ for process in /proc/[0-9]*; do
     command= root=
     case $stat in
         *'(ollama)'* | *'(python'*)
-            command=$(tr '\0' '\037' 2>/dev/null <"$process/cmdline") || :
-            root=$(tr '\0' '\n' 2>/dev/null <"$process/environ" | sed -n 's/^OLLAMA_FLEET_ROOT=//p') || :
+            # A word may hold what ends a line: a program for `python -c` does.
+            command=$(tr '\0\n' '\037 ' 2>/dev/null <"$process/cmdline") || :
+            root=$(tr '\n\0' ' \n' 2>/dev/null <"$process/environ" | sed -n 's/^OLLAMA_FLEET_ROOT=//p') || :
             ;;
     esac
     printf '%s\t%s\t%s\n' "$stat" "$root" "$command"
 done
 """
+
+# proc_pid_stat(5): the name in brackets has at most 63 bytes, and blanks and brackets may be among them.
+_PROCESS = re.compile(
+    r"(?P<pid>\d+) \(.{0,63}\) \S (?P<parent>\d+)(?: -?\d+)+ *\t(?P<root>[^\t]*)\t(?P<command>.*)", re.DOTALL
+)
 
 
 class HostFromAfar:
@@ -85,9 +92,8 @@ class HostFromAfar:
         return int(done.stdout) if done.exit_code == 0 else None
 
     def processes(self) -> Sequence[Process]:
-        return tuple(
-            map(_parse_process, self._run(("sh", "-c", _PROCESSES), DEADLINE_SECONDS).stdout.splitlines())
-        )
+        lines = self._run(("sh", "-c", _PROCESSES), DEADLINE_SECONDS).stdout.split("\n")
+        return tuple(process for line in lines if (process := _parse_process(line)) is not None)
 
     def gpus(self, deadline_seconds: float) -> nvml.GpuReading:
         return _as_of_nvml(self._reading or read_by_nvidia_smi(self._transport, deadline_seconds))
@@ -220,10 +226,13 @@ def _code_of(problem: Problem | None) -> int | None:
     return nvml.HANGS if problem is Problem.HANGS else code_of(problem) or _UNKNOWN_ERROR
 
 
-def _parse_process(line: str) -> Process:
-    """proc_pid_stat(5): the name in brackets may hold blanks and brackets itself."""
-    stat, root, command = line.split("\t", 2)
-    pid, _, rest = stat.partition(" (")
-    parent = rest.rpartition(") ")[2].split()[1]
-    words = tuple(word for word in command.split("\037") if word)
-    return Process(int(pid), int(parent), words, {"OLLAMA_FLEET_ROOT": root} if root else {})
+def _parse_process(line: str) -> Process | None:
+    """None for a line that is none: a process may name itself with a line end."""
+    found = _PROCESS.fullmatch(line)
+    if found is None:
+        return None
+    words = tuple(word for word in found["command"].split("\037") if word)
+    root = found["root"]
+    return Process(
+        int(found["pid"]), int(found["parent"]), words, {"OLLAMA_FLEET_ROOT": root} if root else {}
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
@@ -45,6 +46,31 @@ def test_processes_are_seen_with_parents_and_a_server_with_its_mark(tmp_path: Pa
     assert server.environment == {"OLLAMA_FLEET_ROOT": "/a root"}
     assert this.parent_pid == os.getppid()
     assert 1 in found
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("ollama", ["60", "a\nprogram\n\tof lines) S 1 2 3\t\t\x0b\x85"]),
+        ("odd) S 1 (", ["60"]),
+        ("tab\there", ["60"]),
+        ("line\nend", ["60"]),
+    ],
+)
+def test_no_process_hides_the_others_by_what_it_is_called(
+    tmp_path: Path, name: str, words: list[str]
+) -> None:
+    program = tmp_path / name
+    program.write_text("#!/bin/sh\nsleep 60\n")
+    program.chmod(0o755)
+    with subprocess.Popen([program, *words], start_new_session=True) as started:
+        try:
+            found = {one.pid: one for one in HostFromAfar(LocalTransport("box")).processes()}
+        finally:
+            os.killpg(started.pid, signal.SIGKILL)
+    assert found[os.getpid()].parent_pid == os.getppid()
+    if "\n" not in name:
+        assert found[started.pid].parent_pid == os.getpid()
 
 
 def test_what_is_not_there_and_what_nobody_asks_for_is_an_error(tmp_path: Path) -> None:
