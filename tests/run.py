@@ -38,7 +38,7 @@ MISSING_PARTS = {
 INVENTORIES, INVENTORIES_IN_CI = "100", "500"
 PROCESSES_AT_MOST = 4
 # Their tests wait for servers, hosts and timers two thirds of the time: two of them share a core.
-WAITING_TIERS = ("local", "hosts")
+WAITING_TIERS = ("contract", "local", "hosts")
 NO_TEST_SELECTED = 5  # pytest's exit code
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,13 +14,26 @@ import pytest
 import tests.conftest as everywhere
 from console.paths import CANARY
 from testbed.demo import WEIGHTS_FILE, WEIGHTS_REPO
-from testbed.hosts import FleetBusy, PracticeFleet, alone_in, open_fleet, take_down
+from testbed.hosts import NoFleet, PracticeFleet, open_fleet, take_down
 from testbed.hosts_host import Host
 from testbed.hosts_kinds import Kind
 from testbed.mirror import MirrorRepo, start_mirror
 from tests.hosts.site import HostSite, forget_connections
+from tests.killed_runs import name_of_run, remove_killed_runs
 
 _PREFIX = "fleet-test-hosts-"
+_LONGEST_FIRST = ("network_faults", "life", "many_faults", "rollback", "faults", "disks", "cron")
+"""The files that take minutes: begun last, one of them keeps one worker busy when the others have ended."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # pytest-xdist would begin with the files of many tests.
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {f"test_{name}.py": place for place, name in enumerate(_LONGEST_FIRST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
 @pytest.fixture(scope="session")
@@ -30,8 +42,8 @@ def fleet() -> Iterator[PracticeFleet]:
 
     Each worker of a parallel run has its own, and none disturbs a fleet that a person has up.
     """
-    _remove_what_killed_runs_left()
-    with tempfile.TemporaryDirectory(prefix=f"{_PREFIX}{os.getpid()}-") as directory:
+    remove_killed_runs(_PREFIX, _end_fleet)
+    with tempfile.TemporaryDirectory(prefix=name_of_run(_PREFIX)) as directory:
         made = open_fleet(Path(directory, "fleet"), [f"t{os.getpid()}h"], tell=print)
         with pytest.MonkeyPatch.context() as patch:
             subnet, before = made.network.subnet, everywhere._is_loopback
@@ -57,15 +69,9 @@ def host(request: pytest.FixtureRequest, fleet: PracticeFleet) -> Iterator[Host]
         fleet.remove(made)
 
 
-def _remove_what_killed_runs_left() -> None:
-    """The directory of a run is named after its process: what is left of one that has ended is nobody's."""
-    for directory in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*-*"):
-        pid = directory.name.removeprefix(_PREFIX).partition("-")[0]
-        if directory.stat().st_uid == os.getuid() and not Path("/proc", pid).exists():
-            # Two workers may find the same one.
-            with contextlib.suppress(FleetBusy), alone_in(directory / "fleet"):
-                take_down(directory / "fleet")
-            shutil.rmtree(directory, ignore_errors=True)
+def _end_fleet(directory: Path) -> None:
+    with contextlib.suppress(NoFleet):
+        take_down(directory / "fleet")
 
 
 @pytest.fixture

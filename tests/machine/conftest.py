@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from testbed.demo import WEIGHTS_FILE, WEIGHTS_REPO
 from testbed.machine import Machine, make_machine
 from testbed.mirror import MirrorRepo, start_mirror
 from tests.hosts.site import Site, forget_connections
+from tests.killed_runs import name_of_run, remove_killed_runs
 
 _PREFIX = "fleet-test-machine-"
 RELEASES = ("0.17.5", "0.17.7")
@@ -24,8 +24,9 @@ RELEASES = ("0.17.5", "0.17.7")
 @pytest.fixture(scope="session")
 def only_machine() -> Iterator[Machine]:
     """Switched on; it ends with this process, its disk with the next run where this one was killed."""
-    _remove_what_killed_runs_left()
-    with tempfile.TemporaryDirectory(prefix=f"{_PREFIX}{os.getpid()}-") as directory:
+    # A machine ends with the process that started it: its files are all that can be left.
+    remove_killed_runs(_PREFIX, take_down=lambda directory: None)
+    with tempfile.TemporaryDirectory(prefix=name_of_run(_PREFIX)) as directory:
         made = make_machine("machine", Path(directory), tell=print)
         try:
             switch_on(made)
@@ -37,14 +38,6 @@ def only_machine() -> Iterator[Machine]:
 def switch_on(machine: Machine) -> None:
     machine.start()
     machine.wait_for_ssh()
-
-
-def _remove_what_killed_runs_left() -> None:
-    """The directory of a run is named after its process: what is left of one that has ended is nobody's."""
-    for directory in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*-*"):
-        pid = directory.name.removeprefix(_PREFIX).partition("-")[0]
-        if directory.stat().st_uid == os.getuid() and not Path("/proc", pid).exists():
-            shutil.rmtree(directory, ignore_errors=True)
 
 
 @pytest.fixture
