@@ -19,7 +19,7 @@ from console.served import check_served
 from deploy import services, systemd
 from deploy.converge import Edits, Options, converge, probe_host, survey
 from deploy.desired import Desired, GpuKind, ServiceBackend
-from deploy.errors import ExitCode, FleetError, UsageError, designed_error
+from deploy.errors import ExitCode, FleetError, Interrupted, UsageError, designed_error
 from deploy.facts import HostFacts, ServerProcess
 from deploy.fleet import each, interrupts
 from deploy.host_lock import host_lock
@@ -31,6 +31,7 @@ from deploy.outcomes import (
     Verify,
     VerifyRequest,
     count_outcomes,
+    without_details,
 )
 from deploy.plan import Plan, Selection, everything, only_service, plan, render_plan
 from deploy.remove import Models, doomed_things, remove_host
@@ -102,25 +103,58 @@ def deploy_asking(
     check_report_file("--junit", junit)
     hosts = run.hosts()
     planned = () if yes else make_plans(run, hosts, selection)
+    ended: dict[str, HostOutcome] = {}
+
+    def end(outcome: HostOutcome) -> None:
+        ended[outcome.host] = without_details(tell_outcome(run, outcome))
+
+    def end_as_told(outcome: HostOutcome) -> None:
+        ended[outcome.host] = tell_end(run, outcome)
+
+    def tell_all() -> ExitCode:
+        outcomes = tuple(ended[desired.host] for desired in hosts)
+        run.report.recap(outcomes)
+        written = _write_junit(run, junit, task, outcomes)
+        counts = count_outcomes(outcomes)
+        more = {"ok": counts[Outcome.OK], "skipped": counts[Outcome.SKIPPED]}
+        run.report.summary(outcomes, **more, **count_cases(outcomes), **ollama_word(outcomes))
+        return max(exit_code(outcomes), written)
+
     if not _are_agreed(run, planned):
-        refused = [item.outcome(Outcome.SKIPPED) for item in planned]
-        run.report.summary(refused)
-        return max(exit_code(refused), ExitCode.USAGE)
+        for item in planned:
+            reason = "nobody agreed" if item.error is None else None
+            end_as_told(replace(item.outcome(Outcome.SKIPPED), reason=reason))
+        return max(tell_all(), ExitCode.USAGE)
     # Nobody agreed to a plan that could not be made, whether the host can be reached by now or not.
-    lost = {item.host: item.outcome(Outcome.SKIPPED) for item in planned if item.plan is None}
-    for outcome in lost.values():
-        tell_outcome(run, outcome)
-    reached = [desired for desired in hosts if desired.host not in lost]
-    changed = deploy_in_batches(run, reached, task, selection, verify=verify)
-    ended = {**lost, **{outcome.host: outcome for outcome in changed}}
-    outcomes = tuple(ended[desired.host] for desired in hosts)
-    run.report.recap(outcomes)
-    written = _write_junit(run, junit, task, outcomes)
-    counts = count_outcomes(outcomes)
-    more = {"ok": counts[Outcome.OK], "skipped": counts[Outcome.SKIPPED]}
-    run.report.summary(outcomes, **more, **count_cases(outcomes), **ollama_word(outcomes))
-    interrupted = run.stop_requested.is_set() and counts[Outcome.SKIPPED]
-    return max(exit_code(outcomes), written, ExitCode.INTERRUPTED if interrupted else ExitCode.DONE)
+    for item in planned:
+        if item.plan is None:
+            end_as_told(item.outcome(Outcome.SKIPPED))
+    reached = [desired for desired in hosts if desired.host not in ended]
+    begun: set[str] = set()
+    try:
+        deploy_in_batches(run, reached, task, selection, verify=verify, begin=begun.add, end=end)
+    except KeyboardInterrupt:
+        for desired in hosts:
+            if desired.host not in ended:
+                end(_cut_short(desired, task, is_begun=desired.host in begun))
+        tell_all()
+        raise
+    code = tell_all()
+    interrupted = run.stop_requested.is_set() and Outcome.SKIPPED in {item.outcome for item in ended.values()}
+    return max(code, ExitCode.INTERRUPTED if interrupted else ExitCode.DONE)
+
+
+def _cut_short(desired: Desired, task: str, *, is_begun: bool) -> HostOutcome:
+    """What is known of a host whose work a second Ctrl-C has left where it was."""
+    if not is_begun:
+        return HostOutcome(host=desired.host, outcome=Outcome.SKIPPED, reason="stopped before it was begun")
+    error = Interrupted(
+        sentence=f"`{task}` was stopped at once",
+        host=desired.host,
+        cause="Ctrl-C, twice",
+        hint=f"./fleet status --limit {desired.host}",
+    )
+    return HostOutcome(host=desired.host, outcome=Outcome.FAILED, error=error, reason="stopped at once")
 
 
 def _are_agreed(run: Run, planned: Sequence[Planned]) -> bool:
@@ -146,24 +180,33 @@ def _write_junit(run: Run, path: Path | None, task: str, outcomes: Sequence[Host
 
 
 def deploy_in_batches(
-    run: Run, hosts: Sequence[Desired], task: str, selection: Selection = everything, *, verify: bool = False
-) -> tuple[HostOutcome, ...]:
-    """Converge the hosts at their pace. Of a host that is done only what reports need is kept."""
+    run: Run,
+    hosts: Sequence[Desired],
+    task: str,
+    selection: Selection = everything,
+    *,
+    verify: bool = False,
+    begin: Callable[[str], object],
+    end: Callable[[HostOutcome], object],
+) -> None:
+    """Converge the hosts at their pace; `begin` and `end` hear of each of them."""
     with _converging(run, hosts, task, selection, verify=verify) as options:
 
         def look(desired: Desired) -> HostOutcome | None:
             run.report("host_started", desired.host)
+            begin(desired.host)
             return _on_host(desired, lambda transport: survey(desired, transport, options))
 
         def change(desired: Desired, number: int) -> HostOutcome:
             run.report("host_started", desired.host, batch=number)
+            begin(desired.host)
             return _on_host(desired, lambda transport: converge(desired, transport, options))
 
         run.report.begin(len(hosts))
         keep_away_while_asking(run.report)
-        return roll_out(
+        roll_out(
             hosts,
-            Work(survey=look, change=change, tell=partial(tell_outcome, run)),
+            Work(survey=look, change=change, tell=end),
             run.report,
             forks=run.forks,
             stop_requested=run.stop_requested,
@@ -264,30 +307,42 @@ def service_asking(run: Run, action: str, *, yes: bool) -> ExitCode:
             hint="./fleet service converge|start|stop|restart",
         )
     hosts = run.hosts()
+    kept: tuple[HostOutcome, ...] = ()
     if action == "restart":
-        for desired in hosts:
-            _check_can_start(desired)
+        checked = each(
+            hosts, lambda desired: _outcome_of(desired, partial(_check_can_start, desired)), run.forks
+        )
+        kept = tuple(tell_outcome(run, outcome) for outcome in checked if outcome.error is not None)
+        if any(outcome.outcome is Outcome.FAILED for outcome in kept):
+            skipped = [outcome for outcome in checked if outcome.error is None]
+            run.report.summary([*kept, *(replace(outcome, outcome=Outcome.SKIPPED) for outcome in skipped)])
+            return exit_code(kept)
+        hosts = tuple(
+            desired for desired, outcome in zip(hosts, checked, strict=True) if outcome.error is None
+        )
     running = _announce(
         run, hosts, lambda _, facts: [f"would {action} pid {server.process.pid}" for server in facts.servers]
     )
-    if (running or action == "restart") and not may_change(run.report, yes=yes):
-        run.report.summary([HostOutcome(host=desired.host, outcome=Outcome.SKIPPED) for desired in hosts])
-        return ExitCode.USAGE
+    if hosts and (running or action == "restart") and not may_change(run.report, yes=yes):
+        skipped = [HostOutcome(host=desired.host, outcome=Outcome.SKIPPED) for desired in hosts]
+        run.report.summary([*kept, *skipped])
+        return max(exit_code(kept), ExitCode.USAGE)
     outcomes = each(hosts, lambda desired: tell_outcome(run, _stop(desired, run)), run.forks)
     if action == "restart":
         stopped = [host for host, outcome in zip(hosts, outcomes, strict=True) if outcome.error is None]
         failed = [outcome for outcome in outcomes if outcome.error is not None]
-        outcomes = (*deploy_hosts(run, stopped, "service", only_service), *failed)
+        outcomes = (*deploy_hosts(run, stopped, "service", only_service), *failed, *kept)
     run.report.summary(outcomes)
     return exit_code(outcomes)
 
 
-def _check_can_start(desired: Desired) -> None:
-    """What would keep the server from starting is told before it is stopped."""
+def _check_can_start(desired: Desired) -> int:
+    """What would keep the server from starting is told before it is stopped. Changes nothing."""
     facts = probe_host(desired, transport_for(desired))
     own = {server.process.pid for server in facts.servers}
     listener = None if facts.listener is None or facts.listener.pid in own else facts.listener
     plan(desired, replace(facts, servers=(), listener=listener), only_service)
+    return 0
 
 
 def _stop(desired: Desired, run: Run) -> HostOutcome:
@@ -395,6 +450,11 @@ def tell_outcome(run: Run, outcome: HostOutcome) -> HostOutcome:
     """One host's end as an event, its error as a designed one."""
     if outcome.error is not None:
         run.report.error(outcome.error)
+    return tell_end(run, outcome)
+
+
+def tell_end(run: Run, outcome: HostOutcome) -> HostOutcome:
+    """One host's end, whose error has been told."""
     run.report(
         "host_done",
         outcome.host,

@@ -6,17 +6,18 @@ import sys
 from datetime import UTC, datetime
 from typing import Any
 
-from console.changes import exit_code, outcome_of_error
+from console.changes import exit_code, failed_outcome
 from console.paths import MODELFILES
 from console.run import Run, inventory_path, transport_for
 from deploy.converge import probe_host
 from deploy.desired import Desired, ServiceBackend
-from deploy.errors import ExitCode, FleetError
+from deploy.errors import ExitCode, FleetError, designed_error
 from deploy.facts import HostFacts, LastHealth
 from deploy.fleet import each
 from deploy.outcomes import HostOutcome, Outcome
 from deploy.plan import plan, render_plan
 from deploy.report import Report, render_json
+from deploy.transport import Transport
 from healthchecks.api import server_version
 from healthchecks.figure_texts import age_text
 
@@ -37,10 +38,17 @@ def show_status(run: Run, *, drift_code: bool) -> ExitCode:
 def _status_of(run: Run, desired: Desired) -> tuple[HostOutcome, list[str], bool]:
     """One host's outcome, its row of the table, and whether it differs from what is desired."""
     try:
-        facts = probe_host(desired, transport_for(desired))
-    except FleetError as error:
-        run.report.error(error)
-        failed = HostOutcome(host=desired.host, outcome=outcome_of_error(error), error=error)
+        transport = transport_for(desired)
+        try:
+            facts = probe_host(desired, transport)
+            fields = _status_fields(desired, facts, transport)
+        finally:
+            # Hundreds of them would be kept otherwise.
+            transport.close()
+    except Exception as failure:  # noqa: BLE001 - one host's failure must not hide the others
+        failed = failed_outcome(desired, designed_error(failure))
+        assert failed.error is not None
+        run.report.error(failed.error)
         return failed, [desired.host, *"------"], False
     try:
         drift = render_plan(plan(desired, facts))["steps"]
@@ -48,7 +56,7 @@ def _status_of(run: Run, desired: Desired) -> tuple[HostOutcome, list[str], bool
     except FleetError as error:
         # What keeps a deploy from being planned (a taken port, a full disk) is part of the state.
         drift, state = [{"reason": error.sentence}], error.sentence
-    fields = {**_status_fields(desired, facts), "drift": drift}
+    fields["drift"] = drift
     run.report("status", desired.host, **fields)
     row = [
         desired.host,
@@ -88,10 +96,10 @@ def _health_fields(health: LastHealth | None) -> dict[str, Any] | None:
     }
 
 
-def _status_fields(desired: Desired, facts: HostFacts) -> dict[str, Any]:
+def _status_fields(desired: Desired, facts: HostFacts, transport: Transport) -> dict[str, Any]:
     ollama = None
     if facts.servers:
-        with transport_for(desired).http_url(desired.url) as url:
+        with transport.http_url(desired.url) as url:
             answer = server_version(url)
         kind = "simulated" if answer.data.get("simulated") else "real"
         ollama = f"{answer.data['version']} ({kind})" if answer.ok else "no answer"

@@ -13,6 +13,8 @@ from typing import TypeVar
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
+WAKE_SECONDS = 0.2
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -42,7 +44,9 @@ def each(items: Sequence[Item], work: Callable[[Item], Result], forks: int) -> t
 
     for _ in range(max(1, min(forks, len(items)))):
         threading.Thread(target=drain, daemon=True).start()
-    wait(futures)
+    # The kernel may give a signal to any thread, and its handler waits until this one wakes.
+    while wait(futures, timeout=WAKE_SECONDS).not_done:
+        pass
     return tuple(future.result() for future in futures)
 
 

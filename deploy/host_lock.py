@@ -24,6 +24,9 @@ ANSWER_SECONDS = 30.0
 # The holder on the host gives up after 60 s of silence: see commands.hold_lock.
 OWN_HOLDER_SECONDS = 70.0
 ASK_AGAIN_SECONDS = 1.0
+# A host that goes back by itself starts a server and loads its models: templates/lease.sh.
+REVERT_SECONDS = 180.0
+_REVERTING = "lease"
 
 
 def render_owner(what: str) -> str:
@@ -50,17 +53,27 @@ def host_lock(
 
     Raises HostLocked with the owner, the lock's age and how to release it when somebody else holds it. A
     holder whose controller died, was killed or lost its connection frees it by itself; `journal` then tells
-    and keeps that this one took over. While it is held, a rollback lease on the host is renewed.
+    and keeps that this one took over. A host that goes back by itself is waited for. While the lock is held,
+    a rollback lease on the host is renewed.
     """
-    channel = transport.open_channel(hold_lock(lock, render_owner(what)))
-    with _beating(channel, transport.host) as check_held:
-        answer = channel.read_line(timeout_seconds=ANSWER_SECONDS)
-        word, _, before = answer.partition(" after ")
-        if word != "locked":
+    deadline, is_told = time.monotonic() + REVERT_SECONDS, False
+    while True:
+        channel = transport.open_channel(hold_lock(lock, render_owner(what)))
+        with _beating(channel, transport.host) as check_held:
+            answer = channel.read_line(timeout_seconds=ANSWER_SECONDS)
+            word, _, before = answer.partition(" after ")
+            if word == "locked":
+                if before and journal is not None:
+                    _tell_takeover(journal, before)
+                yield check_held
+                return
+        is_reverting = _parse_owner(_owner_line(answer)).get("owner") == _REVERTING
+        if not is_reverting or time.monotonic() > deadline:
             raise _refused(transport.host, lock, answer)
-        if before and journal is not None:
-            _tell_takeover(journal, before)
-        yield check_held
+        if journal is not None and not is_told:
+            journal.note("the host is going back by itself to what it served; waiting until it has")
+            is_told = True
+        time.sleep(ASK_AGAIN_SECONDS)
 
 
 @contextmanager

@@ -56,10 +56,14 @@ class Inventory:
     def select(self, pattern: str | None) -> tuple[InventoryHost, ...]:
         """The hosts that Ansible's `--limit` pattern means, in Ansible's order; None means all.
 
+        The order is the one of `all`: that of a pattern's parts says nothing, and the canary stays first.
         Raises InventoryError where a part of the pattern matches nothing.
         """
         members = {name: group.members for name, group in self.groups.items()}
-        names = select_names("all" if pattern is None else pattern, self.hosts, members)
+        names = select_names("all", self.hosts, members)
+        if pattern is not None:
+            chosen = set(select_names(pattern, self.hosts, members))
+            names = tuple(name for name in names if name in chosen)
         return tuple(self.hosts[name] for name in names)
 
 

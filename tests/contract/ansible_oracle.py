@@ -94,12 +94,16 @@ def answer(cli: InventoryCLI, path: str, patterns: list[str]) -> dict[str, Any]:
 
 
 def hosts_of(inventory: InventoryManager, pattern: str) -> list[str] | None:
-    """The hosts of a pattern; the implicit localhost, which no file names, counts as nothing."""
+    """What `--limit` leaves of all hosts; the implicit localhost, which no file names, counts as nothing."""
     try:
-        found = inventory.get_hosts(pattern)
+        if any(host.implicit for host in inventory.get_hosts(pattern)):
+            return None
+        inventory.subset(pattern)
+        return [host.name for host in inventory.get_hosts("all")]
     except Exception:  # noqa: BLE001 - any exception of Ansible is its refusal
         return None
-    return None if any(host.implicit for host in found) else [host.name for host in found]
+    finally:
+        inventory.subset(None)
 
 
 if __name__ == "__main__":

@@ -274,3 +274,36 @@ def test_a_takeover_is_told_and_stands_in_the_journal(tmp_path: Path) -> None:
     assert [(entry["who"], entry["what"], entry["result"]) for entry in entries] == [
         (this_user(), "deploy", text)
     ]
+
+
+def test_a_host_that_goes_back_by_itself_is_waited_for_and_told(tmp_path: Path) -> None:
+    lock, told = tmp_path / "state/lock", list[str]()
+    lock.parent.mkdir()
+    # As templates/lease.sh holds it.
+    reverts = f"exec 9>>'{lock}'; flock 9; printf '%s\\n' \"$1\" \"$$\" >'{lock}'; echo; read _; : >'{lock}'"
+    owner = '{"owner": "lease", "pid": 7, "since": "2026-03-01T04:30:05Z", "what": "revert"}'
+    with subprocess.Popen(
+        ["sh", "-c", reverts, "sh", owner], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as reverting:
+        assert reverting.stdout is not None
+        reverting.stdout.readline()
+
+        def hear(event: str, host: str | None, **fields: Any) -> None:
+            told.append(fields["text"])
+            reverting.communicate("\n")
+
+        journal = Journal(transport=BOX, path=PurePosixPath(tmp_path / "journal"), what="deploy", events=hear)
+        with host_lock.host_lock(BOX, PurePosixPath(lock), "deploy", journal):
+            assert this_user() in lock.read_text()
+    assert told == ["the host is going back by itself to what it served; waiting until it has"]
+
+
+def test_a_host_that_goes_back_for_ever_is_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_lock, "REVERT_SECONDS", 0.0)
+    lock = tmp_path / "lock"
+    lock.write_text('{"owner": "lease", "pid": 7, "since": "2026-03-01T04:30:05Z", "what": "revert"}\n')
+    with subprocess.Popen(["flock", str(lock), "sh", "-c", "echo; cat"], stdin=-1, stdout=-1) as reverting:
+        assert reverting.stdout is not None
+        reverting.stdout.readline()
+        with pytest.raises(HostLocked), host_lock.host_lock(BOX, PurePosixPath(lock), "deploy"):
+            pass

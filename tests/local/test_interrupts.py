@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -103,6 +105,32 @@ def test_a_second_ctrl_c_does_not_wait_for_the_work_of_a_thread() -> None:
         each([1], work, 1)
     assert not end.is_set()
     end.set()
+
+
+def waits_for_futures(thread: threading.Thread) -> bool:
+    """Whether it has come to the end of what it calls there."""
+    calls = [
+        frame.f_code.co_name for frame, _ in traceback.walk_stack(sys._current_frames()[thread.ident or 0])
+    ]
+    return calls[0] == "wait" and "each" in calls and "start" not in calls
+
+
+def test_a_signal_that_another_thread_was_given_is_heard_at_once() -> None:
+    heard = threading.Event()
+
+    def work(_: int) -> bool:
+        deadline = time.monotonic() + SECONDS
+        while not waits_for_futures(threading.main_thread()) and time.monotonic() < deadline:
+            pass
+        # The kernel may choose any thread; the handler runs in the main one, which nothing has woken.
+        signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
+        return heard.wait(SECONDS)
+
+    earlier = signal.signal(signal.SIGUSR1, lambda *_: heard.set())
+    try:
+        assert each([1], work, forks=1) == (True,)
+    finally:
+        signal.signal(signal.SIGUSR1, earlier)
 
 
 def test_all_hosts_end_before_the_error_of_one_is_raised() -> None:

@@ -1,0 +1,153 @@
+"""Every host of a run has an end that is told, whatever became of the others or of the run."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from console import views
+from console.run import Run, make_sources
+from deploy.desired import Desired
+from deploy.errors import ExitCode
+from deploy.facts import HostFacts
+from deploy.report import Report
+from deploy.transport import Transport
+from tests.local.test_demo import environment, fleet
+from tests.local.test_deploy_flags import PINS
+
+PROJECT = Path(__file__).resolve().parents[2]
+OFF = "ansible_host=127.0.0.1 ansible_port=1"
+SECONDS = 60
+
+Inventory = Callable[..., str]
+
+
+@pytest.fixture
+def inventory(tmp_path: Path) -> Inventory:
+    """Writes one, of the hosts' lines; `here` is this machine, where nothing is deployed yet."""
+
+    def write(*lines: str) -> str:
+        path = tmp_path / "inventory.ini"
+        (tmp_path / "pins.toml").write_text(PINS)
+        own = f"here ansible_connection=local ollama_service=process ollama_root={tmp_path}/root"
+        hosts = "\n".join(own if line == "here" else line for line in lines)
+        path.write_text(f"[all]\n{hosts}\n[all:vars]\nollama_version=0.17.5\nollama_gpu=none\n")
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """The address of somebody who takes the connection and says nothing."""
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        yield f"ansible_host=127.0.0.1 ansible_port={listener.getsockname()[1]}"
+
+
+def events(out: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in out.splitlines()]
+
+
+def ends(told: list[dict[str, Any]]) -> dict[str, str]:
+    return {event["host"]: event["outcome"] for event in told if event["event"] == "host_done"}
+
+
+def test_a_plan_that_nobody_agrees_to_ends_with_every_host_skipped_and_a_report(
+    tmp_path: Path, inventory: Inventory
+) -> None:
+    junit = tmp_path / "deploy.xml"
+    words = ["--json", "--junit", str(junit), "--inventory", inventory("here", f"off {OFF}")]
+    done = fleet(tmp_path, "deploy", *words)
+    assert done.returncode == ExitCode.UNREACHABLE, done.stderr
+    told = events(done.stdout)
+    assert ends(told) == {"here": "skipped", "off": "unreachable"}
+    assert next(event["reason"] for event in told if event.get("outcome") == "skipped") == "nobody agreed"
+    assert (told[-1]["skipped"], told[-1]["unreachable"], told[-1]["hosts"]) == (1, 1, 2)
+    assert 'tests="2" failures="0" errors="1"' in junit.read_text()
+    assert not (tmp_path / "root").exists()
+
+
+def test_the_error_of_a_host_out_of_reach_is_told_once(tmp_path: Path, inventory: Inventory) -> None:
+    done = fleet(tmp_path, "deploy", "--json", "--inventory", inventory(f"a {OFF}", f"b {OFF}"))
+    told = events(done.stdout)
+    assert [event["host"] for event in told if event["event"] == "error"] in (["a", "b"], ["b", "a"])
+    assert ends(told) == {"a": "unreachable", "b": "unreachable"}
+
+
+def test_the_second_ctrl_c_leaves_no_host_without_an_end(
+    tmp_path: Path, inventory: Inventory, silent: str
+) -> None:
+    junit = tmp_path / "deploy.xml"
+    junit.write_text("of yesterday")
+    path = inventory(f"off {OFF}", f"mute1 {silent}", f"mute2 {silent}")
+    words = ["deploy", "--yes", "--json", "--forks", "2", "--junit", str(junit), "--inventory", path]
+    with subprocess.Popen(
+        [sys.executable, str(PROJECT), *words],
+        env=environment(tmp_path),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        # Off ends at once, and its place is taken by the last one.
+        seen = [json.loads(process.stdout.readline())]
+        while [event.get("host") for event in seen if event["event"] == "host_started"].count("mute2") == 0:
+            seen.append(json.loads(process.stdout.readline()))
+        process.send_signal(signal.SIGINT)
+        while "press Ctrl-C again" not in process.stderr.readline():
+            pass
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=SECONDS)
+    assert process.returncode == ExitCode.INTERRUPTED, err
+    told = [*seen, *events(out)]
+    assert ends(told) == {"off": "unreachable", "mute1": "failed", "mute2": "failed"}
+    assert told[-1]["event"] == "summary"
+    assert (told[-1]["hosts"], told[-1]["failed"], told[-1]["unreachable"]) == (3, 2, 1)
+    assert 'tests="3"' in junit.read_text()
+
+
+def test_a_host_out_of_reach_keeps_no_other_from_its_restart(tmp_path: Path, inventory: Inventory) -> None:
+    words = ["--yes", "--json", "--inventory", inventory(f"off {OFF}", "here")]
+    told = events(fleet(tmp_path, "service", "restart", *words).stdout)
+    assert ends(told).keys() == {"off", "here"}
+    assert (ends(told)["off"], told[-1]["hosts"], told[-1]["unreachable"]) == ("unreachable", 2, 1)
+
+
+def test_one_host_that_cannot_be_looked_at_takes_no_row_from_the_others(
+    tmp_path: Path, inventory: Inventory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_descriptors(desired: Desired, facts: HostFacts, transport: Transport) -> dict[str, Any]:
+        if desired.host == "poor":
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return look(desired, facts, transport)
+
+    look = views._status_fields
+    monkeypatch.setattr(views, "_status_fields", no_descriptors)
+    local = f"ansible_connection=local ollama_service=process ollama_root={tmp_path}"
+    out = io.StringIO()
+    run = Run(
+        report=Report(as_json=True, stdout=out, stderr=io.StringIO()),
+        sources=make_sources(inventory(f"poor {local}/poor", f"rich {local}/rich"), None),
+        limit=None,
+        forks=2,
+        stop_requested=threading.Event(),
+    )
+    assert views.show_status(run, drift_code=False) is ExitCode.FAILED
+    told = events(out.getvalue())
+    assert [event["host"] for event in told if event["event"] == "status"] == ["rich"]
+    assert (told[-1]["hosts"], told[-1]["failed"]) == (2, 1)
