@@ -217,7 +217,8 @@ def _as_of_nvml(reading: GpuReading) -> nvml.GpuReading:
         )
         for gpu in reading.gpus
     )
-    return nvml.GpuReading(gpus, _code_of(reading.problem), reading.said, gpus[0].driver if gpus else None)
+    driver = gpus[0].driver if gpus else None
+    return nvml.GpuReading(gpus, _code_of(reading.problem), reading.said, driver, lists_instances=False)
 
 
 def _code_of(problem: Problem | None) -> int | None:

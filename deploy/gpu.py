@@ -231,7 +231,7 @@ def _whole(field: str, line: str) -> int:
 
 
 def _mebibytes(field: str, line: str) -> int | None:
-    if field.startswith("[") and field.endswith("]"):
+    if field == "N/A" or (field.startswith("[") and field.endswith("]")):
         return None
     return _whole(field, line) * _MIB
 

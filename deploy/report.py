@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import shlex
 import sys
 import threading
@@ -36,6 +37,10 @@ _MIB = 1024 * 1024
 # Of a summary's numbers: said otherwise, or by the other numbers; and what goes without saying.
 _ELSEWHERE = ("seconds", "ok")
 _UNSAID = {"skipped": 0}
+
+
+# Control characters but tab and line feed.
+_OBEYED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class Report:
@@ -135,7 +140,7 @@ class Report:
         """Words for people only; never on standard output with `--json`."""
         with self._lock, self._without_reader():
             self._clear()
-            print(text, file=self._stderr if self._json else self._stdout, flush=True)
+            print(visible(text), file=self._stderr if self._json else self._stdout, flush=True)
 
     def text(self, event: str, text: str, **fields: Any) -> None:
         """A whole text as it is, without a prefix; with `--json` the field `text` of one event."""
@@ -157,7 +162,7 @@ class Report:
             if self._json:
                 self._write_json({"event": "error", **error_fields(error)})
             self._clear()
-            print(render_error(error), file=self._stderr, flush=True)
+            print(visible(render_error(error)), file=self._stderr, flush=True)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A table for people; with `--json` the rows were events already."""
@@ -167,6 +172,7 @@ class Report:
             self._table(title, columns, rows)
 
     def _table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        rows = [[visible(cell.replace("\n", " ")) for cell in row] for row in rows]
         widths = [max(len(row[i]) for row in [columns, *rows]) for i in range(len(columns))]
         if self._stdout.isatty():
             from rich.console import Console
@@ -223,7 +229,7 @@ class Report:
                 _turn_away(stream)
 
     def _print(self, text: str) -> None:
-        print(text, file=self._stdout, flush=True)
+        print(visible(text), file=self._stdout, flush=True)
 
     def _write_json(self, event: Mapping[str, Any]) -> None:
         print(render_json(event, self._stdout), file=self._stdout, flush=True)
@@ -238,6 +244,11 @@ class Report:
             return False
         self._last_progress[key] = now
         return True
+
+
+def visible(text: str) -> str:
+    """Words of hosts, servers and mirrors; what a terminal would obey is escaped."""
+    return _OBEYED.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def _naming(inventory: str, hint: str) -> str:

@@ -134,8 +134,10 @@ def last_deploy(journal: Path) -> str | None:
             entry = json.loads(line)
         except ValueError:
             continue
-        if isinstance(entry, dict) and (entry.get("what"), entry.get("result")) == ("deploy", "done"):
-            return str(entry.get("at"))
+        if not isinstance(entry, dict) or not isinstance(entry.get("at"), str):
+            continue
+        if (entry.get("what"), entry.get("result")) == ("deploy", "done"):
+            return str(entry["at"])
     return None
 
 

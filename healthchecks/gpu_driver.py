@@ -56,7 +56,7 @@ def check_gpu_driver(look: Look) -> Judgement:
     if not gpus:
         return Judgement(State.FAIL, "the driver has no GPU", _CODES[6][1], evidence, facts)
     split = [gpu for gpu in gpus if gpu.mig == "split"]
-    if split and not any(gpu.mig == "instance" for gpu in reading.gpus):
+    if split and reading.lists_instances and not any(gpu.mig == "instance" for gpu in reading.gpus):
         reason = f"MIG is on for GPU {split[0].index}, and it has no instance: nothing can compute there"
         return Judgement(State.FAIL, reason, "nvidia-smi mig -cgi, or nvidia-smi -mig 0", evidence, facts)
     if expected is not None and len(gpus) > expected:

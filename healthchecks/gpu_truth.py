@@ -106,7 +106,9 @@ def _held_by_server(look: Look, gpus: Sequence[Gpu]) -> list[GpuProcess] | None:
         return None
     family = descendants(processes, server)
     held = [process for process in told if process.pid in family]
-    if not held and (is_in_container(look) or any(process.pid not in visible for process in told)):
+    # Memory is in use, that was seen before: a list without anybody is one that is not shown.
+    is_hidden = not told or is_in_container(look) or any(process.pid not in visible for process in told)
+    if not held and is_hidden:
         return None
     return held
 

@@ -71,7 +71,7 @@ def unowned_bytes(gpu: Gpu) -> int | None:
     """
     sizes = (gpu.memory_total_bytes, gpu.memory_used_bytes, gpu.memory_free_bytes)
     total, used, free = sizes
-    if total is None or used is None or free is None or used + free >= total:
+    if total is None or used is None or free is None or used + free >= total or not gpu.lists_processes:
         return None
     counted = [process.memory_used_bytes for process in gpu.processes]
     owned = sum(size or 0 for size in counted) + (gpu.graphics_bytes or 0)

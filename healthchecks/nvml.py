@@ -43,7 +43,7 @@ class Gpu:
     `memory_used_bytes` is without what the driver reserves, where it says how much that is. `throttle` is the
     mask of nvmlDeviceGetCurrentClocksEventReasons. Uncorrected ECC errors are `ecc_volatile` since the driver
     was loaded and `ecc_aggregate` over the card's life. `graphics_bytes` is held by processes that draw and
-    do not compute.
+    do not compute. `lists_processes` is False where the driver did not give the list: nobody is not no one.
     """
 
     index: int
@@ -56,6 +56,7 @@ class Gpu:
     memory_used_bytes: int | None = None
     memory_free_bytes: int | None = None
     processes: tuple[GpuProcess, ...] = ()
+    lists_processes: bool = True
     graphics_bytes: int | None = None
     temperature_celsius: int | None = None
     slowdown_celsius: int | None = None
@@ -73,7 +74,8 @@ class Gpu:
 class GpuReading:
     """What the driver answered. `gpus` and `code` may both be set: one GPU of several can be lost.
 
-    `code` is None where nothing failed; `said` holds the driver's own words.
+    `code` is None where nothing failed; `said` holds the driver's own words. `lists_instances` is False where
+    the one that was asked knows no instance of MIG, as `nvidia-smi --query-gpu`.
     """
 
     gpus: tuple[Gpu, ...] = ()
@@ -81,6 +83,7 @@ class GpuReading:
     said: str = ""
     driver: str | None = None
     cuda: str | None = None
+    lists_instances: bool = True
 
 
 def read_gpus(deadline_seconds: float) -> GpuReading:
@@ -166,7 +169,8 @@ def _read_one(index: int, handle: Any, driver: str, mig: str) -> Gpu:
             return pynvml.nvmlDeviceGetMemoryInfo(handle)
 
     sizes = _optional(memory)
-    running = _optional(lambda: pynvml.nvmlDeviceGetComputeRunningProcesses(handle)) or []
+
+    running = _optional(lambda: _ask_newest(handle, "nvmlDeviceGetComputeRunningProcesses"))
     return Gpu(
         index=index,
         name=pynvml.nvmlDeviceGetName(handle),
@@ -176,7 +180,8 @@ def _read_one(index: int, handle: Any, driver: str, mig: str) -> Gpu:
         memory_total_bytes=None if sizes is None else sizes.total,
         memory_used_bytes=None if sizes is None else sizes.used,
         memory_free_bytes=None if sizes is None else sizes.free,
-        processes=tuple(_process(item.pid, item.usedGpuMemory) for item in running),
+        processes=tuple(_process(item.pid, item.usedGpuMemory) for item in running or ()),
+        lists_processes=running is not None,
     )
 
 
@@ -186,24 +191,26 @@ def _read_health(gpu: Gpu, handle: Any) -> Gpu:
 
     def ecc(counter: int) -> int | None:
         uncorrected = nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED
-        return _optional(lambda: int(nvml.nvmlDeviceGetTotalEccErrors(handle, uncorrected, counter)))
+        return _unless_lost(lambda: int(nvml.nvmlDeviceGetTotalEccErrors(handle, uncorrected, counter)))
 
-    remapped = _optional(lambda: nvml.nvmlDeviceGetRemappedRows(handle))
-    retired = _optional(lambda: nvml.nvmlDeviceGetRetiredPagesPendingStatus(handle))
-    persistence = _optional(lambda: nvml.nvmlDeviceGetPersistenceMode(handle))
+    remapped = _unless_lost(lambda: nvml.nvmlDeviceGetRemappedRows(handle))
+    retired = _unless_lost(lambda: nvml.nvmlDeviceGetRetiredPagesPendingStatus(handle))
+    persistence = _unless_lost(lambda: nvml.nvmlDeviceGetPersistenceMode(handle))
     return dataclasses.replace(
         gpu,
-        graphics_bytes=_optional(lambda: _sum_graphics(handle, {process.pid for process in gpu.processes})),
-        pci=_optional(lambda: _text(nvml.nvmlDeviceGetPciInfo(handle).busId)),
-        temperature_celsius=_optional(
+        graphics_bytes=_unless_lost(
+            lambda: _sum_graphics(handle, {process.pid for process in gpu.processes})
+        ),
+        pci=_unless_lost(lambda: _text(nvml.nvmlDeviceGetPciInfo(handle).busId)),
+        temperature_celsius=_unless_lost(
             lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)
         ),
-        slowdown_celsius=_optional(
+        slowdown_celsius=_unless_lost(
             lambda: nvml.nvmlDeviceGetTemperatureThreshold(handle, nvml.NVML_TEMPERATURE_THRESHOLD_SLOWDOWN)
         ),
-        utilization_percent=_optional(lambda: int(nvml.nvmlDeviceGetUtilizationRates(handle).gpu)),
+        utilization_percent=_unless_lost(lambda: int(nvml.nvmlDeviceGetUtilizationRates(handle).gpu)),
         # The older of the two names, which drivers from 2023 on still have.
-        throttle=_optional(lambda: int(nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle))),
+        throttle=_unless_lost(lambda: int(nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle))),
         persistence=None if persistence is None else bool(persistence),
         ecc_volatile=ecc(nvml.NVML_VOLATILE_ECC),
         ecc_aggregate=ecc(nvml.NVML_AGGREGATE_ECC),
@@ -215,17 +222,25 @@ def _read_health(gpu: Gpu, handle: Any) -> Gpu:
 
 def _sum_graphics(handle: Any, computing: set[int]) -> int:
     """A process may do both; its memory is counted once."""
+    drawing = _ask_newest(handle, "nvmlDeviceGetGraphicsRunningProcesses")
+    return sum(item.usedGpuMemory or 0 for item in drawing if item.pid not in computing)
+
+
+def _ask_newest(handle: Any, call: str) -> Any:
+    """Drivers before 510 have the second form only; without a number the binding would refuse them."""
     import pynvml
 
-    drawing = pynvml.nvmlDeviceGetGraphicsRunningProcesses(handle)
-    return sum(item.usedGpuMemory or 0 for item in drawing if item.pid not in computing)
+    try:
+        return getattr(pynvml, f"{call}_v3")(handle)
+    except pynvml.NVMLError_FunctionNotFound:
+        return getattr(pynvml, f"{call}_v2")(handle)
 
 
 def _process(pid: int, memory_used_bytes: int | None) -> GpuProcess:
     import pynvml
 
     try:
-        name = _optional(lambda: str(pynvml.nvmlSystemGetProcessName(pid)))
+        name = _unless_lost(lambda: str(pynvml.nvmlSystemGetProcessName(pid)))
     except UnicodeDecodeError:
         name = None
     # A process of another container has no name here.
@@ -249,6 +264,18 @@ def _optional(ask: Callable[[], Value]) -> Value | None:
         pynvml.NVMLError_NotFound,
         pynvml.NVMLError_InvalidArgument,
     ):
+        return None
+
+
+def _unless_lost(ask: Callable[[], Value]) -> Value | None:
+    """The same for what the checks can do without: no odd answer about it may hide the card."""
+    import pynvml
+
+    try:
+        return ask()
+    except pynvml.NVMLError as error:
+        if error.value in (pynvml.NVML_ERROR_GPU_IS_LOST, pynvml.NVML_ERROR_RESET_REQUIRED):
+            raise
         return None
 
 

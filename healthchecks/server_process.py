@@ -11,8 +11,11 @@ from healthchecks.judgement import Look
 
 _ASKED = "LoadState,ActiveState,SubState,Result,NRestarts,MainPID,ExecMainStatus"
 
-# The runner is its own program in old and in new releases, and `ollama runner` in between.
-_RUNNERS = ("ollama_llama_server", "llama-server")
+# `start` is an alias (cmd/cmd.go of Ollama).
+_SERVES = ("serve", "start")
+# The runner is its own program in old and in new releases, and `ollama runner` in between. llama.cpp has a
+# `llama-server` too, which people run by themselves: Ollama's lies in its library.
+_OLD_RUNNER, _NEW_RUNNER = "ollama_llama_server", "ollama/llama-server"
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ def find_service(look: Look) -> Service:
 def is_server(process: Process) -> bool:
     """Whether it is an `ollama serve`; the simulated one is a script, its interpreter stands before it."""
     return any(
-        posixpath.basename(word) == "ollama" and following == "serve"
+        posixpath.basename(word) == "ollama" and following in _SERVES
         for word, following in zip(process.command, process.command[1:])
     )
 
@@ -54,9 +57,9 @@ def is_runner(process: Process) -> bool:
     if not process.command:
         return False
     name, *rest = process.command
-    return posixpath.basename(name) in _RUNNERS or (
-        posixpath.basename(name) == "ollama" and rest[:1] == ["runner"]
-    )
+    if posixpath.basename(name) == "ollama":
+        return rest[:1] == ["runner"]
+    return posixpath.basename(name) == _OLD_RUNNER or name.endswith(f"/{_NEW_RUNNER}")
 
 
 def descendants(processes: Iterable[Process], pid: int) -> frozenset[int]:

@@ -40,7 +40,8 @@ _OF_PROGRAMS: Mapping[int, str] = {
     43: "a program was stopped",
 }
 
-_XID = re.compile(r"NVRM: Xid \(PCI:(?P<pci>[0-9A-Fa-f:.]+)\): (?P<code>\d+)")
+# `Xid (PCI:0000:17:00): 79`; of an instance of MIG `(PCI:0000:17:00 GPU-I:05)`; old drivers have no `PCI:`.
+_XID = re.compile(r"NVRM: Xid \((?:PCI:)?(?P<pci>[0-9A-Fa-f:.]+)[^)]*\): (?P<code>\d+)")
 _FALLEN = re.compile(r"NVRM: GPU (?:at PCI:)?(?P<pci>[0-9A-Fa-f:.]+)\b.*fallen off the bus")
 _DMESG = re.compile(r"\[ *(?P<seconds>\d+\.\d+)\] (?P<text>.*)")
 
@@ -117,7 +118,13 @@ def parse_journal(lines: Iterable[str], now_seconds: float) -> tuple[Xid, ...]:
         # Most lines are of others, and JSON is slow.
         if "NVRM" not in line:
             continue
-        entry = json.loads(line)
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            # Cut short: the lines around it count all the same.
+            continue
+        if not isinstance(entry, dict):
+            continue
         text, at = entry.get("MESSAGE"), entry.get("__REALTIME_TIMESTAMP")
         ago = now_seconds - int(at) / 1e6 if isinstance(at, str) and at.isdigit() else None
         found += _parse_text(str(text), ago)

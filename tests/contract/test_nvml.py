@@ -173,6 +173,36 @@ def test_a_card_tells_its_health_through_the_real_binding(driver: pytest.MonkeyP
     assert gpu.processes == (health_nvml.GpuProcess(4242, RUNNER, 5900 * MIB),)
 
 
+def test_a_driver_before_510_is_asked_for_its_processes_by_the_call_that_it_has(
+    driver: pytest.MonkeyPatch,
+) -> None:
+    driver.setenv("SCRIPTED_NVML_OLD", "1")
+    driver.setenv("SCRIPTED_NVML_PROCESSES", f"0,4242,5900,{RUNNER}")
+    driver.setenv("SCRIPTED_NVML_GRAPHICS", "0,80,300,Xorg")
+    reading = health_nvml.read_gpus(20)
+    [gpu] = reading.gpus
+    assert reading.code is None
+    assert (gpu.processes, gpu.lists_processes) == (
+        (health_nvml.GpuProcess(4242, RUNNER, 5900 * MIB),),
+        True,
+    )
+    assert gpu.graphics_bytes == 300 * MIB
+
+
+def test_an_odd_answer_about_a_cards_health_does_not_hide_the_card(driver: pytest.MonkeyPatch) -> None:
+    driver.setenv("SCRIPTED_NVML_HEALTH", "0:slowdown=-999,persistence=-25")
+    reading = health_nvml.read_gpus(20)
+    [gpu] = reading.gpus
+    assert reading.code is None
+    assert (gpu.slowdown_celsius, gpu.persistence, gpu.temperature_celsius) == (None, None, 41)
+
+
+def test_a_list_of_processes_that_is_refused_is_not_an_empty_one(driver: pytest.MonkeyPatch) -> None:
+    driver.setenv("SCRIPTED_NVML_LISTS", "4")
+    [gpu] = health_nvml.read_gpus(20).gpus
+    assert (gpu.processes, gpu.lists_processes, gpu.graphics_bytes) == ((), False, None)
+
+
 def test_memory_of_processes_that_draw_is_summed_once(driver: pytest.MonkeyPatch) -> None:
     driver.setenv("SCRIPTED_NVML_PROCESSES", f"0,4242,5900,{RUNNER}")
     driver.setenv("SCRIPTED_NVML_GRAPHICS", f"0,80,300,Xorg;0,81,50,-;0,4242,5900,{RUNNER}")

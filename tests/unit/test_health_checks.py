@@ -20,7 +20,7 @@ from healthchecks.exposure import check_exposure
 from healthchecks.generate import check_generate
 from healthchecks.health_config import FileConfig, HealthConfig, ModelConfig, Thresholds
 from healthchecks.health_report import CheckResult, HealthReport, State
-from healthchecks.host_view import Memory, Space
+from healthchecks.host_view import Memory, Process, Space
 from healthchecks.judgement import Judgement, Look
 from healthchecks.loaded_models import check_loaded
 from healthchecks.main_memory import check_memory
@@ -460,8 +460,21 @@ NO_GPU = replace(CONFIG, gpu="none")
 
 
 @pytest.mark.parametrize(
+    "table",
+    [
+        [process(900, 1, "/usr/local/bin/llama-server", "-m", "my.gguf")],
+        [process(900, 1, OLLAMA, "start"), process(901, 900, OLLAMA, "runner", "--model", "x")],
+    ],
+    ids=["llama.cpp by itself", "the other name of serve"],
+)
+def test_nobody_is_told_to_kill_what_is_no_orphan(host: FakeHost, table: list[Process]) -> None:
+    host.table += table
+    assert check_owners(look(host, NO_GPU)).state is State.PASS
+
+
+@pytest.mark.parametrize(
     "command",
-    [(OLLAMA, "runner", "--model", "x"), ("/x/ollama_llama_server",), ("/x/lib/llama-server", "-m")],
+    [(OLLAMA, "runner", "--model", "x"), ("/x/ollama_llama_server",), ("/x/lib/ollama/llama-server", "-m")],
 )
 def test_a_runner_whose_server_is_gone_is_named(host: FakeHost, command: tuple[str, ...]) -> None:
     host.table.append(process(900, 1, *command))

@@ -433,3 +433,35 @@ def test_a_log_that_nobody_may_read_is_unknown(host: FakeHost) -> None:
 def test_lines_without_a_time_count_as_new() -> None:
     [found] = parse_dmesg([xid_line(31)], None)
     assert (found.code, found.seconds_ago) == (31, None)
+
+
+def test_a_process_list_that_the_driver_does_not_give_accuses_nobody(
+    host: FakeHost, server: FakeServer
+) -> None:
+    host.reading = GpuReading((replace(GPU, processes=(), lists_processes=False),), driver="470.1")
+    truth, owners = check_gpu_truth(look(host)), check_owners(look(host))
+    assert (truth.state, owners.state) == (State.UNKNOWN, State.UNKNOWN)
+    assert "does not show who holds" in truth.reason
+    assert owners.evidence["unowned_gpu_bytes"] == {"GPU-0": None}
+
+
+def test_a_split_card_without_an_instance_fails_only_where_instances_are_told(host: FakeHost) -> None:
+    split = GpuReading((replace(GPU, mig="split"),), driver="550.1")
+    host.reading = split
+    assert check_gpu_driver(look(host)).state is State.FAIL
+    host.reading = replace(split, lists_instances=False)
+    assert check_gpu_driver(look(host)).state is State.PASS
+
+
+@pytest.mark.parametrize(
+    ("place", "code"),
+    [("PCI:0000:17:00 GPU-I:05 GPU-CI:00", 48), ("PCI:0000:17:00 GPU-I:05", 79), ("0000:17:00", 79)],
+)
+def test_an_xid_of_an_instance_and_of_an_old_driver_is_read(place: str, code: int) -> None:
+    (found,) = parse_dmesg([f"[ 12.5] NVRM: Xid ({place}): {code}, pid=1"], 100.0)
+    assert (found.code, found.pci) == (code, "0000:17:00")
+
+
+def test_a_line_of_the_journal_that_cannot_be_read_hides_no_other() -> None:
+    good = json.dumps({"MESSAGE": "NVRM: Xid (PCI:0000:17:00): 79, lost", "__REALTIME_TIMESTAMP": "1"})
+    assert [one.code for one in parse_journal(['{"MESSAGE": "NVRM: X', '["NVRM"]', good], 10.0)] == [79]

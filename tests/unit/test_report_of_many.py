@@ -19,7 +19,7 @@ import pytest
 
 from deploy import report as reports
 from deploy.board import Board
-from deploy.errors import VerifyFailed
+from deploy.errors import CommandFailed, VerifyFailed
 from deploy.outcomes import HostOutcome, Outcome
 from deploy.report import Report
 
@@ -243,3 +243,16 @@ def test_a_long_name_leaves_room_for_the_step_and_the_time(
     report("host_started", "gpu-node-101.rack7.production.example.com", batch=1)
     terminal.wait_for(r"gpu-node-101\S*\u2026 +looking \S* +\d+ s")
     report.close()
+
+
+def test_what_a_terminal_would_obey_is_shown_and_not_done() -> None:
+    out, err = io.StringIO(), io.StringIO()
+    report = Report(as_json=False, stdout=out, stderr=err)
+    hostile = "\x1b[2J\x1b]0;owned\x07\rfake01"
+    report.table("health", ["host", "said"], [["gpu01", f"{hostile}\nfake01  pass"]])
+    report("note", "gpu01", text=hostile)
+    report.error(CommandFailed(sentence=f"`{hostile}` failed"))
+    told = out.getvalue() + err.getvalue()
+    assert not [c for c in told if c != "\n" and not c.isprintable()]
+    assert not [line for line in out.getvalue().splitlines() if line.startswith("fake01")]
+    assert told.count(r"\x1b[2J\x1b]0;owned\x07") == 3

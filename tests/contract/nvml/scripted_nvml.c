@@ -9,8 +9,10 @@
  *   SCRIPTED_NVML_LOST=INDEX         that GPU fell off the bus
  *   SCRIPTED_NVML_MIG=INDEX          that GPU is split: instances 0 and 2 exist, with a quarter of the memory each
  *   SCRIPTED_NVML_MEMORY=CODE        both memory calls answer CODE
- *   SCRIPTED_NVML_OLD=1              a driver that has no nvmlDeviceGetMemoryInfo_v2
- *   SCRIPTED_NVML_HEALTH="INDEX:KEY=VALUE,KEY=VALUE;..."   what that GPU says of itself; - is not supported. Keys:
+ *   SCRIPTED_NVML_LISTS=CODE         the calls for processes answer CODE
+ *   SCRIPTED_NVML_OLD=1              a driver before 510: the second form for memory and the third for processes miss
+ *   SCRIPTED_NVML_HEALTH="INDEX:KEY=VALUE,KEY=VALUE;..."   what that GPU says of itself; - is not supported,
+ *                                    -CODE answers CODE. Keys:
  *                                    temperature (41), slowdown (90), utilization (0), throttle (0: a mask),
  *                                    persistence (1), ecc (0: since the driver was loaded), ecc_life (0),
  *                                    pending, failed (0: remapped rows), retired (-: pages of older cards)
@@ -57,7 +59,7 @@ int nvmlInitWithFlags(unsigned flags) {
     return number("SCRIPTED_NVML_INIT", OK);
 }
 
-/* The value that SCRIPTED_NVML_HEALTH has for a key of this GPU: OK and the number, or NOT_SUPPORTED. */
+/* The value that SCRIPTED_NVML_HEALTH has for a key of this GPU: OK and the number, or an error. */
 static int health(const struct device *device, const char *key, long long usually, long long *value) {
     char mark[16], word[64];
     snprintf(mark, sizeof mark, "%d:", device->index);
@@ -69,11 +71,11 @@ static int health(const struct device *device, const char *key, long long usuall
         char *inner = NULL;
         for (char *pair = strtok_r(item + strlen(mark), ",", &inner); pair; pair = strtok_r(NULL, ",", &inner))
             if (!strncmp(pair, word, strlen(word)))
-                *value = pair[strlen(word)] == '-' ? -1 : atoll(pair + strlen(word));
+                *value = !strcmp(pair + strlen(word), "-") ? -NOT_SUPPORTED : atoll(pair + strlen(word));
     }
     free(list);
-    if (device->instance >= 0) *value = -1;
-    return *value < 0 ? NOT_SUPPORTED : OK;
+    if (device->instance >= 0) *value = -NOT_SUPPORTED;
+    return *value < 0 ? (int)-*value : OK;
 }
 
 static int health_word(const struct device *device, const char *key, long long usually, unsigned *value) {
@@ -150,7 +152,7 @@ int nvmlDeviceGetRemappedRows(struct device *device, unsigned *corrected, unsign
 }
 
 int nvmlDeviceGetRetiredPagesPendingStatus(struct device *device, unsigned *pending) {
-    return health_word(device, "retired", -1, pending);
+    return health_word(device, "retired", -NOT_SUPPORTED, pending);
 }
 
 int nvmlDeviceGetMigMode(struct device *device, unsigned *current, unsigned *pending) {
@@ -204,6 +206,7 @@ static const char *next_process(const char *from, int *gpu, struct process *proc
 }
 
 static int processes(const char *list, struct device *device, unsigned *size, struct process *found) {
+    if (number("SCRIPTED_NVML_LISTS", OK)) return number("SCRIPTED_NVML_LISTS", OK);
     struct process process = {0}, all[PROCESSES];
     char name[1024];
     int gpu = 0;
@@ -219,11 +222,21 @@ static int processes(const char *list, struct device *device, unsigned *size, st
     return OK;
 }
 
-int nvmlDeviceGetComputeRunningProcesses_v3(struct device *device, unsigned *size, struct process *found) {
+int nvmlDeviceGetComputeRunningProcesses_v2(struct device *device, unsigned *size, struct process *found) {
     return processes("SCRIPTED_NVML_PROCESSES", device, size, found);
 }
 
+int nvmlDeviceGetComputeRunningProcesses_v3(struct device *device, unsigned *size, struct process *found) {
+    if (number("SCRIPTED_NVML_OLD", 0)) return NO_FUNCTION;
+    return processes("SCRIPTED_NVML_PROCESSES", device, size, found);
+}
+
+int nvmlDeviceGetGraphicsRunningProcesses_v2(struct device *device, unsigned *size, struct process *found) {
+    return processes("SCRIPTED_NVML_GRAPHICS", device, size, found);
+}
+
 int nvmlDeviceGetGraphicsRunningProcesses_v3(struct device *device, unsigned *size, struct process *found) {
+    if (number("SCRIPTED_NVML_OLD", 0)) return NO_FUNCTION;
     return processes("SCRIPTED_NVML_GRAPHICS", device, size, found);
 }
 
