@@ -202,6 +202,20 @@ def test_one_service_that_hangs_keeps_no_other_waiting_and_gets_its_message_late
     assert Spool(tmp_path).messages == ()
 
 
+def test_a_file_in_place_of_the_spool_keeps_no_message_back_and_is_told(
+    tmp_path: Path, listener: Listener
+) -> None:
+    write_addresses(tmp_path, address(listener))
+    (tmp_path / "spool").touch()
+    listener.answers = [403]
+    for told in ("HTTP 403; 1 message waits; the spool cannot be written", "the spool cannot be written"):
+        with pytest.raises(notify.NotTold, match=told):
+            notify.notify(finished(tmp_path, State.FAIL))
+    assert [one["title"] for one in listener.bodies()] == ["ollama-fleet gpu01: disk failed"] * 2
+    notify.notify(finished(tmp_path, State.FAIL))
+    assert len(listener.got) == 2
+
+
 def test_a_file_that_others_may_read_is_not_used_and_what_happens_meanwhile_waits(
     tmp_path: Path, listener: Listener
 ) -> None:
