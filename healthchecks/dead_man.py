@@ -16,6 +16,7 @@ from urllib.parse import urlsplit, urlunsplit
 import requests
 
 from healthchecks.addresses import Ping
+from healthchecks.answers import Beginning
 from healthchecks.retries import Tell, ask_again, tell_all
 
 START_SECONDS = 4.0
@@ -23,6 +24,8 @@ END_SECONDS = 12.0
 """With retries: a start that is lost costs a figure, an end that is lost an alarm at night."""
 
 _TIMEOUT_SECONDS = 3.0
+_HEADERS = {"User-Agent": "ollama-fleet"}
+_HOOKS = {"response": Beginning(1024)}
 
 
 class Signal(str, Enum):
@@ -59,7 +62,7 @@ def signal_url(url: str, signal: Signal) -> str:
 def _ask(url: str) -> str:
     """Nothing, or in a few words without the address why it was not heard."""
     try:
-        with requests.get(url, timeout=_TIMEOUT_SECONDS, headers={"User-Agent": "ollama-fleet"}) as answer:
+        with requests.get(url, timeout=_TIMEOUT_SECONDS, headers=_HEADERS, hooks=_HOOKS) as answer:
             # With HTTP 200 too they say that there is no such switch, or that it was told too often.
             said = answer.text[:40]
             if not answer.ok:

@@ -18,6 +18,7 @@ from typing import Any, Callable
 import requests
 
 from healthchecks.addresses import Target
+from healthchecks.answers import Beginning
 from healthchecks.notices import Notice
 from healthchecks.retries import Tell, ask_again, tell_all
 from healthchecks.spool import Spool
@@ -33,6 +34,11 @@ _PLUGINS = {
     "wecombot": ("wecombot", "NotifyWeComBot"),
     "slack": ("slack", "NotifySlack"),
 }
+
+_CODED_SCHEMES = ("feishu", "dingtalk", "wecombot")
+"""They refuse with HTTP 200 and a code; what another service means by a `code` is its own affair."""
+
+_ANSWER_BYTES_AT_MOST = 64 * 1024
 
 
 @dataclass(frozen=True)
@@ -80,7 +86,7 @@ def _serve(
     for message in spool.waiting_for(target.identity):
         if time.monotonic() >= until:
             return "more than there was time for"
-        send = partial(attempt_delivery, plugin, message.notice)
+        send = partial(attempt_delivery, plugin, message.notice, has_codes=target.scheme in _CODED_SCHEMES)
         attempt = ask_again(send, lambda one: one.again, until, pause)
         if not attempt.delivered:
             # The later ones wait too: nobody is to hear of a recovery before the problem.
@@ -111,10 +117,14 @@ def make_plugin(target: Target) -> Any:
     return plugin
 
 
-def attempt_delivery(plugin: Any, notice: Notice) -> Attempt:
-    """One request, judged by what the service really answered."""
+def attempt_delivery(plugin: Any, notice: Notice, *, has_codes: bool) -> Attempt:
+    """One request, judged by what the service really answered.
+
+    Args:
+        has_codes: whether the service may refuse with a code in its answer.
+    """
     kind = "failure" if notice.has_problem else "success"
-    _REQUESTS.forget()
+    _REQUESTS.begin(has_codes=has_codes)
     try:
         delivered = plugin.notify(title=notice.title, body=notice.body, notify_type=kind, body_format="text")
     except Exception as problem:  # noqa: BLE001 - another service may work, and its text may have the address
@@ -141,8 +151,9 @@ class _Requests:
     def __getattr__(self, name: str) -> Any:
         return getattr(requests, name)
 
-    def forget(self) -> None:
-        self._mine.why, self._mine.again = "", False
+    def begin(self, *, has_codes: bool) -> None:
+        """With the next message, of this thread."""
+        self._mine.why, self._mine.again, self._mine.has_codes = "", False, has_codes
 
     @property
     def why(self) -> str:
@@ -157,11 +168,15 @@ class _Requests:
 
     def request(self, method: str, url: str, **options: Any) -> requests.Response:
         try:
-            answer = requests.request(method, url, **options)  # noqa: S113 - the plugin gives a timeout
+            answer = requests.request(method, url, hooks=_HOOKS, **options)  # noqa: S113 - the plugin gives a timeout
         except requests.RequestException as problem:
             self._mine.why, self._mine.again = type(problem).__name__, True
             raise
-        code = _refusal(answer)
+        code = _refusal(answer) if self._mine.has_codes else None
+        if answer.request.method != method.upper():
+            # A POST that is sent elsewhere becomes a GET (RFC 9110, 15.4.3), which has no message.
+            self._mine.why = "redirected"
+            raise _Refused(self._mine.why)
         if not answer.ok:
             self._mine.why = f"HTTP {answer.status_code}"
             self._mine.again = answer.status_code in (408, 429) or answer.status_code >= 500
@@ -181,4 +196,5 @@ def _refusal(answer: requests.Response) -> int | None:
     return next((code for code in codes if isinstance(code, int) and code != 0), None)
 
 
+_HOOKS = {"response": Beginning(_ANSWER_BYTES_AT_MOST)}
 _REQUESTS = _Requests()

@@ -77,14 +77,22 @@ class FleetHost:
     @property
     def _is_stale(self) -> bool:
         age = None if self.kept is None else self.kept.age_seconds
-        return self.period_seconds is None or age is None or age > STALE_PERIODS * self.period_seconds
+        if self.period_seconds is None or age is None:
+            return True
+        # One that is dated ahead would count for as long as the clock was wrong.
+        return not -self.period_seconds <= age <= STALE_PERIODS * self.period_seconds
 
     @property
     def _why_stale(self) -> str:
         assert self.kept is not None
         assert self.kept.report is not None
         age, state = self.kept.age_seconds, self.kept.report.state
-        old = "its last report has no date" if age is None else f"its last report is {age_text(age)} old"
+        if age is None:
+            old = "its last report has no date"
+        elif age < 0:
+            old = f"its last report is dated {age_text(-age)} ahead of the host's clock"
+        else:
+            old = f"its last report is {age_text(age)} old"
         if self.period_seconds is None:
             return f"nothing checks this host any more; {old}, and said {state}"
         return f"{old}, due every {age_text(self.period_seconds)}, and said {state}"

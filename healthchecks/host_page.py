@@ -26,7 +26,7 @@ def host_details(kept: KeptReports | None, place: int) -> dict[str, Any]:
     version = text_of(facts, "ollama_version")
     return {
         "checked": report is not None,
-        "age": "" if age is None else age_text(age),
+        "age": "" if age is None or age < 0 else age_text(age),
         "started": "" if report is None else report.started,
         "version": None if version is None else judged_version(version),
         "facts": list(_facts(facts)),

@@ -16,6 +16,7 @@ STALE_PERIODS = 3
 
 # What is sent packed is of a host that may be in other hands: a bomb must not fill our memory.
 _UNPACKED_BYTES_AT_MOST = 64 * 1024 * 1024
+_YEAR_10000 = 253_402_300_800
 _GZIP, _GZIP_WINDOW = b"\x1f\x8b", 31
 
 
@@ -44,9 +45,9 @@ class KeptReports:
 
     @property
     def age_seconds(self) -> float | None:
-        """Of the last report."""
+        """Of the last report; negative where it is dated ahead of the host's own clock."""
         started = None if self.report is None else parse_moment(self.report.started)
-        return None if started is None else max(0.0, self.now - started)
+        return None if started is None else self.now - started
 
 
 def parse_kept(said: bytes) -> KeptReports:
@@ -73,11 +74,15 @@ def parse_kept(said: bytes) -> KeptReports:
 
 
 def parse_moment(text: Any) -> float | None:
-    """Seconds since 1970 of a time as reports have it; None for anything else."""
+    """Seconds since 1970 of a time as reports have it; None for anything else.
+
+    None too for what is before 1970 or after the year 9999 in UTC, which cannot be written again.
+    """
     try:
-        return datetime.strptime(text, "%Y-%m-%dT%H:%M:%S%z").timestamp()
+        at = datetime.strptime(text, "%Y-%m-%dT%H:%M:%S%z").timestamp()
     except (TypeError, ValueError):
         return None
+    return at if 0 <= at < _YEAR_10000 else None
 
 
 def _unpack(said: bytes) -> bytes:

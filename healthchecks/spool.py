@@ -12,6 +12,7 @@ import json
 import os
 import threading
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -77,8 +78,9 @@ class Spool:
         with self._writing:
             number = max(self._stored_number, *self._messages, 0) + 1
             self._make_room()
-            self._save(Message(number, notice))
-            self._keep_state()
+            if self._save(Message(number, notice)):
+                # One that is in memory alone is known once it is delivered: until then it is told anew.
+                self._keep_state()
 
     def waiting_for(self, target: str) -> tuple[Message, ...]:
         """What this one has not got yet, in order."""
@@ -98,10 +100,10 @@ class Spool:
     def drop_delivered(self, everybody: Collection[str]) -> None:
         """Messages that only somebody waited for who is no longer told anything."""
         with self._writing:
-            if everybody and self._keep_state():
-                for message in self.messages:
-                    if set(everybody) <= {*message.delivered}:
-                        self._remove(message.number)
+            gone = [message for message in self.messages if set(everybody) <= {*message.delivered}]
+            if everybody and gone and self._keep_state():
+                for message in gone:
+                    self._remove(message.number)
 
     def _keep_state(self) -> bool:
         """What the messages make known, for when they are gone; whether it could be written."""
@@ -115,9 +117,9 @@ class Spool:
         self._stored_number, self._stored_failing = newest, failing
         return True
 
-    def _save(self, message: Message) -> None:
+    def _save(self, message: Message) -> bool:
         self._messages[message.number] = message
-        self._write(self._path(message.number), {"format": FORMAT, **asdict(message)})
+        return self._write(self._path(message.number), {"format": FORMAT, **asdict(message)})
 
     def _write(self, path: Path, document: dict[str, Any]) -> bool:
         content = (json.dumps(document) + "\n").encode()
@@ -157,8 +159,10 @@ class Spool:
             with self._reserve.open("wb") as file:
                 os.posix_fallocate(file.fileno(), 0, RESERVE_BYTES)
         except OSError:
-            # There will be room again; until then there is nothing to set aside.
-            self._reserve.unlink(missing_ok=True)
+            # There will be room again; until then there is nothing to set aside. Nor is there where `spool`
+            # is no directory; whoever writes a message into it says so.
+            with suppress(OSError):
+                self._reserve.unlink(missing_ok=True)
 
 
 def _stand_in(oldest: Message, next_one: Message) -> Message:

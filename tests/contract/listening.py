@@ -9,9 +9,14 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+FLOOD_BYTES = 50 * 1024 * 1024
+
 
 class Listener(ThreadingHTTPServer):
-    """`answers` are used up one by one, then it is 200; "hang" says nothing until the end."""
+    """`answers` are used up one by one, then it is 200; "hang" says nothing until the end.
+
+    "flood" sends `FLOOD_BYTES`, and `flooded_bytes` says how many it could. A redirect leads to `/moved`.
+    """
 
     daemon_threads = True
 
@@ -20,6 +25,8 @@ class Listener(ThreadingHTTPServer):
         self.got: list[tuple[str, str, bytes]] = []
         self.answers: list[int | str] = []
         self.ended = threading.Event()
+        self.flooded_bytes = 0
+        self.flood_ended = threading.Event()
 
     @property
     def port(self) -> int:
@@ -43,11 +50,30 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.ended.wait(60)
             return
         self.server.got.append((self.command, self.path, body))
+        if answer == "flood":
+            self._flood()
+            return
         said = answer.encode() if isinstance(answer, str) else b"ok"
         self.send_response(answer if isinstance(answer, int) else 200)
         self.send_header("Content-Length", str(len(said)))
+        if isinstance(answer, int) and 300 <= answer < 400:
+            self.send_header("Location", "/moved")
         self.end_headers()
         self.wfile.write(said)
+
+    def _flood(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(FLOOD_BYTES))
+        self.end_headers()
+        piece = b" " * 65536
+        try:
+            while self.server.flooded_bytes < FLOOD_BYTES:
+                self.wfile.write(piece)
+                self.server.flooded_bytes += len(piece)
+        except OSError:
+            self.close_connection = True
+        finally:
+            self.server.flood_ended.set()
 
     do_GET = do_POST = _answer  # noqa: N815 - the names that http.server looks for
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import socket
@@ -19,7 +20,7 @@ from healthchecks.dead_man import Signal, send_pings, signal_url
 from healthchecks.health import CheckResult, HealthReport, State
 from healthchecks.notices import Notice
 from healthchecks.spool import Spool
-from tests.contract.listening import Listener, listening
+from tests.contract.listening import FLOOD_BYTES, Listener, listening
 from tests.unit.health_host import CONFIG
 
 TOKEN = "TIiajkdnlazkcOXrIdevi7"
@@ -125,6 +126,61 @@ def test_a_service_that_is_busy_is_asked_again_and_one_that_refuses_is_not(
     assert len(listener.got) == 5
 
 
+@pytest.mark.parametrize("status", [301, 302, 303])
+def test_a_redirect_that_loses_the_message_is_no_delivery(
+    tmp_path: Path, listener: Listener, status: int
+) -> None:
+    targets = parse_addresses(address(listener)).targets
+    spool = Spool(tmp_path)
+    spool.add(PROBLEM)
+    listener.answers = [status]
+    told = delivery.deliver(spool, targets, pause=no_pause)
+    assert told == ["json (line 1): redirected; 1 message waits"]
+    assert [(method, path) for method, path, _ in listener.got] == [("POST", "/in"), ("GET", "/moved")]
+
+
+@pytest.mark.parametrize("status", [307, 308])
+def test_a_redirect_that_takes_the_message_along_is_a_delivery(
+    tmp_path: Path, listener: Listener, status: int
+) -> None:
+    spool = Spool(tmp_path)
+    spool.add(PROBLEM)
+    listener.answers = [status]
+    assert delivery.deliver(spool, parse_addresses(address(listener)).targets, pause=no_pause) == []
+    assert [(method, path) for method, path, _ in listener.got] == [("POST", "/in"), ("POST", "/moved")]
+    assert [one["title"] for one in listener.bodies()] == [PROBLEM.title] * 2
+
+
+@pytest.mark.parametrize("answer", ['{"code": 200, "msg": "success"}', '{"errcode": 1}'])
+def test_a_code_of_a_service_of_ones_own_means_nothing(
+    tmp_path: Path, listener: Listener, answer: str
+) -> None:
+    spool = Spool(tmp_path)
+    spool.add(PROBLEM)
+    listener.answers = [answer]
+    assert delivery.deliver(spool, parse_addresses(address(listener)).targets, pause=no_pause) == []
+    assert spool.messages == ()
+
+
+def test_of_an_answer_that_does_not_end_only_the_beginning_is_read(
+    tmp_path: Path, listener: Listener
+) -> None:
+    spool = Spool(tmp_path)
+    spool.add(PROBLEM)
+    listener.answers = ["flood"]
+    assert delivery.deliver(spool, parse_addresses(address(listener)).targets, pause=no_pause) == []
+    assert listener.flood_ended.wait(10)
+    # The rest is what the kernel takes on both sides.
+    assert listener.flooded_bytes < FLOOD_BYTES / 2
+
+
+def test_of_what_a_ping_answers_only_the_beginning_is_read(listener: Listener) -> None:
+    listener.answers = ["flood"]
+    assert send_pings((Ping(1, f"{listener.url}/u"),), Signal.SUCCESS, pause=no_pause) == []
+    assert listener.flood_ended.wait(10)
+    assert listener.flooded_bytes < FLOOD_BYTES / 2
+
+
 def test_one_service_that_hangs_keeps_no_other_waiting_and_gets_its_message_later(
     tmp_path: Path, listener: Listener
 ) -> None:
@@ -144,6 +200,20 @@ def test_one_service_that_hangs_keeps_no_other_waiting_and_gets_its_message_late
         assert len(back.got) == 1
     assert len(listener.got) == 1, "who had it does not get it again"
     assert Spool(tmp_path).messages == ()
+
+
+def test_a_file_in_place_of_the_spool_keeps_no_message_back_and_is_told(
+    tmp_path: Path, listener: Listener
+) -> None:
+    write_addresses(tmp_path, address(listener))
+    (tmp_path / "spool").touch()
+    listener.answers = [403]
+    for told in ("HTTP 403; 1 message waits; the spool cannot be written", "the spool cannot be written"):
+        with pytest.raises(notify.NotTold, match=told):
+            notify.notify(finished(tmp_path, State.FAIL))
+    assert [one["title"] for one in listener.bodies()] == ["ollama-fleet gpu01: disk failed"] * 2
+    notify.notify(finished(tmp_path, State.FAIL))
+    assert len(listener.got) == 2
 
 
 def test_a_file_that_others_may_read_is_not_used_and_what_happens_meanwhile_waits(
@@ -187,7 +257,7 @@ class Sent:
         self.requests.append((request, options))
         answer = requests.Response()
         answer.status_code, answer.request, answer.url = self._status, request, str(request.url)
-        answer._content = self._answer.encode()
+        answer.raw = io.BytesIO(self._answer.encode())
         return answer
 
 

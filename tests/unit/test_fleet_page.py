@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from dataclasses import replace
+from datetime import timedelta
 from html.parser import HTMLParser
 from typing import Any
 
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from healthchecks.charts import draw_bar, draw_line, draw_strip
 from healthchecks.fleet_page import FleetHost, HostState, render_fleet_page
 from healthchecks.health_report import CheckResult, HealthReport, State, render_report
-from healthchecks.kept_reports import KeptReports, parse_kept
+from healthchecks.kept_reports import KeptReports, parse_kept, parse_moment
 from healthchecks.results import history_entry
 from tests.unit.health_host import NOW, report
 
@@ -85,6 +86,30 @@ def test_a_host_has_the_state_of_its_report_while_that_counts() -> None:
     assert host(parse_kept(said(checked())), None).state is HostState.STALE
     undated = replace(checked(), started="soon")
     assert host(parse_kept(said(undated))).reason.startswith("its last report has no date")
+
+
+def test_a_report_that_is_dated_more_than_a_period_ahead_does_not_count() -> None:
+    def dated(seconds: int) -> FleetHost:
+        started = (NOW + timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%SZ")
+        return host(parse_kept(said(replace(checked(), started=started))))
+
+    assert dated(300).state is HostState.PASS
+    ahead = dated(3 * 3600)
+    assert (ahead.state, ahead.reason) == (
+        HostState.STALE,
+        "its last report is dated 3 h ahead of the host's clock, due every 5 min, and said pass",
+    )
+    page = render_fleet_page([ahead], NOW).decode()
+    assert "before it was asked" not in page
+    assert "0 s ago" not in page
+
+
+@pytest.mark.parametrize("started", ["0001-01-01T00:00:00+1400", "9999-12-31T23:59:59-1400"])
+def test_a_run_of_a_time_that_no_calendar_has_is_left_out_of_the_page(started: str) -> None:
+    assert parse_moment(started) is None
+    kept = parse_kept(said(checked(), replace(checked(), started=started), checked()))
+    assert len(kept.runs) == 1
+    assert "last 1 runs since" in render_fleet_page([host(kept)], NOW).decode()
 
 
 def test_a_host_without_a_report_is_no_pass() -> None:

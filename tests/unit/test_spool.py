@@ -233,3 +233,17 @@ def test_the_files_are_for_their_owner_alone(directory: Path) -> None:
         "number": 1,
         "failing": ["disk"],
     }
+
+
+def test_a_file_in_place_of_the_spool_keeps_no_message_from_anybody_and_is_told(directory: Path) -> None:
+    (directory / "spool").write_text("not a directory")
+    spool = Spool(directory)
+    spool.add(notice(1, "disk"))
+    spool.drop_delivered(EVERYBODY)
+    assert isinstance(spool.problem, NotADirectoryError)
+    assert titles(spool, "slack") == ["title 1"]
+    spool.mark_delivered(1, "slack", EVERYBODY)
+    assert Spool(directory).failing == frozenset(), "what feishu has not got is told anew"
+    spool.mark_delivered(1, "feishu", EVERYBODY)
+    assert Spool(directory).failing == {"disk"}
+    assert (directory / "spool").read_text() == "not a directory"
