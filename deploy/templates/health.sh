@@ -166,10 +166,21 @@ check_gpu() {
     fi
     found=$(bounded "$ask_seconds" nvidia-smi --query-gpu=uuid --format=csv,noheader 2>&1)
     case $? in
-    0) tell gpu pass "$(printf '%s\n' "$found" | grep -c .) GPUs answer; who uses their memory was not compared" ;;
+    0) judge_gpus "$(printf '%s\n' "$found" | grep -c '^GPU-')" ;;
     124 | 143) tell gpu fail "nvidia-smi does not answer within $ask_seconds s" 'dmesg | grep -i xid' ;;
     *) tell gpu fail "nvidia-smi: $(printf '%s' "$found" | head -n 1)" 'dmesg | grep -i nvrm' ;;
     esac
+}
+
+judge_gpus() { # COUNT: nvidia-smi ends with 0 where it found none, too, and may warn beside what it lists
+    expected=$(sed -n 's/^ *"gpu_expected_count": \([0-9][0-9]*\),*$/\1/p' "$directory/config.json" 2>/dev/null) || expected=
+    if [ "$1" -lt "${expected:-0}" ]; then
+        tell gpu fail "$1 GPUs of $expected are there" 'dmesg | grep -e Xid -e "fallen off"; lspci | grep -i nvidia'
+    elif [ "$1" -eq 0 ]; then
+        tell gpu fail '0 GPUs answer' 'lspci | grep -i nvidia'
+    else
+        tell gpu pass "$1 GPUs answer; who uses their memory was not compared"
+    fi
 }
 
 check_disk() {

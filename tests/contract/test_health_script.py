@@ -22,6 +22,7 @@ from healthchecks.health import (
     CHECKS,
     CheckResult,
     Effort,
+    HealthConfig,
     HealthReport,
     State,
     parse_report,
@@ -147,14 +148,60 @@ def test_a_port_that_is_open_to_others_fails(tools: Path) -> None:
     assert found["exposure"] is State.FAIL
 
 
-def test_an_nvidia_smi_that_fails_is_told_in_its_words(tools: Path, tmp_path: Path) -> None:
+def add_nvidia_smi(tools: Path, tmp_path: Path, text: str) -> Path:
+    """The tools, and an nvidia-smi that does `text`."""
     directory = shutil.copytree(tools, tmp_path / "tools", symlinks=True)
     smi = directory / "nvidia-smi"
-    smi.write_text("#!/bin/sh\necho 'Failed to initialize NVML: Driver/library version mismatch'\nexit 18\n")
+    smi.write_text(f"#!/bin/sh\n{text}\n")
     smi.chmod(0o755)
+    return directory
+
+
+def test_an_nvidia_smi_that_fails_is_told_in_its_words(tools: Path, tmp_path: Path) -> None:
+    mismatch = "Failed to initialize NVML: Driver/library version mismatch"
+    directory = add_nvidia_smi(tools, tmp_path, f"echo '{mismatch}'\nexit 18")
     told = {result.check: result for result in report_of(health("report", directory, gpu="nvidia")).checks}
     assert told["gpu"].state is State.FAIL
     assert "Driver/library version mismatch" in told["gpu"].reason
+
+
+def write_config(root: Path, config: HealthConfig) -> None:
+    directory = root / "var/lib/ollama-fleet/health"
+    directory.mkdir(parents=True)
+    (directory / "config.json").write_text(json.dumps(render_config(config), indent=1) + "\n")
+
+
+ONE_GPU = "echo GPU-4d1c8a52-0000-0000-0000-000000000001"
+
+
+@pytest.mark.parametrize("shell", SHELLS, ids=lambda words: words[0])
+@pytest.mark.parametrize(
+    ("smi", "expected", "state", "says"),
+    [
+        ("exit 0", None, State.FAIL, "0 GPUs answer"),
+        ("echo 'No devices were found'", None, State.FAIL, "0 GPUs answer"),
+        ("exit 0", 2, State.FAIL, "0 GPUs of 2 are there"),
+        (ONE_GPU, None, State.PASS, "1 GPUs answer"),
+        (f"{ONE_GPU}; echo 'WARNING: infoROM is corrupted at gpu 0000:00:1E.0' >&2", 1, State.PASS, "1 GPUs"),
+        (ONE_GPU, 2, State.FAIL, "1 GPUs of 2 are there"),
+        (f"{ONE_GPU}; {ONE_GPU}", 2, State.PASS, "2 GPUs answer"),
+    ],
+)
+def test_the_gpus_that_are_listed_are_counted_against_those_that_were_deployed_on(
+    shell: tuple[str, ...],
+    smi: str,
+    expected: int | None,
+    state: State,
+    says: str,
+    tools: Path,
+    tmp_path: Path,
+) -> None:
+    directory = add_nvidia_smi(tools, tmp_path, smi)
+    root = tmp_path / "root"
+    write_config(root, replace(CONFIG, gpu_expected_count=expected))
+    done = health("report-quick", directory, root=root, gpu="nvidia", shell=shell)
+    told = {result.check: result for result in report_of(done).checks}
+    assert (told["gpu"].state, told["gpu"].reason.startswith(says)) == (state, True), told["gpu"]
 
 
 @pytest.mark.parametrize("shell", SHELLS, ids=lambda words: words[0])
