@@ -185,7 +185,9 @@ judge_gpus() { # COUNT: nvidia-smi ends with 0 where it found none, too, and may
 
 check_disk() {
     free=$(df -Pk "$models_dir" 2>/dev/null | awk 'NR == 2 { print $4 }')
-    inodes=$(df -Pi "$models_dir" 2>/dev/null | awk 'NR == 2 { print $4 }')
+    # A file system that has no number of them, as btrfs, tells a total of 0.
+    inodes=$(df -Pi "$models_dir" 2>/dev/null | awk 'NR == 2 && $2 > 0 { print $4 }')
+    case $inodes in *[!0-9]*) inodes= ;; esac
     case $free in
     '' | *[!0-9]*)
         tell disk unknown "df says nothing of $models_dir"
@@ -195,7 +197,9 @@ check_disk() {
     said="$((free / 1048576)) GiB free for the models"
     if [ "$free" -lt 524288 ]; then
         tell disk fail "$((free / 1024)) MiB free for the models" './fleet prune'
-    elif [ "${inodes:-0}" != - ] && [ "${inodes:-10000}" -lt 10000 ] 2>/dev/null && [ "${inodes:-0}" -gt 0 ]; then
+    elif [ "${inodes:-10000}" -lt 64 ]; then
+        tell disk fail "$said, but only $inodes inodes" "df -i $models_dir"
+    elif [ "${inodes:-10000}" -lt 10000 ]; then
         tell disk warn "$said, but only $inodes inodes" "df -i $models_dir"
     else
         tell disk pass "$said"

@@ -204,6 +204,34 @@ def test_the_gpus_that_are_listed_are_counted_against_those_that_were_deployed_o
     assert (told["gpu"].state, told["gpu"].reason.startswith(says)) == (state, True), told["gpu"]
 
 
+# busybox asks its own df, whatever lies on the PATH.
+@pytest.mark.parametrize("shell", SHELLS[:2], ids=lambda words: words[0])
+@pytest.mark.parametrize(
+    ("inodes", "state", "says"),
+    [
+        ("6553600 6553600 0 100%", State.FAIL, "but only 0 inodes"),
+        ("6553600 6553537 63 100%", State.FAIL, "but only 63 inodes"),
+        ("6553600 6553536 64 99%", State.WARN, "but only 64 inodes"),
+        ("6553600 53600 6500000 1%", State.PASS, "free for the models"),
+        ("0 0 0 -", State.PASS, "free for the models"),
+        ("- - - -", State.PASS, "free for the models"),
+    ],
+)
+def test_a_disk_where_no_more_files_fit_fails(
+    shell: tuple[str, ...], inodes: str, state: State, says: str, tools: Path, tmp_path: Path
+) -> None:
+    directory = shutil.copytree(tools, tmp_path / "tools", symlinks=True)
+    (directory / "df").unlink()
+    (directory / "df").write_text(
+        "#!/bin/sh\necho Filesystem\n"
+        f"case $1 in -Pi) echo '/dev/vda {inodes} /' ;; *) echo '/dev/vda 9000000 1 8999999 1% /' ;; esac\n"
+    )
+    (directory / "df").chmod(0o755)
+    done = health("report-quick", directory, shell=shell)
+    told = {result.check: result for result in report_of(done).checks}
+    assert (told["disk"].state, told["disk"].reason.endswith(says)) == (state, True), told["disk"]
+
+
 @pytest.mark.parametrize("shell", SHELLS, ids=lambda words: words[0])
 def test_runs_keep_their_results_as_the_agent_does(
     shell: tuple[str, ...], server: Server, tools: Path, tmp_path: Path
