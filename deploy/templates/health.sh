@@ -129,8 +129,14 @@ check_api() {
     if [ "$ended" -gt 125 ]; then
         tell api unknown "curl is not on this host, and its wget ends with exit code $ended"
     elif [ "$ended" -eq 0 ]; then
-        version=$(printf '%s' "$answer" | sed -n 's/.*"version" *: *"\([^"]*\)".*/\1/p')
-        tell api pass "the server answers: $version"
+        # As `healthchecks/api.py` has it: JSON with a plain version, or another service has the port.
+        version=$(printf '%s\n' "$answer" | tr '\r\n' '  ' |
+            sed -n 's/^ *{.*"version" *: *"\([0-9A-Za-z.+-]\{1,64\}\)".*/\1/p')
+        if [ -n "$version" ]; then
+            tell api pass "the server answers: $version"
+        else
+            tell api fail "http://$address/api/version states no version" "another service on port ${address##*:}?"
+        fi
     else
         tell api fail "no answer from http://$address/api/version within $ask_seconds s" './fleet logs'
     fi

@@ -10,8 +10,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -90,6 +93,30 @@ def health(
     return done
 
 
+@contextmanager
+def answer_all(body: str) -> Iterator[str]:
+    """A server that says this to everybody; its address."""
+
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
+        serving = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        serving.start()
+        try:
+            yield f"127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            serving.join()
+
+
 def report_of(done: subprocess.CompletedProcess[str]) -> HealthReport:
     return parse_report(json.loads(done.stdout))
 
@@ -130,6 +157,28 @@ def test_a_server_that_is_down_and_a_model_that_is_gone_fail(tools: Path) -> Non
     assert done.returncode == 2
     found = states(report_of(done))
     assert (found["api"], found["models"], found["exposure"]) == (State.FAIL, State.FAIL, State.UNKNOWN)
+
+
+@pytest.mark.parametrize("shell", SHELLS, ids=lambda words: words[0])
+@pytest.mark.parametrize(
+    "body",
+    [
+        "<!DOCTYPE html>\n<title>Portal</title>\n",
+        '<script>\nvar page = {"version": "7"}\n</script>\n',
+        '{"version": ""}',
+        '{"version": "1 <b>"}',
+        "",
+    ],
+)
+def test_another_service_on_the_port_fails(
+    body: str, shell: tuple[str, ...], tools: Path, tmp_path: Path
+) -> None:
+    with answer_all(body) as address:
+        report = report_of(health("report-quick", tools, address=address, shell=shell))
+    told = {result.check: result for result in report.checks}
+    assert told["api"].state is State.FAIL
+    assert told["api"].reason == f"http://{address}/api/version states no version"
+    assert report.facts["ollama_version"] is None
 
 
 def test_weights_that_are_gone_fail(server: Server, tools: Path, tmp_path: Path) -> None:
