@@ -87,10 +87,15 @@ tell() { # CHECK STATE REASON [HINT]
     esac
 }
 
+# An nvidia-smi that waits for a broken driver may not heed SIGTERM. An older timeout(1) of busybox has no -k.
+kill_after=
+if timeout -k 2 2 date >/dev/null 2>&1; then kill_after='-k 2'; fi
+
 bounded() { # SECONDS COMMAND...: with a deadline where there is one to be had
     limit=$1
     shift
-    if command -v timeout >/dev/null 2>&1; then timeout "$limit" "$@"; else "$@"; fi
+    # shellcheck disable=SC2086  # two words, or none
+    if command -v timeout >/dev/null 2>&1; then timeout $kill_after "$limit" "$@"; else "$@"; fi
 }
 
 ask() { # PATH: what the server answers
@@ -173,7 +178,7 @@ check_gpu() {
     found=$(bounded "$ask_seconds" nvidia-smi --query-gpu=uuid --format=csv,noheader 2>&1)
     case $? in
     0) judge_gpus "$(printf '%s\n' "$found" | grep -c '^GPU-')" ;;
-    124 | 143) tell gpu fail "nvidia-smi does not answer within $ask_seconds s" 'dmesg | grep -i xid' ;;
+    124 | 137 | 143) tell gpu fail "nvidia-smi does not answer within $ask_seconds s" 'dmesg | grep -i xid' ;;
     *) tell gpu fail "nvidia-smi: $(printf '%s' "$found" | head -n 1)" 'dmesg | grep -i nvrm' ;;
     esac
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 import stat
@@ -77,12 +78,13 @@ def health(
     gpu: str = "none",
     names: tuple[str, ...] = ("canary",),
     shell: tuple[str, ...] = ("sh",),
+    script: Path = SCRIPT,
 ) -> subprocess.CompletedProcess[str]:
     need(shell[0])
     program = [shutil.which(shell[0]) or "", *shell[1:]]
     words = [action, 'b"ox\\', str(root), str(models), address, "process", gpu, *names]
     done = subprocess.run(
-        [*program, SCRIPT, *words],
+        [*program, script, *words],
         env={"PATH": str(tools)},
         capture_output=True,
         text=True,
@@ -279,6 +281,25 @@ def test_a_disk_where_no_more_files_fit_fails(
     done = health("report-quick", directory, shell=shell)
     told = {result.check: result for result in report_of(done).checks}
     assert (told["disk"].state, told["disk"].reason.endswith(says)) == (state, True), told["disk"]
+
+
+@pytest.mark.parametrize("shell", SHELLS, ids=lambda words: words[0])
+def test_an_nvidia_smi_that_no_signal_but_the_last_one_ends_has_a_deadline(
+    shell: tuple[str, ...], tools: Path, tmp_path: Path
+) -> None:
+    never = tmp_path / "never"
+    os.mkfifo(never)
+    directory = add_nvidia_smi(tools, tmp_path, f"trap '' TERM; exec cat {never}")
+    script = tmp_path / "health.sh"
+    script.write_text(SCRIPT.read_text().replace("ask_seconds=10\n", "ask_seconds=1\n"))
+    try:
+        done = health("report-quick", directory, gpu="nvidia", shell=shell, script=script)
+    finally:
+        # Whoever still waits for it reads its end.
+        os.close(os.open(never, os.O_RDWR | os.O_NONBLOCK))
+    told = {result.check: result for result in report_of(done).checks}
+    assert told["gpu"].state is State.FAIL
+    assert told["gpu"].reason == "nvidia-smi does not answer within 1 s"
 
 
 @pytest.mark.parametrize("shell", SHELLS, ids=lambda words: words[0])
