@@ -346,6 +346,8 @@ report="$report, \"checks\": [$checks], \"facts\": {\"ollama_version\": $version
 if [ "$action" = report ]; then
     printf '%s\n' "$report"
 else
+    # First, since on a full disk nothing can be kept.
+    printf '%s%s: %s of %s checks passed in %s s\n' "$lines" "$worst" "$passed" "$count" "$seconds"
     rm -f "$directory"/.*.subset-*
     printf '%s\n' "$report" >"$directory/.last.subset-$$" && mv -f "$directory/.last.subset-$$" "$directory/last.json" || exit 1
     if [ -f "$directory/history.jsonl" ] && [ -n "$(tail -c 1 "$directory/history.jsonl")" ]; then
@@ -366,6 +368,5 @@ else
     elif [ -d "$prefix/var/lib/prometheus/node-exporter" ]; then
         write_metrics "$prefix/var/lib/prometheus/node-exporter"
     fi
-    printf '%s%s: %s of %s checks passed in %s s\n' "$lines" "$worst" "$passed" "$count" "$seconds"
 fi
 [ "$worst" != fail ] || exit 2

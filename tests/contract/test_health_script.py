@@ -378,6 +378,23 @@ def test_runs_write_metrics_as_the_agent_does_and_go_on_counting_where_it_stoppe
     assert (asked / "ollama_fleet.prom").is_file()
 
 
+# busybox has an mv of its own.
+@pytest.mark.parametrize("shell", SHELLS[:2], ids=lambda words: words[0])
+def test_a_run_that_cannot_keep_its_results_tells_them(
+    shell: tuple[str, ...], tools: Path, tmp_path: Path
+) -> None:
+    directory = shutil.copytree(tools, tmp_path / "tools", symlinks=True)
+    (directory / "mv").unlink()
+    (directory / "mv").write_text("#!/bin/sh\nexit 1\n")
+    (directory / "mv").chmod(0o755)
+    done = health("run", directory, root=tmp_path, shell=shell)
+    assert done.returncode == 1
+    lines = done.stdout.splitlines()
+    assert f"fail api: no answer from http://{NOBODY_LISTENS}/api/version within 10 s; ./fleet logs" in lines
+    assert lines[-1].startswith("fail: ")
+    assert not (tmp_path / "var/lib/ollama-fleet/health/last.json").exists()
+
+
 def test_an_agent_that_does_not_run_is_told_and_the_shell_checks(tools: Path, tmp_path: Path) -> None:
     agents = tmp_path / "usr/local/lib/ollama-fleet/agent"
     agents.mkdir(parents=True)
