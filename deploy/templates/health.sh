@@ -87,10 +87,15 @@ tell() { # CHECK STATE REASON [HINT]
     esac
 }
 
+# An nvidia-smi that waits for a broken driver may not heed SIGTERM. An older timeout(1) of busybox has no -k.
+kill_after=
+if timeout -k 2 2 date >/dev/null 2>&1; then kill_after='-k 2'; fi
+
 bounded() { # SECONDS COMMAND...: with a deadline where there is one to be had
     limit=$1
     shift
-    if command -v timeout >/dev/null 2>&1; then timeout "$limit" "$@"; else "$@"; fi
+    # shellcheck disable=SC2086  # two words, or none
+    if command -v timeout >/dev/null 2>&1; then timeout $kill_after "$limit" "$@"; else "$@"; fi
 }
 
 ask() { # PATH: what the server answers
@@ -129,8 +134,14 @@ check_api() {
     if [ "$ended" -gt 125 ]; then
         tell api unknown "curl is not on this host, and its wget ends with exit code $ended"
     elif [ "$ended" -eq 0 ]; then
-        version=$(printf '%s' "$answer" | sed -n 's/.*"version" *: *"\([^"]*\)".*/\1/p')
-        tell api pass "the server answers: $version"
+        # As `healthchecks/api.py` has it: JSON with a plain version, or another service has the port.
+        version=$(printf '%s\n' "$answer" | tr '\r\n' '  ' |
+            sed -n 's/^ *{.*"version" *: *"\([0-9A-Za-z.+-]\{1,64\}\)".*/\1/p')
+        if [ -n "$version" ]; then
+            tell api pass "the server answers: $version"
+        else
+            tell api fail "http://$address/api/version states no version" "another service on port ${address##*:}?"
+        fi
     else
         tell api fail "no answer from http://$address/api/version within $ask_seconds s" './fleet logs'
     fi
@@ -166,15 +177,28 @@ check_gpu() {
     fi
     found=$(bounded "$ask_seconds" nvidia-smi --query-gpu=uuid --format=csv,noheader 2>&1)
     case $? in
-    0) tell gpu pass "$(printf '%s\n' "$found" | grep -c .) GPUs answer; who uses their memory was not compared" ;;
-    124 | 143) tell gpu fail "nvidia-smi does not answer within $ask_seconds s" 'dmesg | grep -i xid' ;;
+    0) judge_gpus "$(printf '%s\n' "$found" | grep -c '^GPU-')" ;;
+    124 | 137 | 143) tell gpu fail "nvidia-smi does not answer within $ask_seconds s" 'dmesg | grep -i xid' ;;
     *) tell gpu fail "nvidia-smi: $(printf '%s' "$found" | head -n 1)" 'dmesg | grep -i nvrm' ;;
     esac
 }
 
+judge_gpus() { # COUNT: nvidia-smi ends with 0 where it found none, too, and may warn beside what it lists
+    expected=$(sed -n 's/^ *"gpu_expected_count": \([0-9][0-9]*\),*$/\1/p' "$directory/config.json" 2>/dev/null) || expected=
+    if [ "$1" -lt "${expected:-0}" ]; then
+        tell gpu fail "$1 GPUs of $expected are there" 'dmesg | grep -e Xid -e "fallen off"; lspci | grep -i nvidia'
+    elif [ "$1" -eq 0 ]; then
+        tell gpu fail '0 GPUs answer' 'lspci | grep -i nvidia'
+    else
+        tell gpu pass "$1 GPUs answer; who uses their memory was not compared"
+    fi
+}
+
 check_disk() {
     free=$(df -Pk "$models_dir" 2>/dev/null | awk 'NR == 2 { print $4 }')
-    inodes=$(df -Pi "$models_dir" 2>/dev/null | awk 'NR == 2 { print $4 }')
+    # A file system that has no number of them, as btrfs, tells a total of 0.
+    inodes=$(df -Pi "$models_dir" 2>/dev/null | awk 'NR == 2 && $2 > 0 { print $4 }')
+    case $inodes in *[!0-9]*) inodes= ;; esac
     case $free in
     '' | *[!0-9]*)
         tell disk unknown "df says nothing of $models_dir"
@@ -184,7 +208,9 @@ check_disk() {
     said="$((free / 1048576)) GiB free for the models"
     if [ "$free" -lt 524288 ]; then
         tell disk fail "$((free / 1024)) MiB free for the models" './fleet prune'
-    elif [ "${inodes:-0}" != - ] && [ "${inodes:-10000}" -lt 10000 ] 2>/dev/null && [ "${inodes:-0}" -gt 0 ]; then
+    elif [ "${inodes:-10000}" -lt 64 ]; then
+        tell disk fail "$said, but only $inodes inodes" "df -i $models_dir"
+    elif [ "${inodes:-10000}" -lt 10000 ]; then
         tell disk warn "$said, but only $inodes inodes" "df -i $models_dir"
     else
         tell disk pass "$said"
@@ -320,6 +346,8 @@ report="$report, \"checks\": [$checks], \"facts\": {\"ollama_version\": $version
 if [ "$action" = report ]; then
     printf '%s\n' "$report"
 else
+    # First, since on a full disk nothing can be kept.
+    printf '%s%s: %s of %s checks passed in %s s\n' "$lines" "$worst" "$passed" "$count" "$seconds"
     rm -f "$directory"/.*.subset-*
     printf '%s\n' "$report" >"$directory/.last.subset-$$" && mv -f "$directory/.last.subset-$$" "$directory/last.json" || exit 1
     if [ -f "$directory/history.jsonl" ] && [ -n "$(tail -c 1 "$directory/history.jsonl")" ]; then
@@ -340,6 +368,5 @@ else
     elif [ -d "$prefix/var/lib/prometheus/node-exporter" ]; then
         write_metrics "$prefix/var/lib/prometheus/node-exporter"
     fi
-    printf '%s%s: %s of %s checks passed in %s s\n' "$lines" "$worst" "$passed" "$count" "$seconds"
 fi
 [ "$worst" != fail ] || exit 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 import stat
@@ -10,8 +11,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -22,6 +26,7 @@ from healthchecks.health import (
     CHECKS,
     CheckResult,
     Effort,
+    HealthConfig,
     HealthReport,
     State,
     parse_report,
@@ -73,12 +78,13 @@ def health(
     gpu: str = "none",
     names: tuple[str, ...] = ("canary",),
     shell: tuple[str, ...] = ("sh",),
+    script: Path = SCRIPT,
 ) -> subprocess.CompletedProcess[str]:
     need(shell[0])
     program = [shutil.which(shell[0]) or "", *shell[1:]]
     words = [action, 'b"ox\\', str(root), str(models), address, "process", gpu, *names]
     done = subprocess.run(
-        [*program, SCRIPT, *words],
+        [*program, script, *words],
         env={"PATH": str(tools)},
         capture_output=True,
         text=True,
@@ -87,6 +93,30 @@ def health(
     )
     assert done.stderr == ""
     return done
+
+
+@contextmanager
+def answer_all(body: str) -> Iterator[str]:
+    """A server that says this to everybody; its address."""
+
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
+        serving = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        serving.start()
+        try:
+            yield f"127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            serving.join()
 
 
 def report_of(done: subprocess.CompletedProcess[str]) -> HealthReport:
@@ -131,6 +161,28 @@ def test_a_server_that_is_down_and_a_model_that_is_gone_fail(tools: Path) -> Non
     assert (found["api"], found["models"], found["exposure"]) == (State.FAIL, State.FAIL, State.UNKNOWN)
 
 
+@pytest.mark.parametrize("shell", SHELLS, ids=lambda words: words[0])
+@pytest.mark.parametrize(
+    "body",
+    [
+        "<!DOCTYPE html>\n<title>Portal</title>\n",
+        '<script>\nvar page = {"version": "7"}\n</script>\n',
+        '{"version": ""}',
+        '{"version": "1 <b>"}',
+        "",
+    ],
+)
+def test_another_service_on_the_port_fails(
+    body: str, shell: tuple[str, ...], tools: Path, tmp_path: Path
+) -> None:
+    with answer_all(body) as address:
+        report = report_of(health("report-quick", tools, address=address, shell=shell))
+    told = {result.check: result for result in report.checks}
+    assert told["api"].state is State.FAIL
+    assert told["api"].reason == f"http://{address}/api/version states no version"
+    assert report.facts["ollama_version"] is None
+
+
 def test_weights_that_are_gone_fail(server: Server, tools: Path, tmp_path: Path) -> None:
     store = shutil.copytree(server.models, tmp_path / "models")
     largest = max((store / "blobs").iterdir(), key=lambda path: path.stat().st_size)
@@ -147,14 +199,107 @@ def test_a_port_that_is_open_to_others_fails(tools: Path) -> None:
     assert found["exposure"] is State.FAIL
 
 
-def test_an_nvidia_smi_that_fails_is_told_in_its_words(tools: Path, tmp_path: Path) -> None:
+def add_nvidia_smi(tools: Path, tmp_path: Path, text: str) -> Path:
+    """The tools, and an nvidia-smi that does `text`."""
     directory = shutil.copytree(tools, tmp_path / "tools", symlinks=True)
     smi = directory / "nvidia-smi"
-    smi.write_text("#!/bin/sh\necho 'Failed to initialize NVML: Driver/library version mismatch'\nexit 18\n")
+    smi.write_text(f"#!/bin/sh\n{text}\n")
     smi.chmod(0o755)
+    return directory
+
+
+def test_an_nvidia_smi_that_fails_is_told_in_its_words(tools: Path, tmp_path: Path) -> None:
+    mismatch = "Failed to initialize NVML: Driver/library version mismatch"
+    directory = add_nvidia_smi(tools, tmp_path, f"echo '{mismatch}'\nexit 18")
     told = {result.check: result for result in report_of(health("report", directory, gpu="nvidia")).checks}
     assert told["gpu"].state is State.FAIL
     assert "Driver/library version mismatch" in told["gpu"].reason
+
+
+def write_config(root: Path, config: HealthConfig) -> None:
+    directory = root / "var/lib/ollama-fleet/health"
+    directory.mkdir(parents=True)
+    (directory / "config.json").write_text(json.dumps(render_config(config), indent=1) + "\n")
+
+
+ONE_GPU = "echo GPU-4d1c8a52-0000-0000-0000-000000000001"
+
+
+@pytest.mark.parametrize("shell", SHELLS, ids=lambda words: words[0])
+@pytest.mark.parametrize(
+    ("smi", "expected", "state", "says"),
+    [
+        ("exit 0", None, State.FAIL, "0 GPUs answer"),
+        ("echo 'No devices were found'", None, State.FAIL, "0 GPUs answer"),
+        ("exit 0", 2, State.FAIL, "0 GPUs of 2 are there"),
+        (ONE_GPU, None, State.PASS, "1 GPUs answer"),
+        (f"{ONE_GPU}; echo 'WARNING: infoROM is corrupted at gpu 0000:00:1E.0' >&2", 1, State.PASS, "1 GPUs"),
+        (ONE_GPU, 2, State.FAIL, "1 GPUs of 2 are there"),
+        (f"{ONE_GPU}; {ONE_GPU}", 2, State.PASS, "2 GPUs answer"),
+    ],
+)
+def test_the_gpus_that_are_listed_are_counted_against_those_that_were_deployed_on(
+    shell: tuple[str, ...],
+    smi: str,
+    expected: int | None,
+    state: State,
+    says: str,
+    tools: Path,
+    tmp_path: Path,
+) -> None:
+    directory = add_nvidia_smi(tools, tmp_path, smi)
+    root = tmp_path / "root"
+    write_config(root, replace(CONFIG, gpu_expected_count=expected))
+    done = health("report-quick", directory, root=root, gpu="nvidia", shell=shell)
+    told = {result.check: result for result in report_of(done).checks}
+    assert (told["gpu"].state, told["gpu"].reason.startswith(says)) == (state, True), told["gpu"]
+
+
+# busybox asks its own df, whatever lies on the PATH.
+@pytest.mark.parametrize("shell", SHELLS[:2], ids=lambda words: words[0])
+@pytest.mark.parametrize(
+    ("inodes", "state", "says"),
+    [
+        ("6553600 6553600 0 100%", State.FAIL, "but only 0 inodes"),
+        ("6553600 6553537 63 100%", State.FAIL, "but only 63 inodes"),
+        ("6553600 6553536 64 99%", State.WARN, "but only 64 inodes"),
+        ("6553600 53600 6500000 1%", State.PASS, "free for the models"),
+        ("0 0 0 -", State.PASS, "free for the models"),
+        ("- - - -", State.PASS, "free for the models"),
+    ],
+)
+def test_a_disk_where_no_more_files_fit_fails(
+    shell: tuple[str, ...], inodes: str, state: State, says: str, tools: Path, tmp_path: Path
+) -> None:
+    directory = shutil.copytree(tools, tmp_path / "tools", symlinks=True)
+    (directory / "df").unlink()
+    (directory / "df").write_text(
+        "#!/bin/sh\necho Filesystem\n"
+        f"case $1 in -Pi) echo '/dev/vda {inodes} /' ;; *) echo '/dev/vda 9000000 1 8999999 1% /' ;; esac\n"
+    )
+    (directory / "df").chmod(0o755)
+    done = health("report-quick", directory, shell=shell)
+    told = {result.check: result for result in report_of(done).checks}
+    assert (told["disk"].state, told["disk"].reason.endswith(says)) == (state, True), told["disk"]
+
+
+@pytest.mark.parametrize("shell", SHELLS, ids=lambda words: words[0])
+def test_an_nvidia_smi_that_no_signal_but_the_last_one_ends_has_a_deadline(
+    shell: tuple[str, ...], tools: Path, tmp_path: Path
+) -> None:
+    never = tmp_path / "never"
+    os.mkfifo(never)
+    directory = add_nvidia_smi(tools, tmp_path, f"trap '' TERM; exec cat {never}")
+    script = tmp_path / "health.sh"
+    script.write_text(SCRIPT.read_text().replace("ask_seconds=10\n", "ask_seconds=1\n"))
+    try:
+        done = health("report-quick", directory, gpu="nvidia", shell=shell, script=script)
+    finally:
+        # Whoever still waits for it reads its end.
+        os.close(os.open(never, os.O_RDWR | os.O_NONBLOCK))
+    told = {result.check: result for result in report_of(done).checks}
+    assert told["gpu"].state is State.FAIL
+    assert told["gpu"].reason == "nvidia-smi does not answer within 1 s"
 
 
 @pytest.mark.parametrize("shell", SHELLS, ids=lambda words: words[0])
@@ -231,6 +376,23 @@ def test_runs_write_metrics_as_the_agent_does_and_go_on_counting_where_it_stoppe
     asked.mkdir()
     health("run", tools, root=tmp_path)
     assert (asked / "ollama_fleet.prom").is_file()
+
+
+# busybox has an mv of its own.
+@pytest.mark.parametrize("shell", SHELLS[:2], ids=lambda words: words[0])
+def test_a_run_that_cannot_keep_its_results_tells_them(
+    shell: tuple[str, ...], tools: Path, tmp_path: Path
+) -> None:
+    directory = shutil.copytree(tools, tmp_path / "tools", symlinks=True)
+    (directory / "mv").unlink()
+    (directory / "mv").write_text("#!/bin/sh\nexit 1\n")
+    (directory / "mv").chmod(0o755)
+    done = health("run", directory, root=tmp_path, shell=shell)
+    assert done.returncode == 1
+    lines = done.stdout.splitlines()
+    assert f"fail api: no answer from http://{NOBODY_LISTENS}/api/version within 10 s; ./fleet logs" in lines
+    assert lines[-1].startswith("fail: ")
+    assert not (tmp_path / "var/lib/ollama-fleet/health/last.json").exists()
 
 
 def test_an_agent_that_does_not_run_is_told_and_the_shell_checks(tools: Path, tmp_path: Path) -> None:

@@ -501,7 +501,10 @@ def test_an_ollama_command_of_a_person_is_no_runner(host: FakeHost) -> None:
         (Space(100 * GIB, 200 * GIB, 10**6), State.PASS, "100.00 GiB are free"),
         (Space(100 * GIB, 200 * GIB, None), State.PASS, "100.00 GiB are free"),
         (Space(4 * GIB, 200 * GIB, 10**6), State.WARN, "the largest model would not fit once more"),
-        (Space(100 * GIB, 200 * GIB, 12), State.WARN, "only 12 more files fit"),
+        (Space(100 * GIB, 200 * GIB, 9999), State.WARN, "only 9999 more files fit"),
+        (Space(100 * GIB, 200 * GIB, 64), State.WARN, "only 64 more files fit"),
+        (Space(100 * GIB, 200 * GIB, 63), State.FAIL, "only 63 more files fit"),
+        (Space(4 * GIB, 200 * GIB, 0), State.FAIL, "only 0 more files fit"),
         (Space(GIB // 4, 200 * GIB, 10**6), State.FAIL, "only 0.25 GiB are free"),
     ],
 )
