@@ -6,7 +6,7 @@
 #
 # The agent beside this script does it where there is a Python for it. Where there is none this script checks what
 # a POSIX shell can, and says of everything else that it is unknown. "Quick" lets no model answer.
-# Exit code 0 when nothing failed, 2 when a check did, 1 when it could not run.
+# Exit code 0 when nothing failed, 2 when a check did, 1 when it could not run, or the agent could not in a kept run.
 # Needs the usual file tools or busybox; what is missing makes a check `unknown`, never a pass.
 set -u
 umask 077
@@ -26,7 +26,7 @@ ask_seconds=10
 
 # --- with Python: the agent
 
-why='there is no agent on this host'
+why='there is no agent on this host' broken=
 command -v python3 >/dev/null 2>&1 || why='no python3 on this host'
 # Whoever puts another agent in place waits for us, and we for them: deploy/commands.py, `start_agent`.
 if [ -w "$directory" ] && command -v flock >/dev/null 2>&1; then
@@ -50,7 +50,7 @@ for file in "$programs"/agent/*.pex; do
         0 | 2) exit "$code" ;;
         75) exit 0 ;;
         esac
-        why="the agent ended with exit code $code"
+        why="the agent ended with exit code $code" broken=yes
         break 2
     done
 done
@@ -370,3 +370,5 @@ else
     fi
 fi
 [ "$worst" != fail ] || exit 2
+# Or its unit would look well for as long as nothing fails of the little that was checked.
+[ -z "$broken" ] || [ "$action" = report ] || exit 1

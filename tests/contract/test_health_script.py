@@ -395,14 +395,40 @@ def test_a_run_that_cannot_keep_its_results_tells_them(
     assert not (tmp_path / "var/lib/ollama-fleet/health/last.json").exists()
 
 
-def test_an_agent_that_does_not_run_is_told_and_the_shell_checks(tools: Path, tmp_path: Path) -> None:
-    agents = tmp_path / "usr/local/lib/ollama-fleet/agent"
+def add_broken_agent(tools: Path, root: Path) -> Path:
+    """The tools with a Python, and below `root` an agent that ends with exit code 70."""
+    agents = root / "usr/local/lib/ollama-fleet/agent"
     agents.mkdir(parents=True)
     (agents / "0123456789abcdef.pex").write_text("raise SystemExit(70)")
-    directory = shutil.copytree(tools, tmp_path / "tools", symlinks=True)
+    directory = shutil.copytree(tools, root / "tools", symlinks=True)
     python = directory / "python3"
     python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
     python.chmod(0o755)
+    return directory
+
+
+@pytest.mark.parametrize("shell", SHELLS, ids=lambda words: words[0])
+def test_a_run_whose_agent_breaks_does_not_end_well(
+    shell: tuple[str, ...], server: Server, tools: Path, tmp_path: Path
+) -> None:
+    directory = add_broken_agent(tools, tmp_path)
+
+    def end(action: str, tools: Path) -> int:
+        return health(
+            action, tools, root=tmp_path, models=server.models, address=server.address, shell=shell
+        ).returncode
+
+    assert end("run-quick", directory) == 1
+    report = read_last(tmp_path / "var/lib/ollama-fleet/health/last.json")
+    assert report is not None
+    assert State.FAIL not in states(report).values()
+    # A report says it itself, and with no Python at all there is nothing that broke.
+    assert end("report-quick", directory) == 0
+    assert end("run-quick", tools) == 0
+
+
+def test_an_agent_that_does_not_run_is_told_and_the_shell_checks(tools: Path, tmp_path: Path) -> None:
+    directory = add_broken_agent(tools, tmp_path)
     told = {r.check: r for r in report_of(health("report", directory, root=tmp_path)).checks}
     assert told["toolcall"].reason == "was not checked: the agent ended with exit code 70"
     told = {r.check: r for r in report_of(health("report", tools, root=tmp_path)).checks}
