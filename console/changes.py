@@ -105,11 +105,8 @@ def deploy_asking(
     planned = () if yes else make_plans(run, hosts, selection)
     ended: dict[str, HostOutcome] = {}
 
-    def end(outcome: HostOutcome) -> None:
-        ended[outcome.host] = without_details(tell_outcome(run, outcome))
-
-    def end_as_told(outcome: HostOutcome) -> None:
-        ended[outcome.host] = tell_end(run, outcome)
+    def end(outcome: HostOutcome, tell: Callable[[Run, HostOutcome], HostOutcome] = tell_outcome) -> None:
+        ended[outcome.host] = without_details(tell(run, outcome))
 
     def tell_all() -> ExitCode:
         outcomes = tuple(ended[desired.host] for desired in hosts)
@@ -123,12 +120,12 @@ def deploy_asking(
     if not _are_agreed(run, planned):
         for item in planned:
             reason = "nobody agreed" if item.error is None else None
-            end_as_told(replace(item.outcome(Outcome.SKIPPED), reason=reason))
+            end(replace(item.outcome(Outcome.SKIPPED), reason=reason), tell_end)
         return max(tell_all(), ExitCode.USAGE)
     # Nobody agreed to a plan that could not be made, whether the host can be reached by now or not.
     for item in planned:
         if item.plan is None:
-            end_as_told(item.outcome(Outcome.SKIPPED))
+            end(item.outcome(Outcome.SKIPPED), tell_end)
     reached = [desired for desired in hosts if desired.host not in ended]
     begun: set[str] = set()
     try:

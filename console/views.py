@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import closing
 from datetime import UTC, datetime
 from typing import Any
 
@@ -38,13 +39,10 @@ def show_status(run: Run, *, drift_code: bool) -> ExitCode:
 def _status_of(run: Run, desired: Desired) -> tuple[HostOutcome, list[str], bool]:
     """One host's outcome, its row of the table, and whether it differs from what is desired."""
     try:
-        transport = transport_for(desired)
-        try:
+        # Hundreds of connections would be kept otherwise.
+        with closing(transport_for(desired)) as transport:
             facts = probe_host(desired, transport)
             fields = _status_fields(desired, facts, transport)
-        finally:
-            # Hundreds of them would be kept otherwise.
-            transport.close()
     except Exception as failure:  # noqa: BLE001 - one host's failure must not hide the others
         failed = failed_outcome(desired, designed_error(failure))
         assert failed.error is not None

@@ -56,24 +56,20 @@ def host_lock(
     and keeps that this one took over. A host that goes back by itself is waited for. While the lock is held,
     a rollback lease on the host is renewed.
     """
-    deadline, is_told = time.monotonic() + REVERT_SECONDS, False
-    while True:
-        channel = transport.open_channel(hold_lock(lock, render_owner(what)))
-        with _beating(channel, transport.host) as check_held:
-            answer = channel.read_line(timeout_seconds=ANSWER_SECONDS)
-            word, _, before = answer.partition(" after ")
-            if word == "locked":
-                if before and journal is not None:
-                    _tell_takeover(journal, before)
-                yield check_held
-                return
-        is_reverting = _parse_owner(_owner_line(answer)).get("owner") == _REVERTING
-        if not is_reverting or time.monotonic() > deadline:
-            raise _refused(transport.host, lock, answer)
-        if journal is not None and not is_told:
-            journal.note("the host is going back by itself to what it served; waiting until it has")
-            is_told = True
-        time.sleep(ASK_AGAIN_SECONDS)
+    told: list[str] = []
+
+    def is_reverting(owner: str) -> bool:
+        if _parse_owner(owner).get("owner") != _REVERTING:
+            return False
+        if journal is not None and not told:
+            told.append("the host is going back by itself to what it served; waiting until it has")
+            journal.note(told[0])
+        return True
+
+    with _taken(transport, lock, what, is_reverting, REVERT_SECONDS) as (before, check_held):
+        if before and journal is not None:
+            _tell_takeover(journal, before)
+        yield check_held
 
 
 @contextmanager
@@ -83,21 +79,32 @@ def retaken_lock(transport: Transport, lock: PurePosixPath, what: str) -> Iterat
     A holder of ours that has not noticed yet is waited for. Raises HostLocked where somebody else has the
     lock or had it since: what was there before is not what they left.
     """
-    deadline = time.monotonic() + OWN_HOLDER_SECONDS
+    with _taken(transport, lock, what, lambda owner: _is_ours(owner, what), OWN_HOLDER_SECONDS) as (
+        before,
+        check_held,
+    ):
+        if not _is_ours(before, what):
+            raise HostLocked(
+                sentence=f"somebody else has had the lock of `{transport.host}` since", host=transport.host
+            )
+        yield check_held
+
+
+@contextmanager
+def _taken(
+    transport: Transport, lock: PurePosixPath, what: str, is_awaited: Callable[[str], bool], seconds: float
+) -> Iterator[tuple[str, CheckHeld]]:
+    """The lock, with the line of a holder that died with it; so long an awaited holder is waited for."""
+    deadline = time.monotonic() + seconds
     while True:
         channel = transport.open_channel(hold_lock(lock, render_owner(what)))
         with _beating(channel, transport.host) as check_held:
             answer = channel.read_line(timeout_seconds=ANSWER_SECONDS)
             word, _, before = answer.partition(" after ")
             if word == "locked":
-                if not _is_ours(before, what):
-                    raise HostLocked(
-                        sentence=f"somebody else has had the lock of `{transport.host}` since",
-                        host=transport.host,
-                    )
-                yield check_held
+                yield before, check_held
                 return
-        if not _is_ours(_owner_line(answer), what) or time.monotonic() > deadline:
+        if time.monotonic() > deadline or not is_awaited(_owner_line(answer)):
             raise _refused(transport.host, lock, answer)
         time.sleep(ASK_AGAIN_SECONDS)
 
