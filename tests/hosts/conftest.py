@@ -20,6 +20,7 @@ from testbed.hosts_kinds import Kind
 from testbed.mirror import MirrorRepo, start_mirror
 from tests.hosts.site import HostSite, forget_connections
 from tests.killed_runs import name_of_run, remove_killed_runs
+from tests.own_modelfiles import core_cases
 
 _PREFIX = "fleet-test-hosts-"
 _LONGEST_FIRST = ("network_faults", "life", "many_faults", "rollback", "faults", "disks", "cron")
@@ -75,14 +76,20 @@ def _end_fleet(directory: Path) -> None:
 
 
 @pytest.fixture
-def site(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HostSite]:
+def modelfiles(tmp_path: Path) -> Path:
+    """What `site` deploys; a file whose tests are about the whole suite has its own."""
+    return core_cases(tmp_path)
+
+
+@pytest.fixture
+def site(host: Host, tmp_path: Path, modelfiles: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HostSite]:
     home = tmp_path / "home"
     home.mkdir()
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     weights = MirrorRepo(repo=WEIGHTS_REPO, revisions={"master": {WEIGHTS_FILE: CANARY}})
     with start_mirror([weights]) as mirror:
-        made = HostSite(host=host, directory=tmp_path, mirror=mirror)
+        made = HostSite(host=host, directory=tmp_path, mirror=mirror, modelfiles=modelfiles)
         made.add_release("0.17.5")
         yield made
         forget_connections()
@@ -103,7 +110,10 @@ def shared(fleet: PracticeFleet, environment: Path) -> Iterator[HostSite]:
     """One host for the whole file; `deployed` brings it back to what every test begins with."""
     weights = MirrorRepo(repo=WEIGHTS_REPO, revisions={"master": {WEIGHTS_FILE: CANARY}})
     with start_mirror([weights]) as mirror:
-        made = HostSite(host=fleet.add(Kind.RICH), directory=environment, mirror=mirror)
+        modelfiles = core_cases(environment)
+        made = HostSite(
+            host=fleet.add(Kind.RICH), directory=environment, mirror=mirror, modelfiles=modelfiles
+        )
         made.add_release("0.17.5")
         try:
             made.host.wait_for_ssh()

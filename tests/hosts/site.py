@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from console.changes import deploy_hosts, exit_code, make_plans
-from console.paths import MODELFILES, PROJECT
+from console.paths import PROJECT
 from console.run import _TRANSPORTS, Run, transport_for
 from deploy import apply
 from deploy.compose import Sources
@@ -59,7 +59,7 @@ class Site:
     version: str = "0.17.5"
     settings: dict[str, str] = field(default_factory=dict)
     overwrite: bool = False
-    modelfiles: Path = MODELFILES
+    modelfiles: Path
     output: io.StringIO = field(default_factory=io.StringIO)
 
     def add_release(self, version: str, binary: Path = SIMULATED) -> None:
@@ -142,9 +142,6 @@ class Site:
 
     def edit_model(self, old: str, new: str) -> None:
         """Another text in the Modelfile of the project: the next deploy makes another model of it."""
-        target = self.directory / "modelfiles"
-        if not target.exists():
-            self.modelfiles = shutil.copytree(self.modelfiles, target)
         template = self.modelfiles / "myqwen2.Modelfile.j2"
         text = template.read_text()
         assert old in text

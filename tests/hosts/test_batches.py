@@ -26,6 +26,7 @@ from testbed.hosts_host import Host
 from testbed.hosts_kinds import Kind
 from testbed.mirror import MirrorRepo, start_mirror
 from tests.hosts.site import HostSite, broken, forget_connections
+from tests.own_modelfiles import core_cases
 
 HOSTS = int(os.environ.get("FLEET_BATCH_HOSTS", "6"))
 # All that a deploy may write, with the times of the last changes, and which process the server is.
@@ -84,7 +85,9 @@ def many(fleet: PracticeFleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     try:
         with start_mirror([weights]) as mirror:
             hosts += [fleet.add(Kind.RICH) for _ in range(HOSTS)]
-            made = FleetSite(host=hosts[0], hosts=hosts, directory=tmp_path, mirror=mirror)
+            made = FleetSite(
+                host=hosts[0], hosts=hosts, directory=tmp_path, mirror=mirror, modelfiles=core_cases(tmp_path)
+            )
             made.settings["ollama_models"] = "canary"
             made.add_release("0.17.5")
             for host in hosts:

@@ -15,7 +15,7 @@ import pytest
 import requests
 
 from console.changes import deploy_hosts, make_plans
-from console.paths import CANARY, MODELFILES
+from console.paths import CANARY
 from console.run import Run
 from deploy.compose import Sources
 from deploy.converge import probe_host
@@ -27,6 +27,7 @@ from deploy.report import Report
 from testbed.archive import make_release_archive
 from testbed.demo import SERVER_REPO, WEIGHTS_FILE, WEIGHTS_REPO, free_port, render_pins
 from testbed.mirror import Mirror, MirrorRepo, start_mirror
+from tests.own_modelfiles import core_cases
 
 PROJECT = Path(__file__).resolve().parents[2]
 SIMULATED = PROJECT / "testbed/ollama.py"
@@ -42,7 +43,7 @@ class Site:
     version: str = "0.17.5"
     model: str = "myqwen2"
     settings: dict[str, str] = field(default_factory=dict)
-    modelfiles: Path = MODELFILES
+    modelfiles: Path
     output: io.StringIO = field(default_factory=io.StringIO)
 
     @property
@@ -143,10 +144,16 @@ class Site:
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
+def modelfiles(tmp_path: Path) -> Path:
+    """What `site` deploys; a file whose tests are about the whole suite has its own."""
+    return core_cases(tmp_path)
+
+
+@pytest.fixture
+def site(tmp_path: Path, modelfiles: Path) -> Iterator[Site]:
     weights = MirrorRepo(repo=WEIGHTS_REPO, revisions={"master": {WEIGHTS_FILE: CANARY}})
     with start_mirror([weights]) as mirror:
-        made = Site(directory=tmp_path, mirror=mirror)
+        made = Site(directory=tmp_path, mirror=mirror, modelfiles=modelfiles)
         made.add_release("0.17.5")
         yield made
         for process in made.processes():

@@ -111,12 +111,9 @@ def test_the_single_tasks_in_the_articles_order_do_what_deploy_does(site: Site) 
     assert site.plan().is_empty
 
 
-def test_a_parameter_edited_in_the_project_is_drift_with_a_name_and_is_promoted(
-    site: Site, tmp_path: Path
-) -> None:
+def test_a_parameter_edited_in_the_project_is_drift_with_a_name_and_is_promoted(site: Site) -> None:
     site.deploy()
     old = site.served()["myqwen2:latest"]
-    site.modelfiles = shutil.copytree(site.modelfiles, tmp_path / "modelfiles")
     template = site.modelfiles / "myqwen2.Modelfile.j2"
     template.write_text(
         template.read_text().replace("PARAMETER temperature 0.7", "PARAMETER temperature 0.5")
@@ -194,13 +191,10 @@ def test_a_broken_release_is_taken_back_and_the_old_one_serves(
 
 
 @pytest.mark.fault(24, 30)
-def test_a_candidate_that_fails_is_removed_and_the_old_model_keeps_its_name(
-    site: Site, tmp_path: Path
-) -> None:
+def test_a_candidate_that_fails_is_removed_and_the_old_model_keeps_its_name(site: Site) -> None:
     site.deploy()
     before = site.served()
     # A TEMPLATE that the lint finds nothing in and that is wrong all the same: the suite has the last word.
-    site.modelfiles = shutil.copytree(site.modelfiles, tmp_path / "modelfiles")
     template = site.modelfiles / "qwen2-tools.template"
     template.write_text(
         template.read_text().replace("<|im_start|>assistant\n{{ else }}", "<|im_start|>robot\n{{ else }}")
@@ -239,11 +233,8 @@ def test_a_host_without_the_gpu_it_should_have_is_refused_before_the_first_byte(
 
 
 @pytest.mark.usefixtures("claimed_gpu")
-def test_what_is_served_is_loaded_under_its_own_name_after_a_candidate_failed(
-    site: Site, tmp_path: Path
-) -> None:
+def test_what_is_served_is_loaded_under_its_own_name_after_a_candidate_failed(site: Site) -> None:
     site.deploy()
-    site.modelfiles = shutil.copytree(site.modelfiles, tmp_path / "modelfiles")
     template = site.modelfiles / "myqwen2.Modelfile.j2"
     template.write_text(template.read_text().replace("PARAMETER top_p 0.8", "PARAMETER top_p 0.9"))
     site.settings["ollama_gpu"] = "nvidia"
@@ -450,11 +441,10 @@ def test_damaged_weights_in_the_store_are_healed(site: Site, damage: bytes) -> N
     assert blob.read_bytes() == CANARY.read_bytes()
 
 
-def test_a_promoted_model_is_loaded_under_its_own_name(site: Site, tmp_path: Path) -> None:
+def test_a_promoted_model_is_loaded_under_its_own_name(site: Site) -> None:
     # Names on one GGUF share a runner, and /api/ps would go on naming the deleted candidate (measured).
     site.deploy()
     assert [entry["name"] for entry in site.get("/api/ps")["models"]] == ["myqwen2:latest"]
-    site.modelfiles = shutil.copytree(site.modelfiles, tmp_path / "modelfiles")
     template = site.modelfiles / "myqwen2.Modelfile.j2"
     template.write_text(template.read_text().replace("PARAMETER top_p 0.8", "PARAMETER top_p 0.9"))
     site.deploy()
@@ -469,8 +459,7 @@ def test_a_changed_setting_restarts_the_server_with_exactly_that_environment(sit
     assert site.plan().is_empty
 
 
-def test_a_template_without_tools_is_refused_before_a_host_is_reached(site: Site, tmp_path: Path) -> None:
-    site.modelfiles = shutil.copytree(site.modelfiles, tmp_path / "modelfiles")
+def test_a_template_without_tools_is_refused_before_a_host_is_reached(site: Site) -> None:
     (site.modelfiles / "qwen2-tools.template").write_text("{{ .Prompt }}")
     with pytest.raises(InputErrors):
         site.deploy()

@@ -24,6 +24,7 @@ from testbed.demo import WEIGHTS_FILE, WEIGHTS_REPO
 from testbed.mirror import MirrorRepo, start_mirror
 from tests.contract.sshd import Sshd, running_sshd
 from tests.local.conftest import SIMULATED, Site
+from tests.own_modelfiles import all_cases
 
 
 class RemoteSite(Site):
@@ -42,7 +43,7 @@ class RemoteSite(Site):
 def remote(tmp_path: Path) -> Iterator[RemoteSite]:
     weights = MirrorRepo(repo=WEIGHTS_REPO, revisions={"master": {WEIGHTS_FILE: CANARY}})
     with running_sshd(tmp_path / "sshd") as server, start_mirror([weights]) as mirror:
-        made = RemoteSite(directory=tmp_path, mirror=mirror)
+        made = RemoteSite(directory=tmp_path, mirror=mirror, modelfiles=all_cases(tmp_path))
         made.server = server
         made.add_release("0.17.5")
         yield made

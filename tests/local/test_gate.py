@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from console.smoke import SmokeTask, smoke_hosts, smoke_inventory
 from deploy.errors import ExitCode, VerifyFailed
 from deploy.outcomes import HostOutcome, Outcome
 from tests.local.conftest import SIMULATED, Site
+from tests.own_modelfiles import all_cases
 
 FAULTS = {
     "text-calls": 30,
@@ -34,6 +34,12 @@ WORSE = ('if "missing-argument" in faults:', 'if call.name == "get_n_day_weather
 PRESUMING = ("return ASK_PLACE\n", 'return "It is sunny."\n')
 
 
+@pytest.fixture
+def modelfiles(tmp_path: Path) -> Path:
+    """The gate is about every case."""
+    return all_cases(tmp_path)
+
+
 def changed_binary(tmp_path: Path, old: str, new: str) -> Path:
     text = SIMULATED.read_text()
     assert old in text
@@ -53,9 +59,7 @@ def offer(site: Site, version: str, binary: Path) -> None:
     site.version = version
 
 
-def change_model(site: Site, tmp_path: Path, top_p: str = "0.9") -> None:
-    if site.modelfiles.parent != tmp_path:
-        site.modelfiles = shutil.copytree(site.modelfiles, tmp_path / "modelfiles")
+def change_model(site: Site, top_p: str = "0.9") -> None:
     template = site.modelfiles / "myqwen2.Modelfile.j2"
     text = template.read_text()
     before = text.split("PARAMETER top_p ")[1].split("\n")[0]
@@ -83,7 +87,7 @@ def test_a_new_model_on_a_misbehaving_server_leaves_the_old_one_under_its_name(
 ) -> None:
     assert site.deploy().error is None
     before, kept = site.served(), baselines(site)
-    change_model(site, tmp_path)
+    change_model(site)
     offer(site, "0.17.6", faulty_binary(tmp_path, fault))
     outcome = site.deploy()
     assert outcome.exit_code is ExitCode.FAILED
@@ -104,7 +108,7 @@ def test_what_shows_in_a_few_plays_only_keeps_a_model_from_being_served_too(
 ) -> None:
     assert site.deploy().error is None
     before, kept = site.served(), baselines(site)
-    change_model(site, tmp_path)
+    change_model(site)
     offer(site, "0.17.6", faulty_binary(tmp_path, fault))
     error = error_of(site.deploy())
     assert "`myqwen2:candidate` did not pass verification" in error.sentence
@@ -141,7 +145,7 @@ def test_a_first_model_is_served_although_it_presumes_and_that_is_told(site: Sit
 def test_a_model_that_has_become_worse_is_not_served(site: Site, tmp_path: Path) -> None:
     assert site.deploy().error is None
     before = site.served()
-    change_model(site, tmp_path)
+    change_model(site)
     offer(site, "0.17.6", changed_binary(tmp_path, *WORSE))
     error = error_of(site.deploy())
     first = str(error.cause).splitlines()[0]
@@ -162,18 +166,18 @@ def test_a_server_under_which_the_served_model_becomes_worse_is_taken_back(
 def test_the_first_model_may_be_as_bad_as_it_is_if_it_makes_one_good_call(site: Site, tmp_path: Path) -> None:
     offer(site, "0.17.6", changed_binary(tmp_path, *WORSE))
     assert site.deploy().error is None
-    change_model(site, tmp_path)
+    change_model(site)
     # The next one is no worse than what is served.
     assert site.deploy().error is None
     assert [entry["release"] for entry in baselines(site)] == ["0.17.6", "0.17.6"]
 
 
-def test_every_model_that_was_served_keeps_its_own_baseline(site: Site, tmp_path: Path) -> None:
+def test_every_model_that_was_served_keeps_its_own_baseline(site: Site) -> None:
     assert site.deploy().error is None
     (first,) = baselines(site)
-    change_model(site, tmp_path)
+    change_model(site)
     assert site.deploy().error is None
-    change_model(site, tmp_path, "0.8")
+    change_model(site, "0.8")
     assert site.deploy().error is None
     prints = [entry["fingerprint"] for entry in baselines(site)]
     assert prints[0] == first["fingerprint"]
@@ -192,7 +196,7 @@ def test_smoke_compares_with_the_baseline_and_is_strict_without_one(site: Site, 
     assert any("there is no baseline of these cases" in text for text in notes(site))
 
 
-def test_a_host_without_changes_does_not_read_its_baseline(site: Site, tmp_path: Path) -> None:
+def test_a_host_without_changes_does_not_read_its_baseline(site: Site) -> None:
     assert site.deploy().error is None
     (site.root / "var/lib/ollama-fleet/baselines.json").write_text("{")
     assert site.deploy().error is None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,9 +24,6 @@ NAMES = ("myqwen2:latest", "myqwen2:previous")
 
 def edit_model(site: Site, old: str, new: str) -> None:
     """Another value in the project's Modelfile: the next deploy makes another model of it."""
-    target = site.directory / "modelfiles"
-    if not target.exists():
-        site.modelfiles = shutil.copytree(site.modelfiles, target)
     template = site.modelfiles / "myqwen2.Modelfile.j2"
     assert old in template.read_text()
     template.write_text(template.read_text().replace(old, new))

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from console.paths import CANARY, MODELFILES
+from console.paths import CANARY
 from testbed.demo import WEIGHTS_FILE, WEIGHTS_REPO
 from testbed.machine import Machine, make_machine
 from testbed.mirror import MirrorRepo, start_mirror
 from tests.hosts.site import Site, forget_connections
 from tests.killed_runs import name_of_run, remove_killed_runs
+from tests.own_modelfiles import core_cases
 
 _PREFIX = "fleet-test-machine-"
 RELEASES = ("0.17.5", "0.17.7")
@@ -57,7 +57,7 @@ def site(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     weights = MirrorRepo(repo=WEIGHTS_REPO, revisions={"master": {WEIGHTS_FILE: CANARY}})
     with start_mirror([weights]) as mirror, contextlib.ExitStack() as ending:
-        made = Site(host=machine, directory=tmp_path, mirror=mirror, modelfiles=_with_core_cases(tmp_path))
+        made = Site(host=machine, directory=tmp_path, mirror=mirror, modelfiles=core_cases(tmp_path))
         for release in RELEASES:
             made.add_release(release)
         ending.callback(forget_connections)
@@ -65,15 +65,6 @@ def site(machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
         if not made.plan().is_empty:
             assert made.deploy().error is None
         yield made
-
-
-def _with_core_cases(directory: Path) -> Path:
-    """Five conversations instead of forty: what a model answers is not what these tests are about."""
-    modelfiles = shutil.copytree(MODELFILES, directory / "modelfiles")
-    models = (modelfiles / "models.toml").read_text()
-    assert models.count("[myqwen2]\n") == 1
-    (modelfiles / "models.toml").write_text(models.replace("[myqwen2]\n", '[myqwen2]\ncases = "core"\n'))
-    return modelfiles
 
 
 def other(release: str) -> str:
