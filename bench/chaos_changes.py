@@ -100,8 +100,6 @@ def prepare(
             after = old
         case Change.RESTART:
             words = ("service", "restart")
-            # Stopping it was asked for.
-            serves = {name: (old[name], NOTHING) for name in old}
         case Change.DRIFT:
             words, flags = ("deploy", "--overwrite"), ("--overwrite",)
             for host in hosts:

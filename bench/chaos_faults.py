@@ -189,7 +189,8 @@ HONEST: Mapping[FaultKind, frozenset[int]] = {
     FaultKind.LINK_CUT: frozenset({0, 4, 5}),
     FaultKind.SESSIONS_KILLED: frozenset({0, 4, 5}),
     FaultKind.SERVER_KILLED: frozenset({0, 2}),
-    FaultKind.LOCK_LOST: frozenset({0, 5}),
+    # While a server starts, a lost lock is taken for a lost connection: what is written to either is refused.
+    FaultKind.LOCK_LOST: frozenset({0, 4, 5}),
     FaultKind.DISK_FULL: frozenset({0, 2}),
     FaultKind.ANOTHER_DEPLOY: frozenset({0, 5}),
     FaultKind.MIRROR_REFUSES: frozenset({0, 2}),

@@ -60,7 +60,7 @@ STEPS = {
     Change.MODEL: 4,
     Change.SETTING: 6,
     Change.ROLLBACK: 6,
-    Change.RESTART: 2,
+    Change.RESTART: 4,
     Change.DRIFT: 4,
     Change.NOTHING: 0,
 }

@@ -97,11 +97,20 @@ def show_plans(run: Run, *, drift_code: bool) -> ExitCode:
 
 
 def deploy_asking(
-    run: Run, task: str, selection: Selection, *, yes: bool, verify: bool, junit: Path | None = None
+    run: Run,
+    task: str,
+    selection: Selection,
+    *,
+    yes: bool,
+    verify: bool,
+    junit: Path | None = None,
+    wish: Callable[[Desired], Desired] | None = None,
 ) -> ExitCode:
-    """`deploy` and its single phases, in the batches of the inventory."""
+    """`deploy` and its single phases, in the batches of the inventory; `wish` asks for more than it says."""
     check_report_file("--junit", junit)
     hosts = run.hosts()
+    if wish is not None:
+        hosts = each(hosts, wish, run.forks)
     planned = () if yes else make_plans(run, hosts, selection)
     ended: dict[str, HostOutcome] = {}
 
@@ -295,51 +304,42 @@ def _prover(run: Run) -> Iterator[Verify]:
 
 def service_asking(run: Run, action: str, *, yes: bool) -> ExitCode:
     """`service`: `converge`, or the operations `start`, `stop` and `restart`."""
-    if action in ("converge", "start"):
-        return deploy_asking(run, "service", only_service, yes=yes, verify=False)
-    if action not in ("stop", "restart"):
-        raise UsageError(
-            sentence=f"`service {action}` is no action",
-            unchanged="everything",
-            hint="./fleet service converge|start|stop|restart",
-        )
-    hosts = run.hosts()
-    kept: tuple[HostOutcome, ...] = ()
-    if action == "restart":
-        checked = each(
-            hosts, lambda desired: _outcome_of(desired, partial(_check_can_start, desired)), run.forks
-        )
-        kept = tuple(tell_outcome(run, outcome) for outcome in checked if outcome.error is not None)
-        if any(outcome.outcome is Outcome.FAILED for outcome in kept):
-            skipped = [outcome for outcome in checked if outcome.error is None]
-            run.report.summary([*kept, *(replace(outcome, outcome=Outcome.SKIPPED) for outcome in skipped)])
-            return exit_code(kept)
-        hosts = tuple(
-            desired for desired, outcome in zip(hosts, checked, strict=True) if outcome.error is None
-        )
-    running = _announce(
-        run, hosts, lambda _, facts: [f"would {action} pid {server.process.pid}" for server in facts.servers]
+    match action:
+        case "converge" | "start":
+            return deploy_asking(run, "service", only_service, yes=yes, verify=False)
+        case "restart":
+            return deploy_asking(run, "service", only_service, yes=yes, verify=False, wish=_retire_servers)
+        case "stop":
+            return _stop_asking(run, yes=yes)
+    raise UsageError(
+        sentence=f"`service {action}` is no action",
+        unchanged="everything",
+        hint="./fleet service converge|start|stop|restart",
     )
-    if hosts and (running or action == "restart") and not may_change(run.report, yes=yes):
-        skipped = [HostOutcome(host=desired.host, outcome=Outcome.SKIPPED) for desired in hosts]
-        run.report.summary([*kept, *skipped])
-        return max(exit_code(kept), ExitCode.USAGE)
+
+
+def _retire_servers(desired: Desired) -> Desired:
+    """The same host with another process as its server: a restart is a plan like any other."""
+    try:
+        facts = probe_host(desired, transport_for(desired))
+    except FleetError:
+        # Its plan will meet the same, and tell it.
+        return desired
+    retired = tuple(server.process for server in facts.servers)
+    return replace(desired, server=replace(desired.server, retired=retired))
+
+
+def _stop_asking(run: Run, *, yes: bool) -> ExitCode:
+    hosts = run.hosts()
+    running = _announce(
+        run, hosts, lambda _, facts: [f"would stop pid {server.process.pid}" for server in facts.servers]
+    )
+    if running and not may_change(run.report, yes=yes):
+        run.report.summary([HostOutcome(host=desired.host, outcome=Outcome.SKIPPED) for desired in hosts])
+        return ExitCode.USAGE
     outcomes = each(hosts, lambda desired: tell_outcome(run, _stop(desired, run)), run.forks)
-    if action == "restart":
-        stopped = [host for host, outcome in zip(hosts, outcomes, strict=True) if outcome.error is None]
-        failed = [outcome for outcome in outcomes if outcome.error is not None]
-        outcomes = (*deploy_hosts(run, stopped, "service", only_service), *failed, *kept)
     run.report.summary(outcomes)
     return exit_code(outcomes)
-
-
-def _check_can_start(desired: Desired) -> int:
-    """What would keep the server from starting is told before it is stopped. Changes nothing."""
-    facts = probe_host(desired, transport_for(desired))
-    own = {server.process.pid for server in facts.servers}
-    listener = None if facts.listener is None or facts.listener.pid in own else facts.listener
-    plan(desired, replace(facts, servers=(), listener=listener), only_service)
-    return 0
 
 
 def _stop(desired: Desired, run: Run) -> HostOutcome:

@@ -213,9 +213,9 @@ def wait_until_ready(site: Site) -> str:
         try:
             site.check_held()
         except HostLocked as lost:
-            # Commands would go on by a new connection, and requests would wait for the old one.
+            # With its connection, mostly: commands would go on by a new one, requests would wait for the old.
             raise HostUnreachable(
-                sentence=f"the connection to `{site.host}` was lost while the server started",
+                sentence=f"the lock of `{site.host}` was lost while the server started",
                 host=site.host,
                 cause=lost.cause,
             ) from lost

@@ -8,7 +8,7 @@ from enum import StrEnum
 from functools import cached_property
 from pathlib import PurePosixPath
 
-from deploy.facts import StoredModel
+from deploy.facts import ProcessId, StoredModel
 from deploy.fit import ModelShape
 
 ADOPTED = "adopted"
@@ -93,7 +93,8 @@ class DesiredServer:
     """The Ollama release and the environment its process must run with.
 
     `archives` maps an architecture (`amd64`, `arm64`) to the pinned archive of this version. `release` names
-    one that is on the host and needs none, to go back to.
+    one that is on the host and needs none, to go back to. `retired` are processes that must not be the server
+    any more: those that a restart found.
     """
 
     version: str
@@ -101,6 +102,7 @@ class DesiredServer:
     environment: Mapping[str, str]
     backend: ServiceBackend
     release: str | None = None
+    retired: tuple[ProcessId, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,7 @@ from deploy.server_plan import (
     environment_differences,
     previous_release,
     replaced_program,
+    retired_process,
     server_environment,
 )
 from deploy.steps import Difference, StartServer, Step, StopServer, SwitchRelease
@@ -24,8 +25,9 @@ def process_steps(desired: Desired, facts: HostFacts, release: Release) -> Itera
     environment = server_environment(desired, facts, release)
     binary = desired.paths.release(version) / "bin/ollama"
     keep, differences = _kept_server(facts, binary, environment)
-    if keep is not None and (replaced := replaced_program(keep, facts, release)):
-        keep, differences = None, [*replaced]
+    if keep is not None:
+        differences = [*replaced_program(keep, facts, release), *retired_process(keep, desired)]
+        keep = None if differences else keep
     if facts.current != version:
         change = Difference(what="current release", actual=facts.current, desired=version)
         yield SwitchRelease(

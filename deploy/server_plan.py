@@ -93,6 +93,14 @@ def replaced_program(server: ServerProcess, facts: HostFacts, release: Release) 
     return (Difference(what="release directory", actual="damaged", desired="as it was unpacked"),)
 
 
+def retired_process(server: ServerProcess, desired: Desired) -> tuple[Difference, ...]:
+    """The process is one that somebody has asked to be replaced by a new one."""
+    process = server.process
+    if not any(process.same_as(other) for other in desired.server.retired):
+        return ()
+    return (Difference(what="server process", actual=f"pid {process.pid}", desired="another one"),)
+
+
 def previous_release(facts: HostFacts) -> str | None:
     """What a switch leaves as the way back: `current`, or, where that leads to no release, what it was."""
     return facts.current if facts.current in facts.releases else facts.previous

@@ -18,6 +18,7 @@ from deploy.server_plan import (
     environment_differences,
     previous_release,
     replaced_program,
+    retired_process,
     server_environment,
 )
 from deploy.steps import (
@@ -57,6 +58,7 @@ def systemd_steps(desired: Desired, facts: HostFacts, release: Release) -> Itera
     environment = server_environment(desired, facts, release)
     _check_settings(desired, found, environment)
     server, differences = _server(found, facts, environment, release)
+    differences += retired_process(server, desired) if server is not None else ()
     differences += tuple(
         Difference(what=step.file.path.name, actual=step.reason, desired="that of the inventory")
         for step in changed

@@ -7,7 +7,6 @@ well. Who deploys is handed in, since nothing in here knows how: tests do it ins
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,24 @@ NOTHING = ""
 """The release of a host that serves none, as before its first deploy."""
 ADOPTED = "adopted"
 """The release of a server that runs from where somebody else has installed it."""
+
+# Names of one GGUF share a runner, and `/api/ps` tells the first of them only, be it deleted since (measured
+# on 0.17.5 and 0.24.0): a model is in memory when its manifest, or its weights, are there under another name.
+_LOADED = """
+import json, re, urllib.request as u
+def ask(path, body=None):
+    data = None if body is None else json.dumps(body).encode()
+    with u.urlopen(u.Request("http://127.0.0.1:11434" + path, data), timeout=5) as reply:
+        return json.load(reply)
+def weights(name):
+    return re.findall("^FROM .*", ask("/api/show", {"model": name})["modelfile"], re.MULTILINE)
+running, stored = ask("/api/ps")["models"], ask("/api/tags")["models"]
+names, digests = {model["name"] for model in running}, {model["digest"] for model in running}
+known = {model["name"] for model in stored}
+mapped = [weights(name) for name in names & known]
+shared = {model["name"] for model in stored if model["digest"] in digests or weights(model["name"]) in mapped}
+print(*sorted(names | shared))
+"""
 
 # Every line is a key and a value. The release is that of the unit's process, by its mark: `current` may lead
 # elsewhere by then. The last lines are files that a cut run may leave and that the next one must remove.
@@ -38,8 +55,7 @@ if [ "${{pid:-0}}" -gt 0 ]; then
     fi
 fi
 echo "release $release"
-echo "models $({PYTHON} -c 'import urllib.request as u
-print(u.urlopen("http://127.0.0.1:11434/api/ps", timeout=5).read().decode())' 2>/dev/null | tr -d '\\n')"
+echo "models $({PYTHON} -c '{_LOADED}' 2>/dev/null)"
 lock=/var/lib/ollama-fleet/lock
 if [ -e "$lock" ] && ! flock -n "$lock" true; then echo "lock $(cat "$lock")"; fi
 if [ -L /opt/ollama/current ] && ! [ -x /opt/ollama/current/bin/ollama ]; then
@@ -108,7 +124,7 @@ def look(host: ReachedHost) -> Seen:
 
     return Seen(
         release=first("release"),
-        loaded=_names(first("models")),
+        loaded=tuple(first("models").split()),
         lock=first("lock"),
         link_to_nowhere=first("link"),
         leases=values.get("lease", ()),
@@ -199,10 +215,3 @@ def _until(host: ReachedHost, holds: Callable[[Seen], bool], seconds: float) -> 
     while not holds(seen := look(host)) and time.monotonic() < deadline:
         time.sleep(0.1)
     return seen
-
-
-def _names(reply: str) -> tuple[str, ...]:
-    try:
-        return tuple(sorted(model["name"] for model in json.loads(reply)["models"]))
-    except (ValueError, KeyError, TypeError):
-        return ()

@@ -133,14 +133,24 @@ class Site:
         return sorted(str(path.relative_to(self.root)) for path in self.root.rglob("*"))
 
     def processes(self) -> list[psutil.Process]:
+        """The servers below its directory: of its host, and of those that a test has put beside it."""
         found = []
         for process in psutil.process_iter():
             try:
-                if process.environ().get("OLLAMA_FLEET_ROOT") == str(self.root):
+                if process.environ().get("OLLAMA_FLEET_ROOT", "").startswith(f"{self.directory}/"):
                     found.append(process)
             except (psutil.NoSuchProcess, psutil.AccessDenied):
                 continue
         return found
+
+
+def changed_binary(tmp_path: Path, old: str, new: str) -> Path:
+    """The simulated server with one place of its text changed."""
+    text = SIMULATED.read_text()
+    assert old in text
+    path = tmp_path / "changed-ollama"
+    path.write_text(text.replace(old, new, 1))
+    return path
 
 
 @pytest.fixture

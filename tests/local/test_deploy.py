@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from console.changes import service_asking
+from console.changes import deploy_asking, service_asking
 from console.paths import CANARY
+from console.run import Run
 from console.smoke import SmokeTask, smoke_hosts, smoke_inventory
 from deploy.errors import (
     ArchiveRefused,
@@ -35,11 +36,11 @@ from deploy.gpu import Gpu, GpuReading
 from deploy.host_lock import host_lock
 from deploy.local import LocalTransport
 from deploy.outcomes import Outcome
-from deploy.plan import only_create, only_download, only_install, only_service
-from testbed.demo import WEIGHTS_FILE, WEIGHTS_REPO
+from deploy.plan import everything, only_create, only_download, only_install, only_service
+from testbed.demo import WEIGHTS_FILE, WEIGHTS_REPO, free_port
 from testbed.mirror import Fault, FaultKind, MirrorRepo
 from testbed.mirror_http import Route
-from tests.local.conftest import SIMULATED, Site
+from tests.local.conftest import SIMULATED, Site, changed_binary
 
 CANARY_SHA256 = hashlib.sha256(CANARY.read_bytes()).hexdigest()
 
@@ -418,6 +419,32 @@ def test_a_restart_loads_the_model_again(site: Site) -> None:
     assert service_asking(site.run, "restart", yes=True) == 0
     assert [process.pid for process in site.processes()] != pids
     assert [entry["name"] for entry in site.get("/api/ps")["models"]] == ["myqwen2:latest"]
+
+
+# A server whose host says, by a file, that it shall not start.
+REFUSES = 'if [ "$1" = serve ] && [ -e "$OLLAMA_FLEET_ROOT/refuse" ]; then exit 1; fi\npython=\n'
+
+
+def test_a_restart_goes_batch_by_batch_and_ends_where_a_server_does_not_come_back(
+    site: Site, tmp_path: Path
+) -> None:
+    site.add_release("0.17.6", binary=changed_binary(tmp_path, "python=\n", REFUSES))
+    site.version = "0.17.6"
+    site.settings |= {"ollama_batch": "1"}
+    first = f"first ansible_connection=local ollama_root={tmp_path}/first ollama_host=127.0.0.1:{free_port()}"
+
+    def run() -> Run:
+        made = site.run
+        site.inventory.write_text(site.inventory.read_text().replace("[all]\n", f"[all]\n{first}\n"))
+        return made
+
+    assert deploy_asking(run(), "deploy", everything, yes=True, verify=False) == ExitCode.DONE
+    (served,) = [item for item in site.processes() if item.environ()["OLLAMA_FLEET_ROOT"] == str(site.root)]
+    (tmp_path / "first/refuse").touch()
+    assert service_asking(run(), "restart", yes=True) is ExitCode.FAILED
+    ended = {event["host"]: event["outcome"] for event in site.events("host_done")[-2:]}
+    assert ended == {"first": "failed", "box": "skipped"}
+    assert site.processes() == [served]
 
 
 def test_a_server_killed_between_deploys_is_started_again(site: Site) -> None:

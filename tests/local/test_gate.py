@@ -11,7 +11,7 @@ import pytest
 from console.smoke import SmokeTask, smoke_hosts, smoke_inventory
 from deploy.errors import ExitCode, VerifyFailed
 from deploy.outcomes import HostOutcome, Outcome
-from tests.local.conftest import SIMULATED, Site
+from tests.local.conftest import Site, changed_binary
 from tests.own_modelfiles import all_cases
 
 FAULTS = {
@@ -38,14 +38,6 @@ PRESUMING = ("return ASK_PLACE\n", 'return "It is sunny."\n')
 def modelfiles(tmp_path: Path) -> Path:
     """The gate is about every case."""
     return all_cases(tmp_path)
-
-
-def changed_binary(tmp_path: Path, old: str, new: str) -> Path:
-    text = SIMULATED.read_text()
-    assert old in text
-    path = tmp_path / "changed-ollama"
-    path.write_text(text.replace(old, new, 1))
-    return path
 
 
 def faulty_binary(tmp_path: Path, fault: str) -> Path:

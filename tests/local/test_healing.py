@@ -378,7 +378,7 @@ def test_a_connection_that_is_lost_while_the_server_starts_ends_the_wait_and_the
     monkeypatch.setattr("deploy.services.start_server", start_and_lose)
     error = site.deploy().error
     assert isinstance(error, HostUnreachable)
-    assert "was lost while the server started" in error.sentence
+    assert "the lock of `box` was lost while the server started" in error.sentence
     assert "release 0.17.5 serves again" in str(error.unchanged)
     assert site.get("/api/version") == {"version": "0.17.5"}
     # Not after the minute that a server has to become ready.

@@ -154,6 +154,17 @@ def test_a_changed_setting_restarts_the_server_and_proves_the_model_again() -> N
     assert "OLLAMA_KEEP_ALIVE is `5m`, desired absent" in planned.steps[0].reason
 
 
+def test_a_process_that_is_to_be_another_one_is_replaced_and_the_model_loaded_again() -> None:
+    found = CONVERGED.servers[0].process
+    wish = replace(DESIRED, server=replace(DESIRED.server, retired=(found,)))
+    planned = plan(wish, CONVERGED, only_service)
+    assert kinds(planned) == ["StopServer", "StartServer", "LoadModel"]
+    assert f"server process is `pid {found.pid}`, desired `another one`" in reasons(planned)
+    later = replace(found, pid=found.pid + 1)
+    restarted = replace(CONVERGED, servers=(replace(CONVERGED.servers[0], process=later),))
+    assert plan(wish, restarted, only_service).is_empty
+
+
 def test_a_server_of_another_release_is_restarted() -> None:
     old = replace(SERVER, command=("python3", str(ROOT / "opt/ollama/releases/0.17.4/bin/ollama"), "serve"))
     planned = plan(DESIRED, replace(CONVERGED, servers=(old,), current="0.17.4"))

@@ -162,6 +162,19 @@ def test_a_changed_setting_rewrites_the_drop_in_under_a_lease_and_restarts() -> 
     assert "OLLAMA_DEBUG is absent, desired `1`" in start.reason
 
 
+def test_a_process_that_is_to_be_another_one_is_restarted_under_a_lease() -> None:
+    """The new process is as desired: a restart asks for another one, not for one more."""
+    facts = converged()
+    found = facts.servers[0].process
+    wish = replace(DESIRED, server=replace(DESIRED.server, retired=(found,)))
+    planned = plan(wish, facts, only_service)
+    assert kinds(planned) == ["TakeLease", "StartServer", "LoadModel", "EndLease"]
+    assert planned.steps[1].reason == f"server process is `pid {found.pid}`, desired `another one`"
+    later = replace(found, create_time=found.create_time + 60)
+    restarted = replace(facts, servers=(replace(facts.servers[0], process=later),))
+    assert plan(wish, restarted, only_service).is_empty
+
+
 def test_a_store_behind_a_link_may_be_written_to_where_it_lies() -> None:
     store = str(DESIRED.paths.models_dir)
     assert plan(DESIRED, with_systemd(converged(), store=store)).is_empty
