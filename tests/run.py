@@ -13,10 +13,12 @@ import tempfile
 import time
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import IO
 
 from testbed.hosts_machine import missing_parts
 from testbed.machine_image import missing_machine_parts
@@ -34,7 +36,8 @@ from tests.fault_rows import (
 
 PROJECT = Path(__file__).resolve().parent.parent
 
-# In the order they run; the quick ones first.
+# In the order they run; the quick ones first. The emulated machine keeps one core busy for minutes and leaves the
+# others idle: it runs beside those before the hosts', whose deadlines it would overrun.
 TIERS = ("unit", "contract", "local", "smoke", "browser", "hosts", "machine")
 MISSING_PARTS = {
     "browser": missing_browser_parts,
@@ -83,14 +86,31 @@ def run_tests(extra: Sequence[str] = ()) -> int:
 def run_tiers(extra: Sequence[str]) -> list[TierResult]:
     """What `run_tests` runs, without its summary."""
     targets, options = _split(extra)
-    results = []
+    tiers = {}
     for tier in TIERS:
         directory = PROJECT / "tests" / tier
         # pytest runs in the project, whatever directory the caller is in.
         chosen = [path for path in map(Path.absolute, map(Path, targets)) if path.is_relative_to(directory)]
         if chosen or not targets:
+            tiers[tier] = chosen or [directory]
+    cores = os.cpu_count() or 1
+    results = []
+    with ThreadPoolExecutor(1) as pool, tempfile.TemporaryFile() as output:
+        beside: Future[TierResult] | None = None
+        if "machine" in tiers and cores > 1 and next(iter(tiers)) in TIERS[: TIERS.index("hosts")]:
+            beside = pool.submit(_run_tier, "machine", tiers.pop("machine"), options, output=output)
+        for tier, chosen in tiers.items():
+            if beside is not None and tier == "hosts":
+                wait([beside])
             print(f"== {tier}", flush=True)
-            results.append(_run_tier(tier, chosen or [directory], options))
+            free = cores if beside is None or beside.done() else cores - 1
+            results.append(_run_tier(tier, chosen, options, cores=free))
+        if beside is not None:
+            results.append(beside.result())
+            output.seek(0)
+            print(
+                f"== machine, beside the others\n{output.read().decode(errors='replace')}", end="", flush=True
+            )
     return results
 
 
@@ -143,7 +163,15 @@ def _served(tier: str, options: Sequence[str]) -> Iterator[Sequence[str]]:
         yield [*options, f"--fleet-url={server.url}", "--fleet-model=canary"]
 
 
-def _run_tier(tier: str, chosen: Sequence[Path], options: Sequence[str]) -> TierResult:
+def _run_tier(
+    tier: str,
+    chosen: Sequence[Path],
+    options: Sequence[str],
+    *,
+    cores: int = 1,
+    output: IO[bytes] | None = None,
+) -> TierResult:
+    """One tier by a pytest of its own, on so many cores; what it prints goes to `output`, or to the terminal."""
     if tier in os.environ.get("FLEET_TESTS_WITHOUT", "").split():
         return TierResult(name=tier, end=TierEnd.NOT_RUN, told="left out by FLEET_TESTS_WITHOUT")
     missing = MISSING_PARTS[tier]() if tier in MISSING_PARTS else ()
@@ -156,22 +184,24 @@ def _run_tier(tier: str, chosen: Sequence[Path], options: Sequence[str]) -> Tier
     with tempfile.TemporaryDirectory() as directory, _served(tier, options) as told:
         report = Path(directory) / "report.xml"
         # There is one machine, and each test waits for it.
-        parallel = [] if tier == "machine" else _in_parallel(tier)
+        parallel = [] if tier == "machine" else _in_parallel(tier, cores)
         command = [sys.executable, "-m", "pytest", "-q", *parallel, f"--junit-xml={report}"]
         command += [*map(str, chosen), *told]
         began = time.monotonic()
-        code = subprocess.run(command, cwd=PROJECT, env=environment, check=False).returncode
+        done = subprocess.run(
+            command, cwd=PROJECT, env=environment, stdout=output, stderr=output, check=False
+        )
         seconds = time.monotonic() - began
-        counts = _count(report) if report.exists() else f"pytest ended with {code}"
+        counts = _count(report) if report.exists() else f"pytest ended with {done.returncode}"
         faults = tuple(read_row_tests(report)) if report.exists() else ()
+    code = done.returncode
     passed = code == 0 or (code == NO_TEST_SELECTED and bool(options))
     end = TierEnd.OK if passed else TierEnd.FAILED
     return TierResult(name=tier, end=end, told=f"{counts} in {seconds:.1f} s", faults=faults)
 
 
-def _in_parallel(tier: str) -> list[str]:
+def _in_parallel(tier: str, cores: int) -> list[str]:
     """Files are kept together, so that what a file starts once is started once."""
-    cores = os.cpu_count() or 1
     workers = min(PROCESSES_AT_MOST, 2 * cores if tier in WAITING_TIERS else cores)
     return ["-n", str(workers), "--dist", "loadfile"] if workers > 1 else []
 
@@ -198,7 +228,7 @@ def run_checks() -> int:
         "types": [*python, "mypy"],
         "layers": [sys.executable, "-c", "from importlinter.cli import lint_imports_command as lint; lint()"],
         "shell": [_shellcheck(), *map(str, scripts)],
-        "unit tests": [*python, "pytest", "-q", *_in_parallel("unit"), "tests/unit"],
+        "unit tests": [*python, "pytest", "-q", *_in_parallel("unit", os.cpu_count() or 1), "tests/unit"],
     }
     passed = [_passes(name, command) for name, command in commands.items()]
     return 0 if all(passed) else 1
