@@ -22,7 +22,7 @@ QUERY_PROCESSES = (
     "--query-compute-apps=gpu_uuid,pid,used_gpu_memory,process_name",
     "--format=csv,noheader,nounits",
 )
-"""Names stand last: they are not quoted and may contain commas. Memory is in MiB."""
+"""Names stand last: they are not quoted and may contain commas. Memory is in MiB, rounded up."""
 
 ADAPTERS_SCRIPT = r"""
 for device in "$1"/bus/pci/devices/*; do
@@ -81,7 +81,11 @@ _HINTS: Mapping[Problem, str] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuProcess:
-    """A process that computes on a GPU. `pid` is the host's, also where the reader is a container."""
+    """A process that computes on a GPU.
+
+    `pid` is as the reader's own namespace numbers it, and processes of others are not told (measured on
+    driver 580.159); other drivers tell a container the host's.
+    """
 
     pid: int
     name: str

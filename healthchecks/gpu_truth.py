@@ -45,13 +45,16 @@ def check_gpu_truth(look: Look) -> Judgement:
         # The gate of a deploy asks the same through its tunnel.
         ok, reason = judge_residency(claim.model, "nvidia", claim.size_bytes, claim.vram_bytes)
         if not ok:
-            hint = f"./fleet gpu --limit {look.config.host}; then restart the service"
+            hint = (
+                f"./fleet logs --limit {look.config.host}: `inference compute` names what the server found; "
+                "then restart the service"
+            )
             return Judgement(State.FAIL, reason, hint, evidence, facts)
     return _judge_memory(look, sum(claim.vram_bytes for claim in claims), evidence, facts)
 
 
 def is_in_container(look: Look) -> bool:
-    """There the driver tells the host's process ids, or none."""
+    """There the driver shows no process of another container, or tells the host's process ids."""
     return look.once("container", lambda: any(look.host.size(mark) is not None for mark in _CONTAINER_MARKS))
 
 

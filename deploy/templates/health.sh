@@ -190,7 +190,9 @@ judge_gpus() { # COUNT: nvidia-smi ends with 0 where it found none, too, and may
     elif [ "$1" -eq 0 ]; then
         tell gpu fail '0 GPUs answer' 'lspci | grep -i nvidia'
     else
-        tell gpu pass "$1 GPUs answer; who uses their memory was not compared"
+        few="$1 GPUs answer"
+        [ "$1" -ne 1 ] || few='1 GPU answers'
+        tell gpu pass "$few; who uses the memory was not compared"
     fi
 }
 
