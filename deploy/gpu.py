@@ -69,7 +69,10 @@ _PROBLEMS: Mapping[int, Problem] = {
 
 _HINTS: Mapping[Problem, str] = {
     Problem.NO_LIBRARY: "install NVIDIA's driver; start a container with `--gpus all`",
-    Problem.NOT_LOADED: "modprobe nvidia; then read `dmesg | grep NVRM`",
+    Problem.NOT_LOADED: (
+        "modprobe nvidia; then read `dmesg | grep NVRM`; where it is loaded, /dev/nvidia* is missing: "
+        "start a container with `--gpus all`"
+    ),
     Problem.VERSION_MISMATCH: "reboot: the driver was upgraded under the running kernel module",
     Problem.NO_PERMISSION: "let the user read and write /dev/nvidia*; start a container with `--gpus all`",
     Problem.NO_GPU: "read `lspci | grep -i nvidia`, CUDA_VISIBLE_DEVICES and NVIDIA_VISIBLE_DEVICES",

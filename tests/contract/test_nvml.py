@@ -27,7 +27,10 @@ HERE = Path(__file__).parent / "nvml"
 PROJECT = Path(__file__).resolve().parents[2]
 MIB = 1024 * 1024
 A10 = "NVIDIA A10,24576,512,6000"
-# nvidia-smi 580.159.04
+# nvidia-smi 580.159.04; so it says too where the module is loaded and /dev/nvidia* is missing.
+MODULE_MISSES = """\
+NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver. Make sure that the latest \
+NVIDIA driver is installed and running."""
 LIBRARY_MISSES = """\
 NVIDIA-SMI couldn't find libnvidia-ml.so library in your system. Please make sure that the NVIDIA Display \
 Driver is properly installed and present in your system.
@@ -105,6 +108,7 @@ def test_a_split_gpu_is_told_with_its_instances(driver: pytest.MonkeyPatch) -> N
     ("code", "problem", "hint"),
     [
         ("9", Problem.NOT_LOADED, "modprobe nvidia"),
+        ("9", Problem.NOT_LOADED, "/dev/nvidia* is missing"),
         ("18", Problem.VERSION_MISMATCH, "reboot"),
         ("4", Problem.NO_PERMISSION, "/dev/nvidia"),
         ("999", Problem.OTHER, "nvidia-smi"),
@@ -319,11 +323,11 @@ def test_nvidia_smi_answers_both_questions(smi: pytest.MonkeyPatch) -> None:
     [
         (
             "9",
-            "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.",
+            MODULE_MISSES,
             Problem.NOT_LOADED,
         ),
         ("18", "Failed to initialize NVML: Driver/library version mismatch", Problem.VERSION_MISMATCH),
-        # These three in the words of nvidia-smi 580.159.04.
+        # These in the words of nvidia-smi 580.159.04.
         ("4", "Failed to initialize NVML: Insufficient Permissions", Problem.NO_PERMISSION),
         ("6", "No devices were found", Problem.NO_GPU),
         (

@@ -71,6 +71,7 @@ def test_all_gpus_pass_with_their_facts(host: FakeHost) -> None:
     ("code", "says", "hint"),
     [
         (9, "the driver is not loaded", "modprobe nvidia"),
+        (9, "the driver is not loaded", "/dev/nvidia* is missing"),
         (12, "no driver is installed", "install"),
         (18, "of different versions", "reboot"),
         (4, "refuses this user", "/dev/nvidia"),
