@@ -17,7 +17,6 @@ from deploy.server_plan import (
 )
 from deploy.steps import Difference, StartServer, Step, StopServer, SwitchRelease
 
-
 _HIDES_GPUS = "CUDA_VISIBLE_DEVICES"
 
 

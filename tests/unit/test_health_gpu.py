@@ -141,19 +141,20 @@ def test_the_runner_that_holds_what_the_server_claims_is_the_truth(
 
 
 @pytest.mark.parametrize(
-    ("vram", "says"),
+    ("vram", "says", "hint"),
     [
-        (0, "`canary:latest` runs on the CPU; usual causes: no driver"),
-        (2 * GIB, "only 40 % of `canary:latest` is in GPU memory"),
+        (0, "`canary:latest` runs on the CPU; usual causes: no driver", "./fleet logs --limit gpu01"),
+        (2 * GIB, "only 40 % of `canary:latest` is in GPU memory", "a smaller num_ctx"),
     ],
 )
 def test_what_the_server_itself_says_is_not_in_gpu_memory_fails(
-    host: FakeHost, server: FakeServer, vram: int, says: str
+    host: FakeHost, server: FakeServer, vram: int, says: str, hint: str
 ) -> None:
     server.answers["/api/ps"] = loaded("canary:latest", vram=vram)
     found = check_gpu_truth(look(host))
     assert found.state is State.FAIL
     assert says in found.reason
+    assert hint in (found.hint or "")
 
 
 def test_a_false_100_percent_is_a_silent_cpu_fallback(host: FakeHost, server: FakeServer) -> None:
