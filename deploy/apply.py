@@ -14,7 +14,7 @@ from typing import assert_never
 
 from deploy import commands, mirror, services, systemd
 from deploy.baselines import find_baseline, make_baseline, read_baselines, with_baseline, write_baselines
-from deploy.desired import ADOPTED, Artefact, Desired, DesiredModel, ServiceBackend
+from deploy.desired import ADOPTED, Artefact, Desired, DesiredModel, GpuKind, ServiceBackend
 from deploy.errors import (
     ChecksumMismatch,
     CommandFailed,
@@ -445,10 +445,15 @@ def _how_to_look(site: Site, model: DesiredModel) -> str:
     """Where nothing was played, the server or the bytes of the model are to blame; nobody verifies those."""
     blob = site.desired.paths.models_dir / f"blobs/sha256-{model.weights.sha256}"
     look = commands.render_command(["sha256sum", str(blob)])
-    return (
-        f"./fleet logs --limit {site.host}; then ./fleet run --yes {commands.render_command([look])} --limit "
-        f"{site.host}: where the sha256 is not the one in the name, remove that file and deploy again"
+    bytes_too = (
+        f"then ./fleet run --yes {commands.render_command([look])} --limit {site.host}: where the sha256 is "
+        "not the one in the name, remove that file and deploy again"
     )
+    logs = f"./fleet logs --limit {site.host}"
+    if site.desired.gpu is GpuKind.NVIDIA:
+        # A model that runs, and on the CPU, has good bytes; the server's log says which GPUs it found.
+        return f"{logs}: `inference compute` names what the server found; where that is the GPU, {bytes_too}"
+    return f"{logs}; {bytes_too}"
 
 
 def _first(reasons: Sequence[str]) -> Sequence[str]:

@@ -22,7 +22,7 @@ QUERY_PROCESSES = (
     "--query-compute-apps=gpu_uuid,pid,used_gpu_memory,process_name",
     "--format=csv,noheader,nounits",
 )
-"""Names stand last: they are not quoted and may contain commas. Memory is in MiB."""
+"""Names stand last: they are not quoted and may contain commas. Memory is in MiB, rounded up."""
 
 ADAPTERS_SCRIPT = r"""
 for device in "$1"/bus/pci/devices/*; do
@@ -69,7 +69,10 @@ _PROBLEMS: Mapping[int, Problem] = {
 
 _HINTS: Mapping[Problem, str] = {
     Problem.NO_LIBRARY: "install NVIDIA's driver; start a container with `--gpus all`",
-    Problem.NOT_LOADED: "modprobe nvidia; then read `dmesg | grep NVRM`",
+    Problem.NOT_LOADED: (
+        "modprobe nvidia; then read `dmesg | grep NVRM`; where it is loaded, /dev/nvidia* is missing: "
+        "start a container with `--gpus all`"
+    ),
     Problem.VERSION_MISMATCH: "reboot: the driver was upgraded under the running kernel module",
     Problem.NO_PERMISSION: "let the user read and write /dev/nvidia*; start a container with `--gpus all`",
     Problem.NO_GPU: "read `lspci | grep -i nvidia`, CUDA_VISIBLE_DEVICES and NVIDIA_VISIBLE_DEVICES",
@@ -81,7 +84,11 @@ _HINTS: Mapping[Problem, str] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GpuProcess:
-    """A process that computes on a GPU. `pid` is the host's, also where the reader is a container."""
+    """A process that computes on a GPU.
+
+    `pid` is as the reader's own namespace numbers it, and processes of others are not told (measured on
+    driver 580.159); other drivers tell a container the host's.
+    """
 
     pid: int
     name: str

@@ -18,6 +18,8 @@ from deploy.server_plan import (
 )
 from deploy.steps import Difference, StartServer, Step, StopServer, SwitchRelease
 
+_HIDES_GPUS = "CUDA_VISIBLE_DEVICES"
+
 
 def process_steps(desired: Desired, facts: HostFacts, release: Release) -> Iterator[Step]:
     """Switch, stop and start: none of them on a host that is as desired."""
@@ -67,4 +69,8 @@ def _server_differences(
         running = next((word for word in server.command if word.endswith("/bin/ollama")), None)
         name = PurePosixPath(running).parent.parent.name if running else None
         found.append(Difference(what="running release", actual=name, desired=binary.parent.parent.name))
+    # What we start inherits nothing: whoever set it had the server started by hand, and on the CPU perhaps.
+    hidden = server.environment.get(_HIDES_GPUS)
+    if hidden is not None and _HIDES_GPUS not in environment:
+        found.append(Difference(what=_HIDES_GPUS, actual=hidden, desired=None))
     return [*found, *environment_differences(server.environment, environment)]

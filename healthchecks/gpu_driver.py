@@ -15,7 +15,13 @@ from healthchecks.nvml import BROKEN, HANGS, Gpu, GpuReading
 _CODES: Mapping[int, tuple[str, str]] = {
     4: ("the driver refuses this user", "let the user read and write /dev/nvidia*"),
     6: ("the driver finds no GPU", "read `lspci | grep -i nvidia`"),
-    9: ("the driver is not loaded", "modprobe nvidia; then read `dmesg | grep NVRM`"),
+    9: (
+        "the driver is not loaded",
+        (
+            "modprobe nvidia; then read `dmesg | grep NVRM`; where it is loaded, /dev/nvidia* is missing: "
+            "start a container with `--gpus all`"
+        ),
+    ),
     12: ("no driver is installed", "install NVIDIA's driver; start a container with `--gpus all`"),
     15: ("a GPU is lost", "read `dmesg | grep Xid`; then nvidia-smi --gpu-reset, or reboot"),
     16: ("a GPU must be reset", "read `dmesg | grep Xid`; then nvidia-smi --gpu-reset, or reboot"),

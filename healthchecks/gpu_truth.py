@@ -45,13 +45,18 @@ def check_gpu_truth(look: Look) -> Judgement:
         # The gate of a deploy asks the same through its tunnel.
         ok, reason = judge_residency(claim.model, "nvidia", claim.size_bytes, claim.vram_bytes)
         if not ok:
-            hint = f"./fleet gpu --limit {look.config.host}; then restart the service"
-            return Judgement(State.FAIL, reason, hint, evidence, facts)
+            return Judgement(State.FAIL, reason, _next_step(look.config.host, claim), evidence, facts)
     return _judge_memory(look, sum(claim.vram_bytes for claim in claims), evidence, facts)
 
 
+def _next_step(host: str, claim: _Claim) -> str:
+    if claim.vram_bytes:
+        return f"free GPU memory (./fleet gpu --limit {host} tells who holds it), or take a smaller num_ctx"
+    return f"./fleet logs --limit {host}: `inference compute` names what the server found; then restart it"
+
+
 def is_in_container(look: Look) -> bool:
-    """There the driver tells the host's process ids, or none."""
+    """There the driver shows no process of another container, or tells the host's process ids."""
     return look.once("container", lambda: any(look.host.size(mark) is not None for mark in _CONTAINER_MARKS))
 
 

@@ -29,7 +29,11 @@ BROKEN = -2
 
 @dataclass(frozen=True)
 class GpuProcess:
-    """A process that computes on a GPU. `pid` is the host's, also where the reader is a container."""
+    """A process that computes on a GPU.
+
+    `pid` is as the reader's own namespace numbers it, and processes of others are not told (measured on
+    driver 580.159); other drivers tell a container the host's.
+    """
 
     pid: int
     name: str

@@ -36,8 +36,8 @@ from tests.fault_rows import (
 
 PROJECT = Path(__file__).resolve().parent.parent
 
-# In the order they run; the quick ones first. The emulated machine keeps one core busy for minutes and leaves the
-# others idle: it runs beside those before the hosts', whose deadlines it would overrun.
+# In the order they run; the quick ones first. The emulated machine keeps one core busy for minutes and leaves
+# the others idle: it runs beside those before the hosts', whose deadlines it would overrun.
 TIERS = ("unit", "contract", "local", "smoke", "browser", "hosts", "machine")
 MISSING_PARTS = {
     "browser": missing_browser_parts,
@@ -171,7 +171,7 @@ def _run_tier(
     cores: int = 1,
     output: IO[bytes] | None = None,
 ) -> TierResult:
-    """One tier by a pytest of its own, on so many cores; what it prints goes to `output`, or to the terminal."""
+    """One tier by a pytest of its own, on so many cores; what it prints goes to `output` if there is one."""
     if tier in os.environ.get("FLEET_TESTS_WITHOUT", "").split():
         return TierResult(name=tier, end=TierEnd.NOT_RUN, told="left out by FLEET_TESTS_WITHOUT")
     missing = MISSING_PARTS[tier]() if tier in MISSING_PARTS else ()

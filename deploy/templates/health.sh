@@ -177,10 +177,15 @@ check_gpu() {
     fi
     found=$(bounded "$ask_seconds" nvidia-smi --query-gpu=uuid --format=csv,noheader 2>&1)
     case $? in
-    0) judge_gpus "$(printf '%s\n' "$found" | grep -c '^GPU-')" ;;
-    124 | 137 | 143) tell gpu fail "nvidia-smi does not answer within $ask_seconds s" 'dmesg | grep -i xid' ;;
-    *) tell gpu fail "nvidia-smi: $(printf '%s' "$found" | head -n 1)" 'dmesg | grep -i nvrm' ;;
+    0) judge_gpus "$(printf '%s\n' "$found" | grep -c '^GPU-')"; return ;;
+    124 | 137 | 143) tell gpu fail "nvidia-smi does not answer within $ask_seconds s" 'dmesg | grep -i xid'; return ;;
+    # It ends with the numbers of nvmlReturn_t.
+    4) next='ls -l /dev/nvidia*' ;;
+    12) next='install the driver; or ollama_gpu=none in the inventory' ;;
+    18) next='reboot: the driver was upgraded' ;;
+    *) next='modprobe nvidia; dmesg | grep -i nvrm' ;;
     esac
+    tell gpu fail "nvidia-smi: $(printf '%s' "$found" | head -n 1)" "$next"
 }
 
 judge_gpus() { # COUNT: nvidia-smi ends with 0 where it found none, too, and may warn beside what it lists
@@ -190,7 +195,9 @@ judge_gpus() { # COUNT: nvidia-smi ends with 0 where it found none, too, and may
     elif [ "$1" -eq 0 ]; then
         tell gpu fail '0 GPUs answer' 'lspci | grep -i nvidia'
     else
-        tell gpu pass "$1 GPUs answer; who uses their memory was not compared"
+        few="$1 GPUs answer"
+        [ "$1" -ne 1 ] || few='1 GPU answers'
+        tell gpu pass "$few; who uses the memory was not compared"
     fi
 }
 

@@ -208,12 +208,27 @@ def add_nvidia_smi(tools: Path, tmp_path: Path, text: str) -> Path:
     return directory
 
 
-def test_an_nvidia_smi_that_fails_is_told_in_its_words(tools: Path, tmp_path: Path) -> None:
-    mismatch = "Failed to initialize NVML: Driver/library version mismatch"
-    directory = add_nvidia_smi(tools, tmp_path, f"echo '{mismatch}'\nexit 18")
+@pytest.mark.parametrize(
+    ("code", "says", "hint"),
+    [
+        (18, "Failed to initialize NVML: Driver/library version mismatch", "reboot"),
+        # The others in the words of nvidia-smi 580.159.04.
+        (4, "Failed to initialize NVML: Insufficient Permissions", "ls -l /dev/nvidia*"),
+        (
+            9,
+            "NVIDIA-SMI has failed because it could not communicate with the NVIDIA driver.",
+            "modprobe nvidia",
+        ),
+        (12, "NVIDIA-SMI could not find libnvidia-ml.so library in your system.", "install the driver"),
+    ],
+)
+def test_an_nvidia_smi_that_fails_is_told_in_its_words_with_the_next_step(
+    tools: Path, tmp_path: Path, code: int, says: str, hint: str
+) -> None:
+    directory = add_nvidia_smi(tools, tmp_path, f"echo '{says}'\necho 'and more'\nexit {code}")
     told = {result.check: result for result in report_of(health("report", directory, gpu="nvidia")).checks}
-    assert told["gpu"].state is State.FAIL
-    assert "Driver/library version mismatch" in told["gpu"].reason
+    assert (told["gpu"].state, told["gpu"].reason) == (State.FAIL, f"nvidia-smi: {says}")
+    assert hint in (told["gpu"].hint or "")
 
 
 def write_config(root: Path, config: HealthConfig) -> None:
@@ -232,8 +247,13 @@ ONE_GPU = "echo GPU-4d1c8a52-0000-0000-0000-000000000001"
         ("exit 0", None, State.FAIL, "0 GPUs answer"),
         ("echo 'No devices were found'", None, State.FAIL, "0 GPUs answer"),
         ("exit 0", 2, State.FAIL, "0 GPUs of 2 are there"),
-        (ONE_GPU, None, State.PASS, "1 GPUs answer"),
-        (f"{ONE_GPU}; echo 'WARNING: infoROM is corrupted at gpu 0000:00:1E.0' >&2", 1, State.PASS, "1 GPUs"),
+        (ONE_GPU, None, State.PASS, "1 GPU answers"),
+        (
+            f"{ONE_GPU}; echo 'WARNING: infoROM is corrupted at gpu 0000:00:1E.0' >&2",
+            1,
+            State.PASS,
+            "1 GPU answers",
+        ),
         (ONE_GPU, 2, State.FAIL, "1 GPUs of 2 are there"),
         (f"{ONE_GPU}; {ONE_GPU}", 2, State.PASS, "2 GPUs answer"),
     ],

@@ -27,6 +27,15 @@ HERE = Path(__file__).parent / "nvml"
 PROJECT = Path(__file__).resolve().parents[2]
 MIB = 1024 * 1024
 A10 = "NVIDIA A10,24576,512,6000"
+# nvidia-smi 580.159.04; so it says too where the module is loaded and /dev/nvidia* is missing.
+MODULE_MISSES = """\
+NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver. Make sure that the latest \
+NVIDIA driver is installed and running."""
+LIBRARY_MISSES = """\
+NVIDIA-SMI couldn't find libnvidia-ml.so library in your system. Please make sure that the NVIDIA Display \
+Driver is properly installed and present in your system.
+Please also try adding directory that contains libnvidia-ml.so to your system PATH."""
+UUID = "GPU-00000000-0000-0000-0000-000000000000"
 RUNNER = "/opt/ollama/releases/0.17.5/bin/ollama"
 
 
@@ -49,7 +58,7 @@ def test_memory_driver_and_processes_come_through_the_real_binding(driver: pytes
     reading = nvml.read_gpus()
     assert reading.problem is None, reading.said
     [gpu] = reading.gpus
-    assert (gpu.index, gpu.name, gpu.uuid, gpu.driver) == (0, "NVIDIA A10", "GPU-00000000", "550.54.15")
+    assert (gpu.index, gpu.name, gpu.uuid, gpu.driver) == (0, "NVIDIA A10", UUID, "550.54.15")
     assert gpu.memory_total_bytes == 24576 * MIB
     assert gpu.memory_used_bytes == 6000 * MIB
     assert gpu.memory_free_bytes == (24576 - 512 - 6000) * MIB
@@ -89,8 +98,8 @@ def test_a_split_gpu_is_told_with_its_instances(driver: pytest.MonkeyPatch) -> N
     whole, *instances = nvml.read_gpus().gpus
     assert whole.mig is Mig.SPLIT
     assert [(item.mig, item.uuid) for item in instances] == [
-        (Mig.INSTANCE, "MIG-00000000-0"),
-        (Mig.INSTANCE, "MIG-00000000-2"),
+        (Mig.INSTANCE, "MIG-00000000-0000-0000-0000-000000000000"),
+        (Mig.INSTANCE, "MIG-00000000-0000-0000-0000-000000000002"),
     ]
     assert instances[0].memory_free_bytes == 24576 // 4 * MIB
 
@@ -99,6 +108,7 @@ def test_a_split_gpu_is_told_with_its_instances(driver: pytest.MonkeyPatch) -> N
     ("code", "problem", "hint"),
     [
         ("9", Problem.NOT_LOADED, "modprobe nvidia"),
+        ("9", Problem.NOT_LOADED, "/dev/nvidia* is missing"),
         ("18", Problem.VERSION_MISMATCH, "reboot"),
         ("4", Problem.NO_PERMISSION, "/dev/nvidia"),
         ("999", Problem.OTHER, "nvidia-smi"),
@@ -231,7 +241,7 @@ def test_each_card_has_its_own_health(driver: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("count", [1, 4, 8])
 def test_all_gpus_of_a_host_are_told(driver: pytest.MonkeyPatch, count: int) -> None:
     driver.setenv("SCRIPTED_NVML_GPUS", ";".join([A10] * count))
-    assert [gpu.uuid for gpu in health_nvml.read_gpus(20).gpus] == [f"GPU-{n:08d}" for n in range(count)]
+    assert [gpu.uuid for gpu in health_nvml.read_gpus(20).gpus] == [f"{UUID[:-1]}{n}" for n in range(count)]
 
 
 def test_an_instance_of_a_split_card_has_memory_and_no_health(driver: pytest.MonkeyPatch) -> None:
@@ -313,11 +323,18 @@ def test_nvidia_smi_answers_both_questions(smi: pytest.MonkeyPatch) -> None:
     [
         (
             "9",
-            "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.",
+            MODULE_MISSES,
             Problem.NOT_LOADED,
         ),
         ("18", "Failed to initialize NVML: Driver/library version mismatch", Problem.VERSION_MISMATCH),
+        # These in the words of nvidia-smi 580.159.04.
+        ("4", "Failed to initialize NVML: Insufficient Permissions", Problem.NO_PERMISSION),
         ("6", "No devices were found", Problem.NO_GPU),
+        (
+            "12",
+            LIBRARY_MISSES,
+            Problem.NO_LIBRARY,
+        ),
         ("255", "Failed to initialize NVML: Unknown Error", Problem.OTHER),
     ],
 )

@@ -262,6 +262,7 @@ def test_a_converged_host_that_lost_its_gpu_fails_although_nothing_is_to_change(
     error = error_of(site)
     assert isinstance(error, VerifyFailed)
     assert "runs on the CPU" in str(error.cause)
+    assert (error.hint or "").startswith("./fleet logs --limit box: `inference compute` names")
     assert site.events("plan")[-1]["steps"] == []
 
 
@@ -274,6 +275,7 @@ def test_silent_cpu_inference_is_a_failure_where_a_gpu_is_expected(site: Site, t
     error = error_of(site)
     assert isinstance(error, VerifyFailed)
     assert "runs on the CPU" in str(error.cause)
+    assert (error.hint or "").startswith("./fleet logs --limit box: `inference compute` names")
 
 
 @pytest.mark.fault(15)

@@ -18,6 +18,8 @@ from deploy.gpu import (
     render_gpu,
     size_text,
 )
+from healthchecks import nvml
+from tests.unit.recorded_gpu import RECORDED
 
 MIB = 1024 * 1024
 TWO = """\
@@ -56,6 +58,26 @@ def test_processes_belong_to_the_gpu_whose_uuid_they_carry() -> None:
 def test_a_field_in_brackets_is_not_known(word: str) -> None:
     [gpu] = parse_nvidia_smi(f"0, GPU-a, 550.54.15, {word}, {word}, {word}, {word}, NVIDIA A10\n", "")
     assert (gpu.memory_total_bytes, gpu.memory_used_bytes, gpu.memory_free_bytes) == (None, None, None)
+
+
+def test_nvidia_smi_of_a_real_card_tells_what_its_library_tells_rounded_up_to_mebibytes() -> None:
+    [told] = parse_nvidia_smi(RECORDED["nvidia_smi_gpus"], RECORDED["nvidia_smi_processes"])
+    reading = nvml.parse_reading(RECORDED["nvml"])
+    [card] = reading.gpus
+    assert (told.index, told.name, told.uuid, told.driver, told.mig) == (
+        card.index, card.name, card.uuid, reading.driver, Mig.OFF,
+    )  # fmt: skip
+    for size, exact in (
+        (told.memory_total_bytes, card.memory_total_bytes),
+        (told.memory_used_bytes, card.memory_used_bytes),
+        (told.memory_free_bytes, card.memory_free_bytes),
+    ):
+        assert size is not None
+        assert exact is not None
+        assert 0 <= size - exact < MIB
+    assert [(one.pid, one.name, one.memory_used_bytes) for one in told.processes] == [
+        (one.pid, one.name, one.memory_used_bytes) for one in card.processes
+    ]
 
 
 def test_a_gpu_in_mig_mode_is_split() -> None:

@@ -17,7 +17,7 @@ from healthchecks.gpu_truth import check_gpu_truth
 from healthchecks.health_report import State
 from healthchecks.judgement import Judgement
 from healthchecks.memory_owners import check_owners
-from healthchecks.nvml import BROKEN, HANGS, GpuProcess, GpuReading
+from healthchecks.nvml import BROKEN, HANGS, GpuProcess, GpuReading, parse_reading
 from healthchecks.xid import check_xid, parse_dmesg, parse_journal
 from tests.unit.health_host import (
     CONFIG,
@@ -35,6 +35,7 @@ from tests.unit.health_host import (
     process,
     with_gpu,
 )
+from tests.unit.recorded_gpu import RECORDED
 
 SECOND = replace(GPU, index=1, uuid="GPU-1", pci="00000000:65:00.0", processes=())
 
@@ -70,6 +71,7 @@ def test_all_gpus_pass_with_their_facts(host: FakeHost) -> None:
     ("code", "says", "hint"),
     [
         (9, "the driver is not loaded", "modprobe nvidia"),
+        (9, "the driver is not loaded", "/dev/nvidia* is missing"),
         (12, "no driver is installed", "install"),
         (18, "of different versions", "reboot"),
         (4, "refuses this user", "/dev/nvidia"),
@@ -139,19 +141,20 @@ def test_the_runner_that_holds_what_the_server_claims_is_the_truth(
 
 
 @pytest.mark.parametrize(
-    ("vram", "says"),
+    ("vram", "says", "hint"),
     [
-        (0, "`canary:latest` runs on the CPU; usual causes: no driver"),
-        (2 * GIB, "only 40 % of `canary:latest` is in GPU memory"),
+        (0, "`canary:latest` runs on the CPU; usual causes: no driver", "./fleet logs --limit gpu01"),
+        (2 * GIB, "only 40 % of `canary:latest` is in GPU memory", "a smaller num_ctx"),
     ],
 )
 def test_what_the_server_itself_says_is_not_in_gpu_memory_fails(
-    host: FakeHost, server: FakeServer, vram: int, says: str
+    host: FakeHost, server: FakeServer, vram: int, says: str, hint: str
 ) -> None:
     server.answers["/api/ps"] = loaded("canary:latest", vram=vram)
     found = check_gpu_truth(look(host))
     assert found.state is State.FAIL
     assert says in found.reason
+    assert hint in (found.hint or "")
 
 
 def test_a_false_100_percent_is_a_silent_cpu_fallback(host: FakeHost, server: FakeServer) -> None:
@@ -272,6 +275,26 @@ def test_memory_that_every_process_owns_passes(host: FakeHost) -> None:
 def test_where_a_figure_is_missing_owners_are_unknown(host: FakeHost, fields: dict[str, Any]) -> None:
     host.reading = with_gpu(**fields)
     assert check_owners(look(host)).state is State.UNKNOWN
+
+
+def test_in_a_container_memory_that_the_listed_processes_explain_has_its_owners(host: FakeHost) -> None:
+    host.files["/.dockerenv"] = ""
+    host.reading = parse_reading(RECORDED["nvml"])
+    found = check_owners(look(host))
+    assert judged(found) == (State.PASS, "every runner has its server, all GPU memory its process")
+    # Of that which is used, 8.8 MiB are the driver's own.
+    [unowned] = found.evidence["unowned_gpu_bytes"].values()
+    assert unowned == 9240576
+
+
+def test_a_holder_in_another_container_is_not_shown_and_nobody_is_accused(host: FakeHost) -> None:
+    host.files["/.dockerenv"] = ""
+    host.reading = parse_reading(RECORDED["nvml_in_another_pid_namespace"])
+    found = check_owners(look(host))
+    assert judged(found) == (
+        State.UNKNOWN,
+        "8.60 GiB of GPU 0 belong to no process of this container",
+    )
 
 
 def test_in_a_container_nobody_is_accused(host: FakeHost) -> None:

@@ -165,6 +165,13 @@ def test_a_process_that_is_to_be_another_one_is_replaced_and_the_model_loaded_ag
     assert plan(wish, restarted, only_service).is_empty
 
 
+def test_a_server_that_was_started_with_its_gpus_hidden_is_started_anew() -> None:
+    hidden = replace(SERVER, environment={**SERVER.environment, "CUDA_VISIBLE_DEVICES": "-1"})
+    planned = plan(DESIRED, replace(CONVERGED, servers=(hidden,)))
+    assert kinds(planned)[:2] == ["StopServer", "StartServer"]
+    assert "CUDA_VISIBLE_DEVICES is `-1`, desired absent" in planned.steps[0].reason
+
+
 def test_a_server_of_another_release_is_restarted() -> None:
     old = replace(SERVER, command=("python3", str(ROOT / "opt/ollama/releases/0.17.4/bin/ollama"), "serve"))
     planned = plan(DESIRED, replace(CONVERGED, servers=(old,), current="0.17.4"))

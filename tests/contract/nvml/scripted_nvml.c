@@ -7,7 +7,8 @@
  *   SCRIPTED_NVML_PROCESSES="GPU,PID,USED,NAME;..."        MiB; USED - is not available, NAME - is not found
  *   SCRIPTED_NVML_GRAPHICS="GPU,PID,USED,NAME;..."         the same of processes that draw
  *   SCRIPTED_NVML_LOST=INDEX         that GPU fell off the bus
- *   SCRIPTED_NVML_MIG=INDEX          that GPU is split: instances 0 and 2 exist, with a quarter of the memory each
+ *   SCRIPTED_NVML_MIG=INDEX          all GPUs can be split, and that one is: instances 0 and 2 exist, with a
+ *                                    quarter of the memory each; -1: none of them is
  *   SCRIPTED_NVML_MEMORY=CODE        both memory calls answer CODE
  *   SCRIPTED_NVML_LISTS=CODE         the calls for processes answer CODE
  *   SCRIPTED_NVML_OLD=1              a driver before 510: the second form for memory and the third for processes miss
@@ -41,6 +42,7 @@ static int count;
 
 static const char *told(const char *name) { const char *value = getenv(name); return value ? value : ""; }
 static int number(const char *name, int otherwise) { return *told(name) ? atoi(told(name)) : otherwise; }
+static int is_split(const struct device *device) { return device->index == number("SCRIPTED_NVML_MIG", -1); }
 static void hang_if(const char *where) { while (!strcmp(told("SCRIPTED_NVML_HANG"), where)) pause(); }
 
 int nvmlInitWithFlags(unsigned flags) {
@@ -105,8 +107,8 @@ int nvmlDeviceGetName(struct device *device, char *text, unsigned size) {
 }
 
 int nvmlDeviceGetUUID(struct device *device, char *text, unsigned size) {
-    if (device->instance < 0) snprintf(text, size, "GPU-%08d", device->index);
-    else snprintf(text, size, "MIG-%08d-%d", device->index, device->instance);
+    if (device->instance < 0) snprintf(text, size, "GPU-00000000-0000-0000-0000-%012d", device->index);
+    else snprintf(text, size, "MIG-00000000-0000-0000-%04d-%012d", device->index, device->instance);
     return OK;
 }
 
@@ -157,18 +159,17 @@ int nvmlDeviceGetRetiredPagesPendingStatus(struct device *device, unsigned *pend
 
 int nvmlDeviceGetMigMode(struct device *device, unsigned *current, unsigned *pending) {
     if (!*told("SCRIPTED_NVML_MIG")) return NOT_SUPPORTED;
-    *current = *pending = device->index == number("SCRIPTED_NVML_MIG", -1);
+    *current = *pending = is_split(device);
     return OK;
 }
 
 int nvmlDeviceGetMaxMigDeviceCount(struct device *device, unsigned *found) {
-    (void)device;
-    *found = PLACES;
+    *found = is_split(device) ? PLACES : 0;
     return OK;
 }
 
 int nvmlDeviceGetMigDeviceHandleByIndex(struct device *device, unsigned place, struct device **instance) {
-    if (place != 0 && place != 2) return NOT_FOUND;
+    if (!is_split(device) || (place != 0 && place != 2)) return NOT_FOUND;
     instances[place] = *device;
     instances[place].instance = (int)place;
     instances[place].total /= 4;
