@@ -26,6 +26,7 @@ from testbed.hosts_tree import PYTHON
 from testbed.official import official_install
 from testbed.promises import broken_promises
 from tests.hosts.site import SIMULATED, HostSite, broken, forget_connections, until
+from tests.own_modelfiles import all_cases
 
 DROP_IN = "/etc/systemd/system/ollama.service.d/50-fleet.conf"
 # What a lease lasts in these tests, so that nobody waits for three minutes.
@@ -256,6 +257,7 @@ def test_an_official_installation_is_adopted_upgraded_and_given_back(site: HostS
 @pytest.mark.parametrize("host", [Kind.POOR, Kind.PASSWORD, Kind.OLD], indirect=True)
 def test_poorer_hosts_get_the_whole_job_too(site: HostSite, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLEET_SUDO_PASSWORD", "practice")
+    site.modelfiles = all_cases(site.directory / "whole")
     first = site.deploy()
     assert first.error is None
     assert len(first.verdicts["myqwen2"].cases) == 2 * len(load_cases())
