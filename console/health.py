@@ -14,7 +14,7 @@ from console.run import Run, transport_for
 from deploy import commands
 from deploy.converge import probe_host
 from deploy.desired import Desired
-from deploy.errors import CommandFailed, ExitCode, FleetError, UsageError
+from deploy.errors import CommandFailed, ExitCode, FleetError, UsageError, errors_of
 from deploy.fleet import each, interrupts
 from deploy.health_config import render_health_config
 from deploy.outcomes import HostOutcome, Outcome
@@ -90,7 +90,8 @@ def _check_all(run: Run, hosts: Sequence[Desired], *, quick: bool) -> ExitCode:
 def _check_host(run: Run, desired: Desired, *, quick: bool) -> tuple[HostOutcome, list[list[str]]]:
     """One host's outcome and what of it did not pass."""
     try:
-        report = examine(desired, quick=quick)
+        with errors_of(desired.host):
+            report = examine(desired, quick=quick)
     except FleetError as error:
         failed = failed_outcome(desired, error)
         run.report.error(error)
