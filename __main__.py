@@ -11,6 +11,7 @@ import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -19,6 +20,8 @@ from invoke import Collection, Exit, ParseError, Program
 import tasks
 from console.version import VERSION
 from deploy.errors import ExitCode, UsageError, designed_error, render_error
+
+FLUSH_SECONDS = 1.0
 
 
 @contextmanager
@@ -54,7 +57,10 @@ class Fleet(Program):
         try:
             super().execute()
         except KeyboardInterrupt:
-            sys.stdout.flush()
+            # Whoever reads may stand still, while a thread of ours is in the middle of telling something.
+            flushing = threading.Thread(target=sys.stdout.flush, daemon=True)
+            flushing.start()
+            flushing.join(FLUSH_SECONDS)
             # At once: the interpreter's own end would wait for a thread that is in the middle of a step.
             os._exit(ExitCode.INTERRUPTED)
 

@@ -91,6 +91,7 @@ def _reporting(flags: SimpleNamespace) -> Iterator[Report]:
     try:
         yield report
     except KeyboardInterrupt:
+        report.hurry()
         report.say(
             "stopped at once: ./fleet status shows what became of it; "
             "a switch that was not confirmed is taken back by the host itself"

@@ -237,7 +237,7 @@ def _converging(
     run: Run, hosts: Sequence[Desired], task: str, selection: Selection, *, verify: bool
 ) -> Iterator[Options]:
     believed = partial(_believed, hosts)
-    with _prover(run) as suite, interrupts(run.stop_requested, run.report.say):
+    with _prover(run) as suite, interrupts(run.stop_requested, run.report):
         prove = believed(suite)
         yield Options(
             task=task,

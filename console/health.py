@@ -43,7 +43,7 @@ def show_health(run: Run, every: str | None, *, quick: bool) -> ExitCode:
     hosts = run.hosts()
     if minutes is None:
         return _check_all(run, hosts, quick=quick)
-    with interrupts(run.stop_requested, run.report.say):
+    with interrupts(run.stop_requested, run.report):
         while True:
             started = time.monotonic()
             code = _check_all(run, hosts, quick=quick)

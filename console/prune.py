@@ -45,7 +45,7 @@ def prune_asking(run: Run, keep: int, *, models: bool, yes: bool) -> ExitCode:
         outcomes = [*(HostOutcome(host=item.host, outcome=Outcome.SKIPPED) for item in planned), *failed]
         run.report.summary(outcomes)
         return max(exit_code(outcomes), ExitCode.USAGE)
-    with interrupts(run.stop_requested, run.report.say):
+    with interrupts(run.stop_requested, run.report):
         pruned = each(planned, lambda desired: _prune(run, desired, wanted), run.forks)
     outcomes = [*(outcome for outcome, _ in pruned), *failed]
     run.report.summary(outcomes, freed_bytes=sum(found.freed_bytes for _, found in pruned))
