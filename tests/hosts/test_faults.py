@@ -55,9 +55,9 @@ def reasons(site: HostSite) -> str:
 
 def start_deploy(site: HostSite) -> subprocess.Popen[str]:
     """A real process, as a person starts it."""
-    inventory = str(site.write())
+    words = ["--yes", "--soak=0", "--json", "--limit=box", "--inventory", str(site.write())]
     return subprocess.Popen(
-        [sys.executable, str(PROJECT), "deploy", "--yes", "--soak=0", "--json", "--inventory", inventory],
+        [sys.executable, str(PROJECT), "deploy", *words],
         env={**os.environ, "MODELSCOPE_ENDPOINT": site.mirror.url},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

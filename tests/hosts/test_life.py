@@ -159,7 +159,8 @@ def test_a_switch_that_nobody_confirms_is_taken_back_by_the_host(site: HostSite,
     site.add_release("0.17.7", broken(site, "python=\n", "python=\nsleep 3\n"))
     site.version = "0.17.7"
     inventory = site.write()
-    command = [sys.executable, str(PROJECT), "deploy", "--yes", "--json", "--inventory", str(inventory)]
+    limits = ["--limit=box", "--inventory", str(inventory)]
+    command = [sys.executable, str(PROJECT), "deploy", "--yes", "--json", *limits]
     environment = {**os.environ, "MODELSCOPE_ENDPOINT": site.mirror.url}
     with (
         (site.directory / "deploy.log").open("wb") as log,
@@ -208,6 +209,7 @@ def test_a_host_that_loses_power_at_any_moment_of_an_upgrade_serves_old_or_new(
         "--yes",
         "--soak=0",
         "--json",
+        "--limit=box",
         "--inventory",
         str(inventory),
     ]
