@@ -24,7 +24,7 @@ from healthchecks.case import load_cases
 from testbed.hosts_kinds import Kind
 from testbed.hosts_tree import PYTHON
 from testbed.official import official_install
-from testbed.promises import broken_promises
+from testbed.promises import ADOPTED, broken_promises
 from tests.hosts.site import SIMULATED, HostSite, broken, forget_connections, until
 
 DROP_IN = "/etc/systemd/system/ollama.service.d/50-fleet.conf"
@@ -241,13 +241,13 @@ def test_an_official_installation_is_adopted_upgraded_and_given_back(site: HostS
     assert done.returncode == 0
     assert "FetchArchive" not in site.kinds()
     assert site.deploy().error is None
-    assert site.plan().is_empty
+    site.check_converges(ADOPTED)
     unit = site.sh("cat /etc/systemd/system/ollama.service")
     assert "/usr/local/bin/ollama" in site.sh("systemctl show -p ExecStart ollama")
     site.add_release("0.17.7")
     site.version = "0.17.7"
     assert site.deploy().error is None
-    assert site.running() == "0.17.7"
+    site.check_converges("0.17.7")
     assert rollback_asking(site.run, Asked(), yes=True) is ExitCode.DONE
     assert "/usr/local/bin/ollama" in site.sh("systemctl show -p ExecStart ollama")
     assert remove_hosts(site.run, site.run.hosts(), Models.REMOVE)[0].error is None

@@ -258,8 +258,8 @@ def test_a_sudo_that_refuses_ends_the_deploy_before_anything_is_changed(
     assert "`sudo` on `box`" in ended.error("box")["sentence"]
     assert ended.error("box")["unchanged"] == "everything"
     assert footprint(site.box) == before
-    site.version = old
-    assert broken_after_fault(site.box, serves=[old]) == []
+    site.environment = {}
+    assert site.broken(old, new=old) == []
 
 
 @pytest.mark.fault(36)
@@ -307,8 +307,7 @@ def test_a_startup_file_that_prints_corrupts_nothing(site: FaultSite, noise: str
     assert "the login shell on `box` does not do what it is told" in error["sentence"]
     assert "welcome" in error["cause"]
     assert footprint(site.box) == before
-    site.version = old
-    assert broken_after_fault(site.box, serves=[old]) == []
+    assert site.broken(old, new=old) == []
 
 
 # The inventory.
