@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from console.served import check_served
 from deploy import services, systemd
 from deploy.converge import Edits, Options, converge, probe_host, survey
 from deploy.desired import Desired, GpuKind, ServiceBackend
-from deploy.errors import ExitCode, FleetError, Interrupted, UsageError, designed_error
+from deploy.errors import ExitCode, FleetError, Interrupted, UsageError, designed_error, errors_of
 from deploy.facts import HostFacts, ServerProcess
 from deploy.fleet import each, interrupts
 from deploy.host_lock import host_lock
@@ -73,9 +73,9 @@ def make_plans(run: Run, hosts: Sequence[Desired], selection: Selection = everyt
 
     def one(desired: Desired) -> Planned:
         try:
-            found = look(desired)
+            with errors_of(desired.host):
+                found = look(desired)
         except FleetError as error:
-            error.host = error.host or desired.host
             run.report.error(error)
             return Planned(host=desired.host, error=error)
         fields = render_plan(found)
@@ -235,13 +235,10 @@ def deploy_hosts(
 def _on_host(desired: Desired, work: Callable[[Transport], Ended]) -> Ended | HostOutcome:
     """What came of the work. The connection is closed with it: hundreds of them would be kept otherwise."""
     try:
-        transport = transport_for(desired)
+        with errors_of(desired.host), closing(transport_for(desired)) as transport:
+            return work(transport)
     except FleetError as error:
         return failed_outcome(desired, error)
-    try:
-        return work(transport)
-    finally:
-        transport.close()
 
 
 @contextmanager
@@ -249,7 +246,7 @@ def _converging(
     run: Run, hosts: Sequence[Desired], task: str, selection: Selection, *, verify: bool
 ) -> Iterator[Options]:
     believed = partial(_believed, hosts)
-    with _prover(run) as suite, interrupts(run.stop_requested, run.report.say):
+    with _prover(run) as suite, interrupts(run.stop_requested, run.report):
         prove = believed(suite)
         yield Options(
             task=task,
@@ -407,7 +404,8 @@ def _announce(
 
     def one(desired: Desired) -> int:
         try:
-            found = things(desired, probe_host(desired, transport_for(desired)))
+            with errors_of(desired.host):
+                found = things(desired, probe_host(desired, transport_for(desired)))
         except FleetError:
             return 1
         for thing in found:
@@ -432,7 +430,8 @@ def _outcome_of(desired: Desired, work: Callable[[], int]) -> HostOutcome:
     """An operation that is no converge, as an outcome; `work` returns how many things it changed."""
     started = time.monotonic()
     try:
-        changed = work()
+        with errors_of(desired.host):
+            changed = work()
     except FleetError as error:
         return failed_outcome(desired, error)
     return HostOutcome(
