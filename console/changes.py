@@ -318,7 +318,8 @@ def service_asking(run: Run, action: str, *, yes: bool) -> ExitCode:
 def _retire_servers(desired: Desired) -> Desired:
     """The same host with another process as its server: a restart is a plan like any other."""
     try:
-        facts = probe_host(desired, transport_for(desired))
+        with errors_of(desired.host):
+            facts = probe_host(desired, transport_for(desired))
     except FleetError:
         # Its plan will meet the same, and tell it.
         return desired

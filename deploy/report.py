@@ -85,6 +85,7 @@ class Report:
         self._hurries = False
         self._is_left = False
         self._last_progress: dict[str, float] = {}
+        self._plans: dict[str, str | None] = {}
         self._ended = False
         self._bars = None if as_json or not self._stdout.isatty() else _Bars(self._stdout)
         self._board: Board | None = None
@@ -111,6 +112,10 @@ class Report:
             self._bars.show(host or "", fields)
         else:
             render = _LINES.get(event)
+            if event == "plan":
+                # Hundreds of hosts have the same steps: one of them shows them.
+                first = self._plans.setdefault(_step_lines(fields), host)
+                fields = {**fields, "same_as": first if first != host else None}
             line = render(fields) if render is not None else None
             if line is not None:
                 self._clear()
@@ -439,11 +444,20 @@ def _count(number: int, thing: str) -> str:
 
 
 def _plan(fields: Mapping[str, Any]) -> str:
-    steps = fields["steps"]
-    lines = [f"{_count(len(steps), 'step')}:" if steps else "nothing to change"]
-    lines += [f"  {s['phase']:<8} {s['step']:<16} {s['subject']} ({s['reason']})" for s in steps]
+    steps, same_as = len(fields["steps"]), fields["same_as"]
+    if steps == 0:
+        lines = ["nothing to change"]
+    elif steps > 1 and same_as is not None:
+        lines = [f"the same {steps} steps as {same_as}"]
+    else:
+        lines = [f"{_count(steps, 'step')}:", _step_lines(fields)]
     lines += [f"  {note}" for note in fields.get("notes", ())]
     return "\n".join(lines)
+
+
+def _step_lines(fields: Mapping[str, Any]) -> str:
+    steps = fields["steps"]
+    return "\n".join(f"  {s['phase']:<8} {s['step']:<16} {s['subject']} ({s['reason']})" for s in steps)
 
 
 def _progress_line(fields: Mapping[str, Any]) -> str:
