@@ -572,6 +572,11 @@ def enable_units(names: Sequence[str]) -> Argv:
     return ("systemctl", "--quiet", "enable", *names)
 
 
+def disable_units(names: Sequence[str]) -> Argv:
+    """Has systemd start them at no boot any more."""
+    return ("systemctl", "--quiet", "disable", *names)
+
+
 def start_agent(agent: PurePosixPath, state: PurePosixPath) -> Argv:
     """Removes every other agent and starts this one; prints nothing, or why it does not start."""
     return shell(_START_AGENT, str(agent), str(state))

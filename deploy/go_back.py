@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from deploy import commands, services, systemd
@@ -23,7 +24,8 @@ from deploy.steps import (
     SwitchRelease,
     TakeLease,
 )
-from deploy.systemd_plan import main_server
+from deploy.systemd_plan import is_enabled, main_server
+from deploy.units import ENABLED_UNITS
 
 DEFAULT_ADDRESS = "127.0.0.1:11434"
 """Where a server listens whose environment does not say: Ollama's `envconfig/config.go`."""
@@ -43,6 +45,10 @@ def go_back(
         now = site.probe()
         touches = any(isinstance(step, SwitchRelease | StopServer | StartServer) for step in todo.steps)
         if touches or (now.systemd is not None and now.systemd.is_leased):
+            if now.servers and not before.servers:
+                # It is stopped next; one that does not even answer is stopped all the same.
+                with suppress(FleetError):
+                    _delete_candidates(site, todo)
             said.append(_SERVE_AS_BEFORE[site.desired.server.backend](site, before, now))
         if any(isinstance(step, PromoteModel) for step in todo.steps):
             said.append(_serve_models_as_before(site, before, todo))
@@ -104,8 +110,20 @@ def _revert_unit(site: Site, before: HostFacts, now: HostFacts) -> str:
         return f"release {before.current or ADOPTED} serves on (pid {served.process.pid})"
     if served is not None:
         return ""
-    stop_servers(site)
+    _end_first_server(site, before, now)
     return "no server ran before and none runs now"
+
+
+def _end_first_server(site: Site, before: HostFacts, now: HostFacts) -> None:
+    """Nor does it run after the next start of the host: nothing of it is proven."""
+    was, found = before.systemd, now.systemd
+    if found is None or not found.unit.exists:
+        return
+    enabled = (name for name in ENABLED_UNITS if is_enabled(found, name))
+    ours = tuple(name for name in enabled if was is None or not is_enabled(was, name))
+    if ours:
+        systemd.disable_units(site.transport, ours)
+    stop_servers(site)
 
 
 def _with_settings(site: Site, environment: Mapping[str, str]) -> Site:
@@ -153,6 +171,15 @@ def _swap_back(site: Site, before: HostFacts, todo: Plan) -> str:
             api.load(f"{name}:latest")
             served.append(f"`{name}:latest` is the one that was there before")
     return "; ".join(served)
+
+
+def _delete_candidates(site: Site, todo: Plan) -> None:
+    with site.transport.http_url(site.desired.url) as url:
+        api = OllamaApi(site.host, url)
+        for step in todo.steps:
+            if isinstance(step, CreateModel):
+                api.unload(f"{step.model.name}:candidate")
+                api.delete(f"{step.model.name}:candidate")
 
 
 def _drop_candidates(site: Site, todo: Plan) -> str:

@@ -18,6 +18,7 @@ from deploy.server_plan import Release, choose_release
 from deploy.steps import (
     CreateModel,
     Difference,
+    EnableUnits,
     EndLease,
     FetchArchive,
     FetchWeights,
@@ -186,9 +187,12 @@ def _steps(desired: Desired, facts: HostFacts, release: Release) -> Iterator[Ste
         reason = "damaged" if release.name in facts.releases else "not on the host"
         yield UnpackRelease(reason=reason, version=release.name, artefact=archive)
     service = tuple(_with_models(step, desired, models) for step in _service_steps(desired, facts, release))
-    yield from service
-    starts = any(isinstance(step, StartServer) for step in service)
+    leases = any(isinstance(step, TakeLease) for step in service)
     is_leased = facts.systemd is not None and facts.systemd.is_leased
+    # Without a lease nothing would take a server back that a start of the host brings up unproven.
+    waits = () if leases or is_leased else tuple(step for step in service if isinstance(step, EnableUnits))
+    yield from (step for step in service if step not in waits)
+    starts = any(isinstance(step, StartServer) for step in service)
     promoted = _manifests(desired, models)
     if is_leased and promoted:
         # The lease of the run that was cut need not know of these.
@@ -196,8 +200,12 @@ def _steps(desired: Desired, facts: HostFacts, release: Release) -> Iterator[Ste
     for item in models:
         if starts and not item.differences:
             yield LoadModel(reason="the server was started anew", name=item.model.name, phase=Phase.SERVICE)
-    yield from _model_steps(models, facts, proves_all=starts or is_leased)
-    if is_leased or any(isinstance(step, TakeLease) for step in service):
+    proofs = tuple(_model_steps(models, facts, proves_all=starts or is_leased))
+    yield from (step for step in proofs if phase_of(step) is not Phase.PROMOTE)
+    # Before the promotion: what is promoted serves after the next start too.
+    yield from waits
+    yield from (step for step in proofs if phase_of(step) is Phase.PROMOTE)
+    if is_leased or leases:
         yield EndLease(reason="what runs now is verified")
     for item in models:
         if item.differences:

@@ -15,7 +15,7 @@ from deploy.errors import FleetError, ServiceError
 from deploy.facts import HostFacts, ProcessId
 from deploy.ollama_api import OllamaApi
 from deploy.services import end_of_log
-from deploy.steps import EndLease, Phase, StartServer, Step, phase_of
+from deploy.steps import EnableUnits, EndLease, Phase, StartServer, Step, phase_of
 from deploy.systemd_plan import main_server
 
 POLL_SECONDS = 1.0
@@ -37,16 +37,20 @@ class Watched:
 def confirmed_at(steps: Sequence[Step]) -> int | None:
     """Before which step the window is waited for: what confirms a server that the steps start.
 
-    The end of the lease; without one the promotion; without that the end of all steps. None where no server
-    is started and no lease is open.
+    The end of the lease; without one what has it start at every boot, or the promotion; without those the end
+    of all steps. None where no server is started and no lease is open.
     """
     ends = [number for number, step in enumerate(steps) if isinstance(step, EndLease)]
     if ends:
         return ends[0]
     if not any(isinstance(step, StartServer) for step in steps):
         return None
-    promotes = (number for number, step in enumerate(steps) if phase_of(step) is Phase.PROMOTE)
-    return next(promotes, len(steps))
+    confirms = (
+        number
+        for number, step in enumerate(steps)
+        if isinstance(step, EnableUnits) or phase_of(step) is Phase.PROMOTE
+    )
+    return next(confirms, len(steps))
 
 
 def watch(site: Site, facts: HostFacts) -> Watched | None:

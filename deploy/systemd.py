@@ -53,6 +53,11 @@ def enable_units(transport: Transport, names: tuple[str, ...]) -> None:
     _run(transport, commands.enable_units(names), f"`{', '.join(names)}` could not be enabled")
 
 
+def disable_units(transport: Transport, names: tuple[str, ...]) -> None:
+    """No start of the host starts them any more. Raises CommandFailed."""
+    _run(transport, commands.disable_units(names), f"`{', '.join(names)}` could not be disabled")
+
+
 def restart(transport: Transport, desired: Desired, account: str, home: str) -> None:
     """Start the unit's server anew and return at once. Raises ServiceError."""
     argv = commands.restart_unit(account, [home, desired.paths.models_dir])

@@ -17,14 +17,15 @@ import pytest
 from console.changes import exit_code
 from console.paths import CANARY, PROJECT
 from deploy import systemd
-from deploy.errors import ExitCode
+from deploy.errors import ExitCode, ServiceError
 from deploy.facts import HostFacts, ProcessId
 from deploy.outcomes import HostOutcome
+from deploy.steps import PromoteModel, Step, VerifyModel
 from testbed.hosts_host import Host
 from testbed.hosts_tree import PYTHON
 from testbed.official import official_install
 from testbed.promises import ADOPTED, NOTHING, broken_after_converge, broken_after_fault, broken_promises
-from tests.hosts.site import HostSite, broken, forget_connections, until
+from tests.hosts.site import HostSite, broken, forget_connections, just_before, until
 
 PROGRAM = "/opt/ollama/releases/0.17.5/bin/ollama"
 # Only the server: the client of the same release loads its models.
@@ -379,6 +380,53 @@ def test_a_first_deploy_cut_after_its_units_were_enabled_leaves_no_failed_unit(f
         repaired = fresh.deploy()
     assert repaired.error is None
     assert fresh.plan().is_empty
+
+
+UNITS = "ollama ollama-fleet-load ollama-fleet-boot"
+CANDIDATES = "find /usr/share/ollama/.ollama/models/manifests -name candidate"
+
+
+def at_rest(site: HostSite) -> str:
+    """How the boot ended, once nothing of it is under way any more."""
+    until("the boot has ended", lambda: site.sh("systemctl list-jobs --no-legend") == "")
+    return site.sh("systemctl is-system-running || true")
+
+
+def refuse() -> None:
+    raise ServiceError(sentence="the step fails here")
+
+
+@pytest.mark.parametrize("step", [VerifyModel, PromoteModel])
+def test_a_first_deploy_that_fails_leaves_nothing_that_the_next_boot_would_start(
+    fresh: HostSite, monkeypatch: pytest.MonkeyPatch, step: type[Step]
+) -> None:
+    with monkeypatch.context() as patch:
+        just_before(patch, step, refuse)
+        failed = fresh.deploy().error
+    assert failed is not None
+    assert failed.unchanged == "no server ran before and none runs now"
+    assert fresh.sh(f"systemctl is-enabled {UNITS} || true").split() == ["disabled"] * 3
+    assert fresh.sh(CANDIDATES) == ""
+    forget_connections()
+    fresh.host.kill9()
+    fresh.host.start()
+    fresh.host.wait_for_ssh()
+    assert (at_rest(fresh), fresh.sh("systemctl is-active ollama || true")) == ("running", "inactive")
+    fresh.check_converges("0.17.5")
+
+
+def test_a_first_deploy_cut_before_its_proof_is_not_started_by_the_next_boot(fresh: HostSite) -> None:
+    cut_power(fresh, after_step("CreateModel"))
+    assert (at_rest(fresh), fresh.sh("systemctl is-active ollama || true")) == ("running", "inactive")
+    fresh.check_converges("0.17.5")
+    assert fresh.sh(CANDIDATES) == ""
+
+
+def test_a_first_deploy_cut_after_its_promotion_serves_after_the_next_boot(fresh: HostSite) -> None:
+    cut_power(fresh, after_step("PromoteModel"))
+    until("the model is loaded", fresh.loaded)
+    assert at_rest(fresh) == "running"
+    fresh.check_converges("0.17.5")
 
 
 def answers(site: HostSite) -> bool:

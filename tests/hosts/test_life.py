@@ -68,7 +68,7 @@ def test_a_host_lives_from_the_first_deploy_to_a_removal_without_a_trace(site: H
     site.sh("systemctl disable -q ollama")
     assert site.kinds() == ["EnableUnits"]
     site.sh("systemctl stop ollama")
-    assert site.kinds()[:2] == ["StartServer", "EnableUnits"]
+    assert site.kinds() == ["StartServer", "LoadModel", "VerifyModel", "EnableUnits"]
     assert site.deploy().error is None
 
     # A reboot, and a server that is killed: it serves with the model loaded, and nobody asked it to.

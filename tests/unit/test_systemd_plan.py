@@ -23,6 +23,7 @@ from deploy.facts import (
 )
 from deploy.plan import only_service, plan
 from deploy.server_plan import choose_release, server_environment
+from deploy.soak import confirmed_at
 from deploy.steps import OverwriteFile, StartServer, SwitchRelease, TakeLease, WriteFile
 from deploy.units import (
     ENABLED_UNITS,
@@ -122,12 +123,26 @@ def test_an_empty_host_gets_account_files_and_a_started_unit_and_no_lease() -> N
         *["WriteFile"] * 8,
         "SwitchRelease",
         "StartServer",
-        "EnableUnits",
         "CreateModel",
         "VerifyModel",
+        "EnableUnits",
         "PromoteModel",
         "LoadModel",
     ]
+
+
+def test_a_server_that_nothing_would_take_back_is_proven_and_watched_before_a_boot_starts_it() -> None:
+    facts = converged()
+    assert facts.systemd is not None
+    units = {**facts.systemd.units, "ollama.service": replace(RUNNING, enabled="disabled", main_pid=None)}
+    stopped = replace(with_systemd(facts, units=units), servers=(), listener=None)
+    proven = plan(DESIRED, stopped)
+    assert kinds(proven) == ["StartServer", "LoadModel", "VerifyModel", "EnableUnits"]
+    assert confirmed_at(proven.steps) == 3
+    # Without a suite in the plan it is the window that it has to live through.
+    alone = plan(DESIRED, stopped, only_service)
+    assert kinds(alone) == ["StartServer", "LoadModel", "EnableUnits"]
+    assert confirmed_at(alone.steps) == 2
 
 
 def test_a_converged_host_gets_nothing() -> None:
