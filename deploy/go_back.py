@@ -25,7 +25,7 @@ from deploy.steps import (
     TakeLease,
 )
 from deploy.systemd_plan import is_enabled, main_server
-from deploy.units import ENABLED_UNITS
+from deploy.units import ENABLED_UNITS, UNIT
 
 DEFAULT_ADDRESS = "127.0.0.1:11434"
 """Where a server listens whose environment does not say: Ollama's `envconfig/config.go`."""
@@ -62,23 +62,28 @@ def go_back(
         if isinstance(second, HostLocked):
             # It is another deploy's host now, a lease that is left there too.
             said.append(f"nothing was taken back: {second.sentence}")
-        elif any(isinstance(step, TakeLease) for step in done) and _may_be_leased(site):
+        elif any(isinstance(step, TakeLease) for step in done) and _may_go_back(site):
             said.append("the host goes back by itself, when its lease runs out or at its next start")
         else:
-            said.append(f"going back failed too: {second.sentence}{why}")
+            said.append(f"going back failed too: {second.sentence}{why}{_how_to_see(site)}")
     kept = "; ".join(part for part in said if part)
     # What could not be reached says nothing of what was done before.
     first = None if done and isinstance(error, HostUnreachable) else error.unchanged
     return "; ".join(part for part in (first, kept) if part) or "what was served before"
 
 
-def _may_be_leased(site: Site) -> bool:
-    """One that cannot be asked for may be there; what is forgotten brings nothing back."""
+def _may_go_back(site: Site) -> bool:
+    """A lease that cannot be asked for may be there; one that was taken back and failed has no timer."""
     try:
-        found = site.probe().systemd
+        return systemd.runs_out(site.transport)
     except FleetError:
         return True
-    return found is not None and found.is_leased
+
+
+def _how_to_see(site: Site) -> str:
+    if site.desired.server.backend is not ServiceBackend.SYSTEMD:
+        return ""
+    return f"; on the host: journalctl -u {UNIT} -n 20"
 
 
 def _start_as_before(site: Site, before: HostFacts, now: HostFacts) -> str:

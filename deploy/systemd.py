@@ -11,7 +11,7 @@ from deploy.facts import HostFacts, ProcessId
 from deploy.steps import MakeAccount, OverwriteFile, TakeLease, WriteFile
 from deploy.systemd_plan import main_server
 from deploy.transport import Completed, Transport
-from deploy.units import LOAD_UNIT, UNIT
+from deploy.units import LEASE_TIMER, LOAD_UNIT, UNIT
 
 # The unit's TimeoutStopSec, and a start on a slow disk.
 RESTART_SECONDS = 120.0
@@ -111,6 +111,11 @@ def end_lease(transport: Transport, desired: Desired) -> None:
     """What runs now stays. By a new connection: who could log in no more would be without a way back."""
     with transport.fresh() as fresh:
         _run(fresh, (str(desired.paths.lease_program), "end"), "the `lease` was not ended")
+
+
+def runs_out(transport: Transport) -> bool:
+    """Whether the host would go back by itself: a lease that is over, or that failed, has no timer."""
+    return transport.run(("systemctl", "is-active", "--quiet", LEASE_TIMER)).exit_code == 0
 
 
 def revert(transport: Transport, desired: Desired, cause: str) -> str:

@@ -96,6 +96,22 @@ def test_a_rollback_to_a_release_that_was_removed_is_refused_before_anything_sto
     serving.check_converges(new)
 
 
+def test_a_way_back_that_was_taken_and_failed_is_not_told_as_one_to_come(serving: HostSite) -> None:
+    old, new = serving.version, serving.want_new_release()
+    drop_in = f"{UNITS}/ollama.service.d/40-broken.conf"
+    serving.sh(f"printf '[Service]\\nExecStartPre=/bin/false\\n' >{drop_in}; systemctl daemon-reload")
+    failed = serving.deploy().error
+    assert failed is not None
+    told = str(failed.unchanged)
+    assert "going back failed too: the `lease` could not bring back what served before" in told
+    assert f"release {old} is current again, but ollama.service does not start" in told
+    assert "journalctl -u ollama.service" in told
+    assert "by itself" not in told
+    assert serving.sh("systemctl is-active ollama-fleet-lease.timer || :") == "inactive"
+    serving.sh(f"rm {drop_in}; systemctl daemon-reload")
+    serving.check_converges(new)
+
+
 DIES_LATER = """python=
 if [ "$1" = serve ]; then (sleep 10; kill -9 $$) & fi
 """
