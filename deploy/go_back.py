@@ -109,6 +109,11 @@ def _revert_unit(site: Site, before: HostFacts, now: HostFacts) -> str:
     served, serves = main_server(before), main_server(now)
     if now.systemd is not None and now.systemd.is_leased:
         name = systemd.revert(site.transport, site.desired, "a step of the deploy failed")
+        # What runs may be that of a run that was cut: only the lease knows what there was before it.
+        may_rest = served is None or (before.systemd is not None and before.systemd.is_leased)
+        found = site.probe().systemd
+        if may_rest and found is not None and found.unit.active_state == "inactive":
+            return f"release {name} is current again and its server stopped, as before"
         wait_until_ready(site if served is None else _with_settings(site, served.environment))
         return f"release {name} serves again, as before"
     if served is not None and serves is not None and serves.process.same_as(served.process):

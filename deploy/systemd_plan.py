@@ -65,8 +65,9 @@ def systemd_steps(desired: Desired, facts: HostFacts, release: Release) -> Itera
         if server is not None
     )
     switch = _switch(facts, release)
-    is_serving = server is not None and not found.is_leased
-    if is_serving and (differences or switch is not None):
+    # A stopped server has no settings to go back to, but the release that the next boot would start.
+    was_there = server is not None or _has_release(facts)
+    if was_there and not found.is_leased and (differences or switch is not None):
         yield TakeLease(
             reason="until the new server is verified",
             files=tuple(str(file.path) for file in (*files, loader)),
@@ -314,6 +315,13 @@ def _switch(facts: HostFacts, release: Release) -> SwitchRelease | None:
     is_foreign = facts.systemd is not None and facts.systemd.foreign_program is not None
     previous = ADOPTED if is_foreign and facts.current is None else previous_release(facts)
     return SwitchRelease(reason=str(change), differences=(change,), previous=previous, version=release.name)
+
+
+def _has_release(facts: HostFacts) -> bool:
+    """Whether there is one that a start of the unit would run."""
+    if facts.current is not None:
+        return facts.current in facts.releases
+    return facts.systemd is not None and facts.systemd.foreign_program is not None
 
 
 def is_enabled(found: SystemdFacts, name: str) -> bool:

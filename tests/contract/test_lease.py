@@ -417,6 +417,20 @@ def test_after_another_boot_the_queued_start_gets_the_old_state(serving: Host) -
     assert serving.journal()[-1]["cause"] == "the host was started again before the lease had ended"
 
 
+def test_after_another_boot_a_server_that_was_stopped_is_not_started_and_has_its_release_back(
+    serving: Host,
+) -> None:
+    serving.systemctl("stop", "ollama.service")
+    before = serving.seen()
+    serving.says("take", *PATHS)
+    serving.switch()
+    serving.reboot()
+    assert serving.says("boot") == "reverted to 0.17.5"
+    serving.start_queued()
+    assert serving.seen() == before
+    assert not serving.has_lease()
+
+
 def test_after_another_boot_a_server_that_was_not_there_is_not_started(bare: Host) -> None:
     before = bare.seen()
     bare.says("take", *PATHS)

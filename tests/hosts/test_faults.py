@@ -429,6 +429,39 @@ def test_a_first_deploy_cut_after_its_promotion_serves_after_the_next_boot(fresh
     fresh.check_converges("0.17.5")
 
 
+def test_an_upgrade_of_a_stopped_server_that_is_cut_or_fails_ends_on_the_old_release(
+    fresh: HostSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = fresh.version
+    assert fresh.deploy().error is None
+    fresh.sh("systemctl stop ollama")
+    new = fresh.want_new_release()
+    cut_power(fresh, after_step("LoadModel"))
+    assert at_rest(fresh) == "running"
+    stopped = "release {} is current again and its server stopped, as before"
+    assert (fresh.current(), fresh.sh("systemctl is-active ollama || true")) == (old, "inactive")
+    assert "VerifyModel" in fresh.kinds()
+    with monkeypatch.context() as patch:
+        just_before(patch, VerifyModel, refuse)
+        failed = fresh.deploy().error
+    assert failed is not None
+    assert failed.unchanged == stopped.format(old)
+    assert (fresh.current(), fresh.sh("systemctl is-active ollama || true")) == (old, "inactive")
+    fresh.check_converges(new)
+
+
+def test_a_first_deploy_that_fails_before_there_is_a_unit_says_nothing_of_stopping_one(
+    fresh: HostSite,
+) -> None:
+    fresh.sh("mount --bind -o ro /usr/local/lib /usr/local/lib; mount -o remount,bind,ro /usr/local/lib")
+    failed = fresh.deploy().error
+    assert failed is not None
+    assert "lease` could not be written" in failed.sentence
+    assert failed.unchanged == "no server ran before and none runs now"
+    fresh.sh("umount /usr/local/lib")
+    fresh.check_converges("0.17.5")
+
+
 def answers(site: HostSite) -> bool:
     script = "import urllib.request as u; u.urlopen('http://127.0.0.1:11434/api/version', timeout=5)"
     return site.host.shell(shlex.join([PYTHON, "-c", script])).returncode == 0

@@ -113,6 +113,13 @@ def with_systemd(facts: HostFacts, **changes: Any) -> HostFacts:
     return replace(facts, systemd=replace(facts.systemd, **changes))
 
 
+def stopped(facts: HostFacts) -> HostFacts:
+    assert facts.systemd is not None
+    unit = replace(facts.systemd.unit, active_state="inactive", main_pid=None)
+    units = {**facts.systemd.units, "ollama.service": unit}
+    return replace(with_systemd(facts, units=units), servers=(), listener=None)
+
+
 def test_an_empty_host_gets_account_files_and_a_started_unit_and_no_lease() -> None:
     planned = plan(DESIRED, EMPTY)
     assert kinds(planned) == [
@@ -134,13 +141,13 @@ def test_an_empty_host_gets_account_files_and_a_started_unit_and_no_lease() -> N
 def test_a_server_that_nothing_would_take_back_is_proven_and_watched_before_a_boot_starts_it() -> None:
     facts = converged()
     assert facts.systemd is not None
-    units = {**facts.systemd.units, "ollama.service": replace(RUNNING, enabled="disabled", main_pid=None)}
-    stopped = replace(with_systemd(facts, units=units), servers=(), listener=None)
-    proven = plan(DESIRED, stopped)
+    units = {**facts.systemd.units, "ollama.service": replace(RUNNING, enabled="disabled")}
+    found = stopped(with_systemd(facts, units=units))
+    proven = plan(DESIRED, found)
     assert kinds(proven) == ["StartServer", "LoadModel", "VerifyModel", "EnableUnits"]
     assert confirmed_at(proven.steps) == 3
     # Without a suite in the plan it is the window that it has to live through.
-    alone = plan(DESIRED, stopped, only_service)
+    alone = plan(DESIRED, found, only_service)
     assert kinds(alone) == ["StartServer", "LoadModel", "EnableUnits"]
     assert confirmed_at(alone.steps) == 2
 
@@ -216,6 +223,20 @@ def test_an_upgrade_is_a_switch_under_a_lease() -> None:
         "VerifyModel",
         "EndLease",
     ]
+
+
+def test_an_upgrade_of_a_stopped_server_is_a_switch_under_a_lease_too() -> None:
+    facts = replace(converged(), current="0.17.4", releases={"0.17.4": "c" * 64})
+    planned = kinds(plan(DESIRED, stopped(facts)))
+    assert planned[2:5] == ["TakeLease", "SwitchRelease", "StartServer"]
+    assert planned[-2:] == ["VerifyModel", "EndLease"]
+    # There must be something to go back to, and something that is replaced.
+    assert "TakeLease" not in kinds(plan(DESIRED, stopped(replace(facts, current="nope"))))
+    assert "TakeLease" not in kinds(plan(DESIRED, stopped(converged())))
+
+
+def test_the_first_upgrade_of_an_official_installation_that_is_stopped_takes_a_lease() -> None:
+    assert "TakeLease" in kinds(plan(DESIRED, stopped(official("0.17.4"))))
 
 
 def test_a_model_that_is_promoted_in_an_upgrade_goes_back_with_the_release() -> None:
