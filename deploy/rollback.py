@@ -206,17 +206,26 @@ def _server_now(desired: Desired, facts: HostFacts) -> DesiredServer:
 
 
 def _server(desired: Desired, facts: HostFacts, name: str | None, hint: str) -> DesiredServer:
-    if name != ADOPTED and not facts.releases.get(name or ""):
+    foreign = facts.systemd.foreign_version if facts.systemd is not None else None
+    if not (foreign if name == ADOPTED else facts.releases.get(name or "")):
         raise ServiceError(
             sentence=f"release `{name or 'current'}` is no longer on the host",
             host=desired.host,
-            cause="its directory was removed or is not what was unpacked",
+            cause=_why_no_adopted(facts)
+            if name == ADOPTED
+            else "its directory was removed or is not what was unpacked",
             unchanged="everything; the server was not stopped",
             hint=hint,
         )
-    foreign = facts.systemd.foreign_version if facts.systemd is not None else None
-    version = foreign or ADOPTED if name == ADOPTED else version_of(str(name))
+    version = str(foreign) if name == ADOPTED else version_of(str(name))
     return replace(desired.server, version=version, archives={}, release=name)
+
+
+def _why_no_adopted(facts: HostFacts) -> str:
+    program = facts.systemd.foreign_program if facts.systemd is not None else None
+    if program is None:
+        return "there is no unit of another hand any more"
+    return f"`{program}` does not say its version: it was removed, or does not run"
 
 
 def _previous(name: str) -> str:

@@ -14,7 +14,7 @@ from deploy.plan import everything, only_create, plan
 from deploy.rollback import Asked, going_back, served_before, state_before, version_of
 from tests.unit.test_plan import CONVERGED, STORED, kinds, reasons
 from tests.unit.test_plan import DESIRED as PROCESS
-from tests.unit.test_systemd_plan import DESIRED, converged, with_systemd
+from tests.unit.test_systemd_plan import DESIRED, converged, official, with_systemd
 
 OLD = replace(STORED, template="line 1\nold", model_sha256="c" * 64, model_bytes=4000)
 OLD_BLOB = Blob(size_bytes=4000, is_gguf=True)
@@ -211,6 +211,19 @@ def test_a_second_rollback_takes_back_the_first() -> None:
 def test_a_release_that_is_gone_or_damaged_is_refused_before_anything_stops(releases: dict[str, str]) -> None:
     with pytest.raises(ServiceError, match=r"`0\.17\.4` is no longer on the host"):
         state_before(DESIRED, upgraded("0.17.4", releases), Asked())
+
+
+def test_an_adopted_binary_that_is_gone_is_refused_before_anything_stops() -> None:
+    there = replace(converged(facts=official("0.17.4")), previous="adopted")
+    assert state_before(DESIRED, there, RELEASE).server.version == "0.17.4"
+    gone = with_systemd(there, foreign_version=None)
+    with pytest.raises(ServiceError, match="release `adopted` is no longer on the host") as caught:
+        state_before(DESIRED, gone, RELEASE)
+    assert "`/usr/local/bin/ollama` does not say its version" in str(caught.value.cause)
+    assert "the server was not stopped" in str(caught.value.unchanged)
+    no_unit = with_systemd(gone, foreign_program=None)
+    with pytest.raises(ServiceError, match="release `adopted` is no longer on the host"):
+        state_before(DESIRED, no_unit, RELEASE)
 
 
 @pytest.mark.parametrize(
