@@ -493,6 +493,14 @@ for path in "$@"; do rmdir "$path" 2>/dev/null; done
 exit 0
 """
 
+# Upwards, as `restart_unit` has made them.
+_REMOVE_MADE = r"""
+user=$1 directory=$2
+while [ "$(stat -c %U "$directory" 2>/dev/null)" = "$user" ] && rmdir "$directory" 2>/dev/null; do
+    directory=$(dirname "$directory")
+done
+"""
+
 
 def shell(script: str, *arguments: str) -> Argv:
     """A constant script with its arguments as `"$1"`..."""
@@ -670,6 +678,11 @@ def read_if_there(path: PurePosixPath) -> Argv:
 def remove_empty(paths: Sequence[PurePosixPath]) -> Argv:
     """Removes those of the directories that are empty."""
     return shell(_REMOVE_EMPTY, *map(str, paths))
+
+
+def remove_made(user: str, directory: PurePosixPath) -> Argv:
+    """Removes the directory and those above it, as far as they are this account's and empty."""
+    return shell(_REMOVE_MADE, user, str(directory))
 
 
 def tail(path: PurePosixPath, lines: int) -> Argv:

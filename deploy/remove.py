@@ -50,7 +50,8 @@ def remove_host(
     """
     paths = desired.paths
     facts = probe()
-    if models is Models.REMOVE and paths.models_dir not in _doomed(desired, facts, models):
+    is_kept = models is Models.REMOVE and paths.models_dir not in _doomed(desired, facts, models)
+    if is_kept and transport.exists(paths.models_dir):
         events("note", desired.host, text=f"kept {paths.models_dir}: it may be somebody else's")
     # A deploy that was refused has made nothing but the lock.
     doomed = doomed_things(desired, transport, facts, models)
@@ -108,6 +109,8 @@ def _remove_account(
     if models is Models.KEEP:
         events("note", desired.host, text=f"kept the account {account.name}: the models belong to it")
         return 0
+    # Only while the account is there: a directory of its own that holds nothing was made with its store.
+    transport.run(commands.remove_made(account.name, desired.paths.models_dir.parent))
     record = desired.paths.account_record
     done = transport.run(commands.remove_account(account.name, account.home, record))
     if done.exit_code != 0:

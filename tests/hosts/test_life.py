@@ -96,6 +96,20 @@ def test_a_host_lives_from_the_first_deploy_to_a_removal_without_a_trace(site: H
     assert remove_hosts(site.run, site.run.hosts(), Models.REMOVE)[0].steps_done == 0
 
 
+def test_a_removal_takes_the_directories_that_were_made_for_the_store_and_no_other(site: HostSite) -> None:
+    site.sh("mkdir -p /data")
+    site.settings["ollama_models_dir"] = "/data/made/for/models"
+    assert site.deploy().error is None
+    assert remove_hosts(site.run, site.run.hosts(), Models.REMOVE)[0].error is None
+    assert site.sh("find /data; id -un ollama 2>&1 || true") == "/data\nid: 'ollama': no such user"
+    said = len(site.output.getvalue())
+    assert remove_hosts(site.run, site.run.hosts(), Models.REMOVE)[0].steps_done == 0
+    assert "kept" not in site.output.getvalue()[said:]
+    site.sh("mkdir -p /data/made/for/models")
+    remove_hosts(site.run, site.run.hosts(), Models.REMOVE)
+    assert "kept /data/made/for/models: it may be somebody else's" in site.output.getvalue()[said:]
+
+
 @pytest.mark.fault(22)
 def test_a_release_that_exits_leaves_the_old_one_serving_and_no_lease(site: HostSite) -> None:
     assert site.deploy().error is None
