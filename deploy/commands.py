@@ -435,8 +435,10 @@ sync "$directory" 2>/dev/null || sync
 # without what we gave it, as it ran before us.
 _REMOVE_UNITS = r"""
 set -eu
-adopted=$1
-shift
+adopted=$1 record=$2
+shift 2
+before='active enabled'
+[ ! -s "$record" ] || before=$(cat "$record")
 was_active=$(systemctl is-active ollama.service) || :
 systemctl stop ollama-fleet-lease.timer 2>/dev/null || :
 systemctl --quiet disable --now ollama-fleet-health.timer 2>/dev/null || :
@@ -450,7 +452,12 @@ for path in "$@"; do
 done
 systemctl daemon-reload
 systemctl reset-failed 'ollama*' 2>/dev/null || :
-if [ "$adopted" = yes ] && [ "$was_active" = active ]; then systemctl restart ollama.service; fi
+[ "$adopted" = yes ] || exit 0
+case $before in *' disabled') systemctl --quiet disable ollama.service ;; esac
+case $before in
+    inactive*) systemctl stop ollama.service ;;
+    *) [ "$was_active" != active ] || systemctl restart ollama.service ;;
+esac
 """
 
 _REMOVE_ACCOUNT = r"""
@@ -655,9 +662,9 @@ def remove_release(release: PurePosixPath | str) -> Argv:
     return shell(_REMOVE_RELEASE, str(release))
 
 
-def remove_units(paths: Sequence[PurePosixPath], *, adopted: bool) -> Argv:
-    """Stops and disables our units and removes these files; an adopted server runs on as before us."""
-    return shell(_REMOVE_UNITS, "yes" if adopted else "no", *map(str, paths))
+def remove_units(paths: Sequence[PurePosixPath], record: PurePosixPath, *, adopted: bool) -> Argv:
+    """Stops and disables our units and removes these files; an adopted server is as `record` says."""
+    return shell(_REMOVE_UNITS, "yes" if adopted else "no", str(record), *map(str, paths))
 
 
 def remove_account(name: str, home: str, record: PurePosixPath) -> Argv:

@@ -204,6 +204,11 @@ class HostPaths:
         return self.state / "account"
 
     @cached_property
+    def adopted_record(self) -> PurePosixPath:
+        """How an adopted server was before us, where it did not run or no boot started it."""
+        return self.state / "adopted"
+
+    @cached_property
     def backups(self) -> PurePosixPath:
         """Files of other hands that were overwritten on request."""
         return self.state / "backups"

@@ -84,7 +84,9 @@ def _remove_units(
     desired: Desired, transport: Transport, facts: HostFacts, files: Sequence[PurePosixPath], events: Events
 ) -> int:
     adopted = facts.systemd is not None and facts.systemd.foreign_program is not None
-    done = transport.run(commands.remove_units(files, adopted=adopted), timeout_seconds=120)
+    done = transport.run(
+        commands.remove_units(files, desired.paths.adopted_record, adopted=adopted), timeout_seconds=120
+    )
     if done.exit_code != 0:
         raise CommandFailed(
             sentence="the units could not be removed",
@@ -95,7 +97,7 @@ def _remove_units(
     for path in files:
         events("note", desired.host, text=f"removed {path}")
     if adopted:
-        events("note", desired.host, text="the adopted server runs as it did before us")
+        events("note", desired.host, text="the adopted server is as it was before us")
     return len(files)
 
 
@@ -181,6 +183,7 @@ def _doomed(desired: Desired, facts: HostFacts, models: Models) -> tuple[PurePos
         *(paths.log.parent, paths.programs, paths.backups, paths.state / "lease"),
         paths.health,
         paths.baselines,
+        paths.adopted_record,
         metrics_file(desired, facts),
     )
     if desired.server.backend is ServiceBackend.SYSTEMD:

@@ -33,7 +33,16 @@ from deploy.steps import (
     TakeLease,
     WriteFile,
 )
-from deploy.units import ENABLED_UNITS, Hand, host_files, load_unit, server_files, user_of, written_by
+from deploy.units import (
+    ENABLED_UNITS,
+    LOAD_UNIT,
+    Hand,
+    host_files,
+    load_unit,
+    server_files,
+    user_of,
+    written_by,
+)
 
 # What a drop-in that is read after ours can undo of it.
 _UNDOES = re.compile(r"^\s*(ExecStart|Environment|EnvironmentFile|User)\s*=.*$", re.MULTILINE)
@@ -72,6 +81,7 @@ def systemd_steps(desired: Desired, facts: HostFacts, release: Release) -> Itera
             reason="until the new server is verified",
             files=tuple(str(file.path) for file in (*files, loader)),
         )
+    yield from _record_of_before(desired, found)
     yield from changed
     yield from write_steps(desired, found.files, (loader,))
     if switch is not None:
@@ -315,6 +325,21 @@ def _switch(facts: HostFacts, release: Release) -> SwitchRelease | None:
     is_foreign = facts.systemd is not None and facts.systemd.foreign_program is not None
     previous = ADOPTED if is_foreign and facts.current is None else previous_release(facts)
     return SwitchRelease(reason=str(change), differences=(change,), previous=previous, version=release.name)
+
+
+def _record_of_before(desired: Desired, found: SystemdFacts) -> Iterator[WriteFile]:
+    """A server that is adopted will run, at every boot: what it did before is kept for `remove`.
+
+    Written before the first of our files that tell an adopted host from one that is not.
+    """
+    unit, paths = found.unit, desired.paths
+    is_ours = any(str(path) in found.files for path in (paths.drop_in, paths.units / LOAD_UNIT))
+    if found.foreign_program is None or is_ours:
+        return
+    active = "active" if unit.active_state in ("active", "reloading", "activating") else "inactive"
+    if (active, unit.enabled) != ("active", "enabled"):
+        text = f"{active} {unit.enabled}\n"
+        yield WriteFile(reason="how it is before us", file=HostFile(path=paths.adopted_record, text=text))
 
 
 def _has_release(facts: HostFacts) -> bool:

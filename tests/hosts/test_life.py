@@ -245,8 +245,7 @@ def test_a_host_that_loses_power_at_any_moment_of_an_upgrade_serves_old_or_new(
     assert site.facts().leftovers == ()
 
 
-@pytest.mark.fault(39)
-def test_an_official_installation_is_adopted_upgraded_and_given_back(site: HostSite) -> None:
+def install_officially(site: HostSite) -> None:
     archive = site.directory / "plain"
     archive.write_text(SIMULATED.read_text().replace("python=\n", f"python='{PYTHON}'\n", 1))
     install = official_install(archive.read_bytes())
@@ -254,6 +253,23 @@ def test_an_official_installation_is_adopted_upgraded_and_given_back(site: HostS
         [*site.host.ssh_argv(), "sudo", shlex.join(install.argv)], input=install.archive, check=False
     )
     assert done.returncode == 0
+
+
+def test_an_official_installation_that_did_not_run_is_given_back_so(site: HostSite) -> None:
+    install_officially(site)
+    site.sh("systemctl disable -q --now ollama")
+    assert site.deploy().error is None
+    assert site.plan().is_empty
+    assert site.sh("systemctl is-enabled ollama; systemctl is-active ollama") == "enabled\nactive"
+    assert remove_hosts(site.run, site.run.hosts(), Models.REMOVE)[0].error is None
+    state = site.sh("systemctl is-enabled ollama || true; systemctl is-active ollama || true")
+    assert state == "disabled\ninactive"
+    assert site.sh("ls -d /var/lib/ollama-fleet 2>&1 || true").endswith("No such file or directory")
+
+
+@pytest.mark.fault(39)
+def test_an_official_installation_is_adopted_upgraded_and_given_back(site: HostSite) -> None:
+    install_officially(site)
     assert "FetchArchive" not in site.kinds()
     assert site.deploy().error is None
     site.check_converges(ADOPTED)

@@ -413,6 +413,37 @@ def test_an_official_installation_of_the_wanted_version_is_adopted_without_a_dow
     assert "/load /usr/local/bin/ollama MyQwen2:latest" in load
 
 
+@pytest.mark.parametrize(
+    ("active", "enabled", "kept"),
+    [
+        ("active", "enabled", None),
+        ("active", "disabled", "active disabled\n"),
+        ("inactive", "enabled", "inactive enabled\n"),
+        ("failed", "disabled", "inactive disabled\n"),
+    ],
+)
+def test_what_an_adopted_server_did_before_us_is_kept_once(
+    active: str, enabled: str, kept: str | None
+) -> None:
+    facts = official("0.17.5")
+    assert facts.systemd is not None
+    unit = replace(facts.systemd.unit, active_state=active, enabled=enabled)
+    found = with_systemd(facts, units={**facts.systemd.units, "ollama.service": unit})
+    steps = plan(DESIRED, found).steps
+    texts = {step.file.path: step.file.text for step in steps if isinstance(step, WriteFile)}
+    record = DESIRED.paths.adopted_record
+    assert texts.get(record) == kept
+    paths = list(texts)
+    if kept is not None:
+        assert paths.index(record) < paths.index(DESIRED.paths.drop_in)
+    # Later it is us who stop and disable it.
+    drop_in = {str(DESIRED.paths.drop_in): FileFact(text=texts[DESIRED.paths.drop_in], mode="644")}
+    again = with_systemd(found, files={**facts.systemd.files, **drop_in})
+    assert record not in {
+        step.file.path for step in plan(DESIRED, again).steps if isinstance(step, WriteFile)
+    }
+
+
 def test_an_adopted_host_is_as_desired_afterwards() -> None:
     assert plan(DESIRED, converged(facts=official("0.17.5"))).steps == ()
 
