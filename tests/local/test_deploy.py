@@ -252,7 +252,10 @@ def test_a_candidate_that_fails_on_an_empty_host_promotes_nothing(site: Site, tm
     site.add_release("0.17.5", binary=broken_binary(tmp_path, line))
     error = error_of(site)
     assert isinstance(error, VerifyFailed)
+    assert error.unchanged == "no server ran before and none runs now"
     assert site.processes() == []
+    manifests = site.root / "var/lib/ollama/models/manifests"
+    assert [path.name for path in manifests.rglob("*") if path.is_file()] == []
 
 
 @pytest.mark.fault(27)
