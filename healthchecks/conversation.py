@@ -16,7 +16,7 @@ from healthchecks.case import DATABASE_SCHEMA_MARK, Case, Expectation, Turn, ren
 from healthchecks.database import FACTS, DatabaseTool, describe_schema
 from healthchecks.endpoint import Answered, Endpoint, ask
 from healthchecks.expectations import unmet, unmet_error, unmet_growth
-from healthchecks.toolcalls import BEHAVIOURAL, INTEROP, RULES, WARN, Call, Finding, Reply
+from healthchecks.toolcalls import BEHAVIOURAL, INTEROP, MUST, RULES, WARN, Call, Finding, Reply
 from healthchecks.toolcalls.known import TOOL_CHOICE_IGNORED, KnownFault
 
 MOST_ROUNDS_OF_CALLS = 4
@@ -135,6 +135,8 @@ class Conversation:
         reply = answered.reply
         if reply is None:
             self._blame_history(answered)
+            if all(finding.severity == WARN for finding in self.findings):
+                self.find(1, MUST, "no reply could be read from what came")
         elif reply.calls:
             # As clients do: null where calls come without text.
             self.messages.append({**reply.message, "content": reply.content or None})

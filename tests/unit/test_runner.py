@@ -16,7 +16,7 @@ from healthchecks import endpoint as endpoint_module
 from healthchecks.case import parse_case
 from healthchecks.database import UnusableDatabaseError, make_database, most_tracks_album
 from healthchecks.runner import CaseResult, Endpoint, load_cases, run_suite
-from healthchecks.toolcalls import WARN
+from healthchecks.toolcalls import WARN, Verdict
 from healthchecks.wire import Answer
 
 GLASGOW = {"location": "Glasgow, Scotland", "format": "celsius"}
@@ -362,6 +362,37 @@ def test_a_choice_that_is_refused_is_as_good_where_the_case_says_so(play_custom:
     turns = one_turn(59, {"tool_choice": "required"}, call_of=["look_up"], may_refuse=True)
     assert severities(play_custom(lambda _: Say(status=400), turns=turns)) == [[], []]
     assert not play_custom(lambda _: Say(status=500), turns=turns)[0].passed
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "data: [DONE]\n\n",
+        ": OPENROUTER PROCESSING\n\ndata: [DONE]\n\n",
+        "event: ping\ndata: {}\n\ndata: [DONE]\n\n",
+        'data: {"id": "", "choices": [], "prompt_filter_results": []}\n\ndata: [DONE]\n\n',
+    ],
+)
+def test_a_stream_without_a_chunk_passes_no_case(
+    database: Path, monkeypatch: pytest.MonkeyPatch, body: str
+) -> None:
+    def send(_: str, __: str, payload: Mapping[str, Any], **___: object) -> Answer:
+        if payload.get("stream") is True:
+            return Answer(200, {"Content-Type": "text/event-stream"}, body.encode())
+        return answer(payload, good_model(payload))
+
+    monkeypatch.setattr(endpoint_module, "send", send)
+    results = run_suite(Endpoint("http://server", "m"), load_cases(None, "core"), database=database)
+    assert {(result.mode, result.passed) for result in results} == {("plain", True), ("stream", False)}
+    assert {rule for result in results if result.mode == "stream" for rule in rules(result)} == {44}
+
+
+def test_no_reply_is_a_fault_even_where_the_judge_found_none(
+    play_custom: Custom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endpoint_module, "judge", lambda *_, **__: Verdict((), (), None))
+    results = play_custom(lambda _: LOOKING, turns=one_turn(57, text={}))
+    assert severities(results) == [[(1, "must", None)], [(1, "must", None)]]
 
 
 def test_what_a_turn_says_besides_is_in_its_request_only(play_custom: Custom) -> None:

@@ -127,6 +127,11 @@ GOOD = {
     ),
     "streamed thoughts": stream(OPENING, chunk(delta({"reasoning_content": "Well"})), TEXT, ENDING),
     "a streamed refusal": stream(OPENING, chunk(delta({"refusal": "No."})), ENDING, chunk(usage=USAGE)),
+    "a stream that Azure's filter ended": stream(
+        OPENING,
+        TEXT,
+        {**AZURE_LATER, "choices": [{**AZURE_LATER["choices"][0], "finish_reason": "content_filter"}]},
+    ),
     "padding": stream(*({**one, "obfuscation": "a1b2"} for one in (OPENING, TEXT, ENDING))),
     "Azure's stream": stream(AZURE_FIRST, OPENING, chunk(delta({"content": "Hi"}, **FILTERED)), ENDING),
     "Azure's filter behind the text": stream(OPENING, TEXT, AZURE_LATER, ENDING),
