@@ -16,8 +16,9 @@ from healthchecks.case import DATABASE_SCHEMA_MARK, Case, Expectation, Turn, ren
 from healthchecks.database import FACTS, DatabaseTool, describe_schema
 from healthchecks.endpoint import Answered, Endpoint, ask
 from healthchecks.expectations import unmet, unmet_error, unmet_growth
-from healthchecks.toolcalls import BEHAVIOURAL, INTEROP, MUST, RULES, WARN, Call, Finding, Reply
+from healthchecks.toolcalls import BEHAVIOURAL, INTEROP, MUST, RULES, WARN, Call, Exchange, Finding, Reply
 from healthchecks.toolcalls.known import TOOL_CHOICE_IGNORED, KnownFault
+from healthchecks.toolcalls.obeyed import refuses_tool_choice
 
 MOST_ROUNDS_OF_CALLS = 4
 
@@ -129,7 +130,7 @@ class Conversation:
         """Send the history; the reply becomes part of it. None where there is no reply to go on with."""
         answered = self.stage.ask(self._request(turn))
         self.answers.append(answered)
-        if turn.expect.may_refuse and unmet_error(range(400, 500), answered.exchange) is None:
+        if turn.expect.may_refuse and _is_refused(answered.exchange):
             return None
         self._find_of(answered)
         reply = answered.reply
@@ -220,6 +221,11 @@ class Conversation:
             self.find(51, INTEROP, f"HTTP {status} for a history with calls and `content: null`")
         else:
             self.find(52, INTEROP, f"HTTP {status} for a history with tool results")
+
+
+def _is_refused(exchange: Exchange) -> bool:
+    """Whether the server says, as errors are said (rule 60), that it cannot do what `tool_choice` asks."""
+    return refuses_tool_choice(exchange) and unmet_error((exchange.status,), exchange) is None
 
 
 def models_rule(rule: int) -> int:

@@ -132,7 +132,7 @@ def _error_in(value: Any, text: str, type_: str | None) -> Any:
 
 
 def _is_an_annotation(chunk: dict[str, Any]) -> bool:
-    """Azure's content filter sends chunks of its own, with empty id, object and model, and no delta in them."""
+    """Azure's content filter sends chunks of its own: empty id, object and model, and no delta in them."""
     choices = chunk.get("choices")
     if choices == []:
         return "prompt_filter_results" in chunk

@@ -53,18 +53,26 @@ class Turn:
 
     @cached_property
     def error_object(self) -> Any:
-        """The value of `error` in a JSON reply; None where there is no such thing."""
-        try:
-            value = parse_body(self.exchange.body.decode("utf-8", "replace"))
-        except (ValueError, RecursionError):
-            return None
-        return value.get("error") if isinstance(value, dict) else None
+        return error_object(self.exchange)
 
     @property
     def error_says(self) -> str:
-        error = self.error_object
-        message = error.get("message") if isinstance(error, dict) else error
-        return message if isinstance(message, str) else ""
+        return error_says(self.error_object)
+
+
+def error_object(exchange: Exchange) -> Any:
+    """The value of `error` in a JSON reply; None where there is no such thing."""
+    try:
+        value = parse_body(exchange.body.decode("utf-8", "replace"))
+    except (ValueError, RecursionError):
+        return None
+    return value.get("error") if isinstance(value, dict) else None
+
+
+def error_says(error: Any) -> str:
+    """The text of such a value."""
+    message = error.get("message") if isinstance(error, dict) else error
+    return message if isinstance(message, str) else ""
 
 
 def list_of(value: Any) -> list[Any]:

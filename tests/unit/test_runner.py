@@ -17,6 +17,7 @@ from healthchecks.case import parse_case
 from healthchecks.database import UnusableDatabaseError, make_database, most_tracks_album
 from healthchecks.runner import CaseResult, Endpoint, load_cases, run_suite
 from healthchecks.toolcalls import WARN, Verdict
+from healthchecks.toolcalls.conversation import judge_conversation
 from healthchecks.wire import Answer
 
 GLASGOW = {"location": "Glasgow, Scotland", "format": "celsius"}
@@ -34,6 +35,7 @@ class Say:
     text: str = ""
     calls: Sequence[tuple[str, Mapping[str, Any]]] = ()
     status: int = 200
+    refusal: str = "refused"
     prompt_tokens: int | None = 5
     id_: str | None = None
 
@@ -71,7 +73,12 @@ def answer(request: Mapping[str, Any], say: Say) -> Answer:
     """`say` as an OpenAI server sends it."""
     if say.status != 200:
         error = {
-            "error": {"message": "refused", "type": "invalid_request_error", "param": None, "code": None}
+            "error": {
+                "message": say.refusal,
+                "type": "invalid_request_error",
+                "param": None,
+                "code": None,
+            }
         }
         return Answer(say.status, {"Content-Type": "application/json"}, json.dumps(error).encode())
     calls = [
@@ -356,12 +363,36 @@ def test_a_choice_that_is_ignored_is_rule_59_and_known_of_ollama_only(
 
 
 def test_a_choice_that_is_refused_is_as_good_where_the_case_says_so(play_custom: Custom) -> None:
+    told = "tool_choice `required` is not supported"
     turns = one_turn(59, {"tool_choice": "required"}, call_of=["look_up"])
-    refused = play_custom(lambda _: Say(status=400), turns=turns)
+    refused = play_custom(lambda _: Say(status=400, refusal=told), turns=turns)
     assert [1 in rules(result) for result in refused] == [True, True]
     turns = one_turn(59, {"tool_choice": "required"}, call_of=["look_up"], may_refuse=True)
-    assert severities(play_custom(lambda _: Say(status=400), turns=turns)) == [[], []]
-    assert not play_custom(lambda _: Say(status=500), turns=turns)[0].passed
+    for status in (400, 422, 501):
+        assert severities(play_custom(lambda _, s=status: Say(status=s, refusal=told), turns=turns)) == [
+            [],
+            [],
+        ]
+
+
+@pytest.mark.parametrize(
+    ("status", "told"),
+    [
+        (400, "refused"),
+        (401, "no key; tool_choice was not looked at"),
+        (404, "model `m` not found"),
+        (429, "too many requests"),
+        (500, "tool_choice"),
+    ],
+)
+def test_an_error_that_is_no_refusal_of_the_choice_is_rule_1(
+    play_custom: Custom, status: int, told: str
+) -> None:
+    turns = one_turn(59, {"tool_choice": "required"}, call_of=["look_up"], may_refuse=True)
+    for result in play_custom(lambda _: Say(status=status, refusal=told), turns=turns):
+        assert severities([result]) == [[(1, "must", None)]]
+        again = judge_conversation(result.exchanges)
+        assert {finding.rule for finding in again.findings} == {1}
 
 
 @pytest.mark.parametrize(
