@@ -15,6 +15,7 @@ from healthchecks.conversation import Conversation, Stage, meaning, set_stage
 from healthchecks.database import check_database
 from healthchecks.endpoint import Endpoint
 from healthchecks.toolcalls import BEHAVIOURAL, INTEROP, WARN, Exchange, Finding
+from healthchecks.toolcalls.compared import telling_ids
 
 __all__ = ["MODES", "CaseResult", "Endpoint", "load_cases", "run_suite"]
 
@@ -156,8 +157,7 @@ def _find_shared_ids(talks: Sequence[Conversation]) -> Iterator[Finding]:
     """Rule 63: a call of one conversation has no id of another."""
     first: dict[str, int] = {}
     for number, talk in enumerate(talks, 1):
-        calls = [call for answer in talk.answers if answer.reply for call in answer.reply.calls]
-        for id_ in {call.id for call in calls if isinstance(call.id, str)}:
+        for id_ in sorted(telling_ids(*(answer.reply for answer in talk.answers))):
             if first.setdefault(id_, number) != number:
                 reason = f"a call has the id `{id_}`, as one of conversation {first[id_]}"
                 yield Finding(63, BEHAVIOURAL, f"conversation {number}", reason)

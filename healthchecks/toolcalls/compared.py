@@ -8,7 +8,7 @@ from functools import lru_cache
 from itertools import combinations
 from typing import Any
 
-from healthchecks.toolcalls.exchange import BEHAVIOURAL, INTEROP, WARN
+from healthchecks.toolcalls.exchange import BEHAVIOURAL, INTEROP, WARN, Reply
 from healthchecks.toolcalls.findings import Findings, names, show
 from healthchecks.toolcalls.strict_json import walk
 from healthchecks.toolcalls.turn import is_integer
@@ -115,7 +115,7 @@ def _check_apart(one: Turn, other: Turn, found: Findings) -> None:
     if not one.meaning and not other.meaning:
         return
     found.looked_at(63)
-    shared = _ids(one) & _ids(other)
+    shared = telling_ids(one.reply) & telling_ids(other.reply)
     for id_ in sorted(shared):
         reason = f"the id {show(id_)} is that of a call of exchange {one.number}, which ran at the same time"
         found.add(63, BEHAVIOURAL, other.place("tool_calls"), reason)
@@ -129,9 +129,10 @@ def _check_apart(one: Turn, other: Turn, found: Findings) -> None:
             found.add(63, BEHAVIOURAL, turn.place("tool_calls"), reason)
 
 
-def _ids(turn: Turn) -> set[str]:
-    ids = {call.id for call in turn.reply.calls} if turn.reply is not None else set()
-    return {id_ for id_ in ids if isinstance(id_, str) and id_ and not _COUNTED_ID.fullmatch(id_)}
+def telling_ids(*replies: Reply | None) -> frozenset[str]:
+    """The ids of calls that no other conversation may have; those that merely count may be anybody's."""
+    ids = {call.id for reply in replies if reply is not None for call in reply.calls}
+    return frozenset(id_ for id_ in ids if isinstance(id_, str) and id_ and not _COUNTED_ID.fullmatch(id_))
 
 
 def _foreign_value(turn: Turn, other: Turn) -> str | int | float | None:

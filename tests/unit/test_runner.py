@@ -595,6 +595,15 @@ def test_an_id_of_another_conversation_is_rule_63(play_custom: Custom) -> None:
         assert finding.reason == "a call has the id `call_same`, as one of conversation 1"
 
 
+@pytest.mark.parametrize("id_", ["functions.look_up:0", "call_1", "0"])
+def test_ids_that_merely_count_may_be_those_of_another_conversation(play_custom: Custom, id_: str) -> None:
+    def model(request: Mapping[str, Any]) -> Say:
+        return Say(calls=[("look_up", {"x": number_of(request)})], id_=id_)
+
+    for result in play_custom(model, concurrent=2, turns=CONCURRENT):
+        assert result.findings == ()
+
+
 def test_a_database_without_the_tables_is_refused_before_anything_is_sent(tmp_path: Path) -> None:
     with pytest.raises(UnusableDatabaseError):
         run_suite(Endpoint("http://server", "m"), load_cases(), database=tmp_path / "missing.sqlite")
