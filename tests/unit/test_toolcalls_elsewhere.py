@@ -250,6 +250,17 @@ def test_an_argument_may_be_escaped_on_purpose_or_short(asked: str, query: str) 
     assert found == ({26} if "C:" in asked else set())
 
 
+@pytest.mark.parametrize("ascii_only", [False, True])
+def test_a_string_that_the_conversation_spells_in_json_arrived_as_it_should(ascii_only: bool) -> None:
+    query = "SELECT \"a\" &amp; 'b' <\n台风"
+    asked = f"Call `ask_database` with {json.dumps({'query': query}, ensure_ascii=ascii_only)}."
+    made = {**CALL, "function": {"name": "ask_database", "arguments": json.dumps({"query": query})}}
+    request = {"model": "gpt-4o", "messages": [{"role": "user", "content": asked}], "tools": TOOLS}
+    body = plain({"role": "assistant", "content": None, "tool_calls": [made]}, "tool_calls")
+    verdict = judge(Exchange(request, None, None, body))
+    assert (verdict.ok, 26 in verdict.not_judged) == (True, False)
+
+
 def test_a_tool_named_as_no_tool_may_be_called_as_it_is_declared() -> None:
     tool = {"type": "function", "function": {"name": "server.get time", "parameters": {}}}
     made = {**CALL, "function": {"name": "server.get time", "arguments": "{}"}}

@@ -64,6 +64,8 @@ def test_a_call_cut_by_max_tokens_is_a_warning() -> None:
     reply.give("get_current_weather", '{"location": "Par')
     reply.ending["finish_reason"] = "length"
     assert (only(reply).rule, only(reply).severity) == (19, "warn")
+    reply.give("get_current_weather", "")
+    assert (only(reply).rule, only(reply).severity) == (20, "warn")
     del reply.message["tool_calls"]
     assert (only(reply).rule, only(reply).severity) == (12, "warn")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from tests.unit.toolcalls_good_replies import GoodReply
@@ -190,6 +191,12 @@ def escaped_twice(reply: GoodReply) -> None:
 @breaks(26, BOTH, WITH_CALLS)
 def escaped_as_html(reply: GoodReply) -> None:
     ask_for(reply, SQL)
+    reply.give("ask_database", {"query": SQL.replace('"', "&quot;").replace("<", "&lt;")})
+
+
+@breaks(26, BOTH, WITH_CALLS)
+def escaped_as_html_where_it_was_asked_for_in_json(reply: GoodReply) -> None:
+    ask_for(reply, json.dumps({"query": SQL}, ensure_ascii=False))
     reply.give("ask_database", {"query": SQL.replace('"', "&quot;").replace("<", "&lt;")})
 
 
