@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from console.changes import count_cases, exit_code, ollama_word, outcome_of_error, tell_outcome
 from console.paths import MODELFILES
@@ -116,7 +116,7 @@ class AskedEndpoint:
 
     def endpoint(self) -> Endpoint:
         """With the key from the environment. Raises UsageError; no message ever holds the key."""
-        parts = urlsplit(self.url or "")
+        parts = self._parts()
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
             raise _usage(f"`--url {parts.scheme}://...` is no base URL", "give it as https://HOST/v1")
         if parts.username is not None or parts.password is not None:
@@ -126,6 +126,18 @@ class AskedEndpoint:
         if self.server is not None and not _SERVER.fullmatch(self.server):
             raise _usage(f"`--server {self.server}` names no version", "give it as ollama/0.17.5")
         return Endpoint(self.url or "", self.model, key=self._key(), server=self.server)
+
+    def _parts(self) -> SplitResult:
+        """Raises UsageError for what is no URL at all; its text may hold a key, and is not said."""
+        try:
+            parts = urlsplit(self.url or "")
+            _ = parts.port
+        except ValueError:
+            raise _usage(
+                "`--url` is no URL",
+                "give it as https://HOST:PORT/v1; an IPv6 address stands in brackets, a port is below 65536",
+            ) from None
+        return parts
 
     def _key(self) -> str | None:
         if self.key_env is None:
@@ -243,12 +255,12 @@ def smoke_url(report: Report, asked: AskedEndpoint, task: SmokeTask) -> ExitCode
         return _finish(report, task, [_not_smoked(asked.host, [endpoint.model], error)])
     with smoke_database(task.database) as database:
         suite = task.suite(database, report)
-        cases = suite.chosen(_level_of(endpoint.model))
+        cases = suite.chosen(level_of(endpoint.model))
         told = _tell(report, play_suite(told, suite, endpoint, cases, judge_strictly))
     return _finish(report, task, [_smoked(asked.host, {endpoint.model: told})])
 
 
-def _level_of(model: str) -> str:
+def level_of(model: str) -> str:
     """As models.toml says it of a model of this name: the canary is a toy, wherever it is served."""
     specs = {name.lower(): spec for name, spec in parse_models(MODELFILES).items()}
     spec = specs.get(model.partition(":")[0].lower())

@@ -100,6 +100,9 @@ def test_nobody_there_is_unreachable_and_reported(tmp_path: Path) -> None:
     [
         (["--url", "http://h"], "`--url` needs the model"),
         (["--url", "h:1", "--model", "m"], "is no base URL"),
+        (["--url", "http://[::1/v1", "--model", "m"], "`--url` is no URL"),
+        (["--url", "http://h:99999/v1", "--model", "m"], "`--url` is no URL"),
+        (["--url", "http://me:hunter22", "--model", "m"], "`--url` is no URL"),
         (["--url", "http://h/v1?key=hunter22", "--model", "m"], "is no base URL"),
         (["--url", "http://me:hunter22@h", "--model", "m"], "holds a name or a password"),
         (["--url", "http://h", "--model", "m", "--server", "ollama"], "names no version"),
