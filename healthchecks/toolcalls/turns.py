@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +9,7 @@ from typing import Any
 
 from healthchecks.toolcalls.asked import Asked
 from healthchecks.toolcalls.exchange import Exchange, Reply
-from healthchecks.toolcalls.strict_json import parse_body
+from healthchecks.toolcalls.strict_json import parse_body, spelled
 
 Meaning = tuple[Any, Any]
 """A call without its id and the spelling of its JSON: name and arguments."""
@@ -78,11 +77,6 @@ def error_says(error: Any) -> str:
 def list_of(value: Any) -> list[Any]:
     """What is no list counts as an empty one."""
     return value if isinstance(value, list) else []
-
-
-def spelled(value: Any) -> str:
-    """The same text for the same JSON value, whatever the order of its keys."""
-    return json.dumps(value, sort_keys=True)
 
 
 def request_without(turn: Turn, *keys: str) -> str:
