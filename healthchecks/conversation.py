@@ -18,7 +18,7 @@ from healthchecks.endpoint import Answered, Endpoint, ask
 from healthchecks.expectations import unmet, unmet_error, unmet_growth
 from healthchecks.toolcalls import BEHAVIOURAL, INTEROP, MUST, RULES, WARN, Call, Exchange, Finding, Reply
 from healthchecks.toolcalls.known import TOOL_CHOICE_IGNORED, KnownFault
-from healthchecks.toolcalls.obeyed import refuses_tool_choice
+from healthchecks.toolcalls.obeyed import REFUSALS_OF_TOOL_CHOICE, refuses_tool_choice
 
 MOST_ROUNDS_OF_CALLS = 4
 
@@ -225,7 +225,7 @@ class Conversation:
 
 def _is_refused(exchange: Exchange) -> bool:
     """Whether the server says, as errors are said (rule 60), that it cannot do what `tool_choice` asks."""
-    return refuses_tool_choice(exchange) and unmet_error((exchange.status,), exchange) is None
+    return refuses_tool_choice(exchange) and unmet_error(REFUSALS_OF_TOOL_CHOICE, exchange) is None
 
 
 def models_rule(rule: int) -> int:

@@ -14,7 +14,7 @@ from healthchecks.toolcalls.turns import Turn, error_object, error_says, list_of
 
 _SPEAKS_OF_TOOL_CHOICE = re.compile(r"tool[ _]?choice", re.IGNORECASE)
 # A wrong key (401) or an unknown model (404) is no answer to what the request says.
-_REFUSALS_OF_TOOL_CHOICE = (400, 422, 501)
+REFUSALS_OF_TOOL_CHOICE = (400, 422, 501)
 
 
 def is_rightly_refused(turn: Turn) -> bool:
@@ -30,7 +30,7 @@ def refuses_tool_choice(exchange: Exchange) -> bool:
     """Does the server say that it cannot do what `tool_choice` asks for?"""
     return (
         "tool_choice" in exchange.request
-        and exchange.status in _REFUSALS_OF_TOOL_CHOICE
+        and exchange.status in REFUSALS_OF_TOOL_CHOICE
         and _SPEAKS_OF_TOOL_CHOICE.search(error_says(error_object(exchange))) is not None
     )
 

@@ -278,6 +278,17 @@ def test_a_stream_with_other_calls_than_the_plain_reply_is_rule_49(play: Play) -
     assert "fahrenheit" in stream.findings[-1].reason
 
 
+@pytest.mark.parametrize(("plain", "streamed", "same"), [(1, True, False), (1, 1.0, True), (0, False, False)])
+def test_calls_are_the_same_where_their_json_is(
+    play_custom: Custom, plain: object, streamed: object, same: bool
+) -> None:
+    def model(request: Mapping[str, Any]) -> Say:
+        return Say(calls=[("look_up", {"y": [streamed if request["stream"] else plain]})])
+
+    _, stream = play_custom(model, turns=one_turn(55, call_of=["look_up"]))
+    assert (49 in rules(stream)) is not same
+
+
 def test_a_server_whose_plain_replies_differ_among_themselves_only_earns_a_warning(play: Play) -> None:
     units = itertools.chain(["celsius"], itertools.repeat("fahrenheit"))
 

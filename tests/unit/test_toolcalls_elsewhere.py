@@ -74,6 +74,9 @@ AZURE_LATER = {
     ],
 }
 
+AZURE_OFFSETS = {"index": 0, "finish_reason": "content_filter", "content_filter_offsets": {"check_offset": 1}}
+AZURE_END = {**AZURE_LATER, "choices": [{**AZURE_OFFSETS, **FILTERED}]}
+
 GOOD = {
     "a call": plain(
         {"role": "assistant", "content": None, "tool_calls": [CALL], "refusal": None}, "tool_calls"
@@ -127,11 +130,7 @@ GOOD = {
     ),
     "streamed thoughts": stream(OPENING, chunk(delta({"reasoning_content": "Well"})), TEXT, ENDING),
     "a streamed refusal": stream(OPENING, chunk(delta({"refusal": "No."})), ENDING, chunk(usage=USAGE)),
-    "a stream that Azure's filter ended": stream(
-        OPENING,
-        TEXT,
-        {**AZURE_LATER, "choices": [{**AZURE_LATER["choices"][0], "finish_reason": "content_filter"}]},
-    ),
+    "a stream that Azure's filter ended": stream(OPENING, TEXT, AZURE_END),
     "padding": stream(*({**one, "obfuscation": "a1b2"} for one in (OPENING, TEXT, ENDING))),
     "Azure's stream": stream(AZURE_FIRST, OPENING, chunk(delta({"content": "Hi"}, **FILTERED)), ENDING),
     "Azure's filter behind the text": stream(OPENING, TEXT, AZURE_LATER, ENDING),
