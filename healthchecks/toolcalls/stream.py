@@ -161,6 +161,7 @@ class _Chunks:
         self._finish_reasons: list[Any] = []
         self._beside = Beside(answer=False, reasoning=False)
         self._model_changed = False
+        self._only_others: bool | None = None
         self.failed = False
 
     def add(self, chunk: dict[str, Any], where: str) -> None:
@@ -221,7 +222,9 @@ class _Chunks:
         found = self._found
         choice = first_choice(choices, where + ".choices", self._asked, found)
         if choice is None:
+            self._only_others = self._only_others is not False
             return
+        self._only_others = False
         where += ".choices[0]."
         delta = choice.get("delta")
         if isinstance(delta, dict):
@@ -296,6 +299,9 @@ class _Chunks:
         if self._first is None:
             if not self.failed:
                 found.add(44, INTEROP, "body", "the stream holds no chunk")
+            return None
+        if self._only_others and ended and not self.failed:
+            found.add(4, INTEROP, "body", "no choice of the stream has the index 0")
             return None
         found.looked_at(44, 45)
         # An error that was told is the end, and rule 47 has said so.

@@ -71,7 +71,7 @@ def _is_a_fuller_name(one: str, other: str) -> bool:
 
 
 def first_choice(choices: Any, where: str, asked: Asked, found: Findings) -> dict[str, Any] | None:
-    """Rule 4; the choice that the other rules look at: the one of index 0.
+    """Rule 4; the choice that the other rules look at: the one of index 0, None where there is none of it.
 
     Where `n` was sent the others are not looked at; where nobody knows, that there are any is a warning.
     """

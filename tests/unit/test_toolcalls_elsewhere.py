@@ -214,6 +214,13 @@ def test_choices_that_were_asked_for_are_no_warning() -> None:
     assert [(finding.rule, finding.severity) for finding in verdict.findings] == [(3, WARN)]
 
 
+def test_a_lone_choice_of_another_index_is_judged_all_the_same() -> None:
+    body = json.loads(plain({"role": "tool", "content": 5}))
+    body["choices"][0]["index"] = 1
+    for request in ({}, {"model": "gpt-4o", "messages": [], "n": 2}):
+        assert above_warn(json.dumps(body).encode(), request) >= {4, 6, 7}
+
+
 def test_functions_in_the_old_way_are_called_in_the_old_way() -> None:
     request = {"model": "gpt-4o", "messages": [], "functions": [{"name": "get_time"}]}
     assert above_warn(FAULTY["the legacy call"][1], request) == set()

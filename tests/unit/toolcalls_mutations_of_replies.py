@@ -111,6 +111,15 @@ def choice_with_index_1(reply: GoodReply) -> None:
     reply.ending["index"] = 1
 
 
+@breaks(4, BOTH)
+def nothing_but_the_second_of_two_choices(reply: GoodReply) -> None:
+    reply.request["n"] = 2
+    for choice in [
+        choice for whole in ([reply.plain] if reply.plain else reply.chunks) for choice in whole["choices"]
+    ]:
+        choice["index"] = 1
+
+
 @breaks(4, STREAM)
 def null_choices(reply: GoodReply) -> None:
     reply.chunks[-1]["choices"] = None
