@@ -34,9 +34,7 @@ from healthchecks.page import render_page
 from healthchecks.runner import CaseResult, Endpoint
 from healthchecks.suite_report import SuiteReport
 from healthchecks.toolcalls import RULES
-
-# The known faults are told apart by three numbers.
-_SERVER = re.compile(r"[A-Za-z][\w.-]*/v?\d+\.\d+\.\d+(?:[.+-][\w.+-]*)?", re.ASCII)
+from healthchecks.toolcalls.known import states_version
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +121,7 @@ class AskedEndpoint:
             raise _usage("`--url` holds a name or a password", "give the key with --key-env NAME")
         if not self.model:
             raise _usage("`--url` needs the model to ask for", "add --model NAME")
-        if self.server is not None and not _SERVER.fullmatch(self.server):
+        if self.server is not None and not states_version(self.server):
             raise _usage(f"`--server {self.server}` names no version", "give it as ollama/0.17.5")
         return Endpoint(self.url or "", self.model, key=self._key(), server=self.server)
 

@@ -212,8 +212,8 @@ class Conversation:
     def _blame_history(self, answered: Answered) -> None:
         """Where a history with results was refused: is it its `content: null` (51) or the results (52)?"""
         status, request = answered.exchange.status, answered.exchange.request
-        if status is None or not 400 <= status < 500:
-            return
+        if status not in (400, 422):
+            return  # A wrong key or too many requests are no word about the history.
         if not any(message["role"] == "tool" for message in request["messages"]):
             return
         with_text = [{**message, "content": message["content"] or ""} for message in request["messages"]]

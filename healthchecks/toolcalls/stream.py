@@ -126,9 +126,9 @@ def _error_in(value: Any, text: str, type_: str | None) -> Any:
     if type_ is None:
         return error_of(value)
     told = value.get("error") if isinstance(value, dict) else None
-    if told is None and type_ == "error":
+    if not told and type_ == "error":
         return value if isinstance(value, dict) else text
-    return told
+    return told or None
 
 
 def _is_an_annotation(chunk: dict[str, Any]) -> bool:

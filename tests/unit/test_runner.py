@@ -536,6 +536,16 @@ def test_a_refused_history_of_the_case_is_blamed_too(play_custom: Custom) -> Non
         assert rules(result) == [1, 51]
 
 
+@pytest.mark.parametrize("status", [401, 403, 404, 408, 429, 500])
+def test_an_error_that_is_not_about_the_request_is_not_laid_to_its_history(play: Play, status: int) -> None:
+    def model(request: Mapping[str, Any]) -> Say:
+        has_results = any(message["role"] == "tool" for message in request["messages"])
+        return Say(status=status) if has_results else good_model(request)
+
+    for result in play(model, "ask_database"):
+        assert rules(result) == [1]
+
+
 def test_each_case_is_played_as_often_as_asked(play: Play) -> None:
     results = play(good_model, "no_tools", "weather_parallel", runs=3)
     assert [(r.case, r.run, r.mode) for r in results] == [

@@ -131,6 +131,10 @@ GOOD = {
     "streamed thoughts": stream(OPENING, chunk(delta({"reasoning_content": "Well"})), TEXT, ENDING),
     "a streamed refusal": stream(OPENING, chunk(delta({"refusal": "No."})), ENDING, chunk(usage=USAGE)),
     "a stream that Azure's filter ended": stream(OPENING, TEXT, AZURE_END),
+    "an empty error beside the choices": plain(SAYS_HI, error=""),
+    "an error that is an empty object": plain(SAYS_HI, error={}),
+    "no error, as false": plain(SAYS_HI, error=False),
+    "no error in each chunk": stream(*({**one, "error": {}} for one in (OPENING, TEXT, ENDING))),
     "padding": stream(*({**one, "obfuscation": "a1b2"} for one in (OPENING, TEXT, ENDING))),
     "Azure's stream": stream(AZURE_FIRST, OPENING, chunk(delta({"content": "Hi"}, **FILTERED)), ENDING),
     "Azure's filter behind the text": stream(OPENING, TEXT, AZURE_LATER, ENDING),
@@ -186,6 +190,8 @@ FAULTY = {
         {1},
         b'{"model":"m","message":{"role":"assistant","content":"a"},"done":false}\n{"done":true}\n',
     ),
+    "an error beside the choices": ({47}, plain(SAYS_HI, error={"message": "overloaded"})),
+    "an empty error in place of a reply": ({47}, b'{"error": {}}'),
     "a bare call": ({30}, plain({"role": "assistant", "content": '{"name": "get_time", "arguments": {}}'})),
 }
 

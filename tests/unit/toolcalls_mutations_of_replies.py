@@ -188,6 +188,11 @@ def calls_with_stop(reply: GoodReply) -> None:
     reply.ending["finish_reason"] = "stop"
 
 
+@breaks(9, BOTH, WITH_CALLS)
+def calls_that_a_filter_let_through(reply: GoodReply) -> None:
+    reply.ending["finish_reason"] = "content_filter"
+
+
 @breaks(9, BOTH, WITHOUT_CALLS)
 def tool_calls_without_calls(reply: GoodReply) -> None:
     reply.ending["finish_reason"] = "tool_calls"
