@@ -26,12 +26,13 @@ from deploy.outcomes import Baseline, HostOutcome, Outcome, VerifyRequest
 from deploy.report import Report
 from deploy.transport import Transport
 from healthchecks.api import identify
-from healthchecks.case import LEVELS
+from healthchecks.case import LEVELS, Case
 from healthchecks.exchange_file import render_exchange_file
 from healthchecks.gate import judge_strictly, render_rate
 from healthchecks.junit import render_junit
 from healthchecks.page import render_page
 from healthchecks.runner import CaseResult, Endpoint
+from healthchecks.statistics import rates
 from healthchecks.suite_report import SuiteReport
 from healthchecks.toolcalls import RULES
 from healthchecks.toolcalls.known import states_version
@@ -252,10 +253,39 @@ def smoke_url(report: Report, asked: AskedEndpoint, task: SmokeTask) -> ExitCode
         report.error(error)
         return _finish(report, task, [_not_smoked(asked.host, [endpoint.model], error)])
     with smoke_database(task.database) as database:
-        suite = task.suite(database, report)
+        played: list[CaseResult] = []
+        suite = _remembering(task.suite(database, report), played)
         cases = suite.chosen(level_of(endpoint.model))
-        told = _tell(report, play_suite(told, suite, endpoint, cases, judge_strictly))
-    return _finish(report, task, [_smoked(asked.host, {endpoint.model: told})])
+        try:
+            told, interrupted = play_suite(told, suite, endpoint, cases, judge_strictly), False
+        except KeyboardInterrupt:
+            told, interrupted = tell_interrupted(told, cases, played), True
+        _tell(report, told)
+    code = _finish(report, task, [_smoked(asked.host, {endpoint.model: told})])
+    return ExitCode.INTERRUPTED if interrupted else code
+
+
+def _remembering(suite: Suite, played: list[CaseResult]) -> Suite:
+    """The suite, whose plays are also in the list, as soon as each is over."""
+
+    def keep(host: str, model: str, result: CaseResult) -> None:
+        played.append(result)
+        suite.keep(host, model, result)
+
+    return replace(suite, keep=keep)
+
+
+def tell_interrupted(told: SuiteReport, cases: Sequence[Case], played: Sequence[CaseResult]) -> SuiteReport:
+    """What was found in the plays up to Ctrl-C; that others were to follow is what it fails for."""
+    counted = rates(played, cases)
+    return replace(
+        told,
+        obstacles=(f"interrupted after {len(played)} plays; the others were not played",),
+        results=tuple(played),
+        rates=counted,
+        # No cases: what was not played need not have brought a good call.
+        decision=judge_strictly(played, counted, ()),
+    )
 
 
 def level_of(model: str) -> str:

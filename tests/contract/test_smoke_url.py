@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -131,6 +132,37 @@ def test_what_cannot_be_meant_is_told_before_anything_is_sent(
     assert done.returncode == 1, done.stderr
     assert said in done.stderr
     assert "hunter22" not in done.stdout + done.stderr
+
+
+def test_what_was_played_before_an_interruption_is_reported(tmp_path: Path) -> None:
+    words = ["--model", "canary", "--case", "weather_parallel", "--runs", "2000"]
+    words += ["--junit", "r.xml", "--html", "r.html", "--json"]
+    with start_server() as server:
+        process = subprocess.Popen(
+            [sys.executable, str(PROJECT), "smoke", "--url", server.url, *words],
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdout is not None
+        seen = [next(process.stdout) for _ in range(5)]
+        process.send_signal(signal.SIGINT)
+        rest, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    told = [json.loads(line) for line in [*seen, *rest.splitlines()]]
+    assert told[-1]["event"] == "summary"
+    assert (told[-1]["hosts"], told[-1]["failed"]) == (1, 1)
+    plays = told[-1]["cases_passed"]
+    # One may be told already and not be kept yet.
+    assert sum(event["event"] == "case" for event in told) - plays in (0, 1)
+    assert 0 < plays < 4000
+    assert "switch" not in said
+    cases = list(ET.parse(tmp_path / "r.xml").getroot().iter("testcase"))
+    assert len([case for case in cases if "weather_parallel" in (case.get("name") or "")]) == plays
+    why = f"interrupted after {plays} plays; the others were not played"
+    assert why in (tmp_path / "r.xml").read_text()
+    assert why in (tmp_path / "r.html").read_text()
 
 
 @pytest.mark.parametrize("given", [KEY, OTHER_KEY], ids=["right key", "wrong key"])
