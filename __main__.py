@@ -11,18 +11,22 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterator
+import threading
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from invoke import Collection, Exit, ParseError, Program
+from invoke import Collection, Exit, ParseError, ParserContext, Program
 
 import tasks
 from console.version import VERSION
 from deploy.errors import ExitCode, UsageError, designed_error, render_error
 
+FLUSH_SECONDS = 1.0
+
 
 @contextmanager
-def _usage_errors() -> Iterator[None]:
+def _usage_errors(argv: Sequence[str]) -> Iterator[None]:
     try:
         yield
     except (ParseError, ValueError) as error:
@@ -30,8 +34,34 @@ def _usage_errors() -> Iterator[None]:
         sentence = str(error) if isinstance(error, ParseError) else f"a flag takes a number: {error}"
         # Invoke's words for a task that does not exist.
         sentence = re.sub(r"^No idea what '(.*)' is!$", r"there is no task or flag `\1`", sentence)
+        if isinstance(error, ParseError) and (twice := given_twice(argv, error.context)) is not None:
+            # Invoke takes the second value for a task.
+            sentence = f"`--{twice}` was given twice"
         hint = "`./fleet --list` names the tasks, `./fleet TASK --help` its flags"
-        raise Exit(render_error(UsageError(sentence=sentence, hint=hint)), code=ExitCode.USAGE) from error
+        raise refused(UsageError(sentence=sentence, hint=hint), argv) from error
+
+
+def given_twice(argv: Sequence[str], context: ParserContext | None) -> str | None:
+    """The flag that takes one value and has two; `-l` and `--limit` are the same one."""
+    flags = context.flags if context is not None else {}
+    words = [word.partition("=")[0] for word in argv]
+    given = Counter(
+        flags[word].name for word in words if word in flags and flags[word].kind not in (bool, list)
+    )
+    return next((name.replace("_", "-") for name, times in given.items() if times > 1), None)
+
+
+def refused(error: UsageError, argv: Sequence[str]) -> Exit:
+    """How a command line ends that cannot be meant: with `--json` the last event is a summary as ever."""
+    words = argv[: argv.index("--")] if "--" in argv else argv
+    if "--json" not in words:
+        return Exit(render_error(error), code=error.exit_code)
+    from deploy.report import Report
+
+    report = Report(as_json=True)
+    report.error(error)
+    report.summary(())
+    return Exit(code=error.exit_code)
 
 
 class Fleet(Program):
@@ -39,12 +69,12 @@ class Fleet(Program):
 
     def parse_tasks(self) -> None:
         """Raises `Exit` with code 1 and a designed error for a task or a flag that does not exist."""
-        with _usage_errors():
+        with _usage_errors(self.argv):
             super().parse_tasks()
 
     def parse_cleanup(self) -> None:
         """The same for `--help TASK`."""
-        with _usage_errors():
+        with _usage_errors(self.argv):
             super().parse_cleanup()
 
     def execute(self) -> None:
@@ -54,7 +84,10 @@ class Fleet(Program):
         try:
             super().execute()
         except KeyboardInterrupt:
-            sys.stdout.flush()
+            # Whoever reads may stand still, while a thread of ours is in the middle of telling something.
+            flushing = threading.Thread(target=sys.stdout.flush, daemon=True)
+            flushing.start()
+            flushing.join(FLUSH_SECONDS)
             # At once: the interpreter's own end would wait for a thread that is in the middle of a step.
             os._exit(ExitCode.INTERRUPTED)
 
@@ -104,8 +137,10 @@ def check_command(argv: list[str]) -> None:
     try:
         check_run_words(argv)
     except UsageError as error:
-        print(render_error(error), file=sys.stderr)
-        raise SystemExit(error.exit_code) from None
+        end = refused(error, argv)
+        if end.message:
+            print(end.message, file=sys.stderr)
+        raise SystemExit(end.code) from None
 
 
 def main() -> None:

@@ -91,6 +91,7 @@ def _reporting(flags: SimpleNamespace) -> Iterator[Report]:
     try:
         yield report
     except KeyboardInterrupt:
+        report.hurry()
         on_hosts = (
             ": ./fleet status shows what became of it; "
             "a switch that was not confirmed is taken back by the host itself"
@@ -517,7 +518,9 @@ def testbed(flags: SimpleNamespace, report: Report) -> int:
     ),
     hosts=Flag(4, "converge: how many hosts"),
     count=Flag(20, "kills, cuts: how often the host is killed; health: how often the agent runs"),
-    seed=Flag(0, "kills, cuts, chaos: of all that is random (default: another one each time, which is told)"),
+    seed=Flag(
+        None, "kills, cuts, chaos: of all that is random (default: another one each time, which is told)"
+    ),
     minutes=Flag(20.0, "chaos: how long; the round in which they are over is the last"),
     rounds=Flag(0, "chaos: how many rounds, instead of minutes"),
     from_round=Flag(1, "chaos: the first round, to play one again without those before it"),

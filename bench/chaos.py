@@ -29,7 +29,8 @@ from testbed.promises import (
     Ran,
     broken_after_converge,
     broken_after_fault,
-    footprint,
+    broken_to_others,
+    footprints,
     look,
 )
 
@@ -109,7 +110,7 @@ def play(site: ChaosSite, drawn: Round) -> Played:
     try:
         hosts = [site.hosts[index] for index in drawn.hosts]
         others = [host for host in site.hosts if host not in hosts]
-        before = {host.name: footprint(host) for host in others}
+        before = footprints(others)
         prepared = prepare(site, hosts, drawn, lambda host: _converge(site, host))
         scene = Scene(site=site, host=hosts[0], run=site.start(prepared.words, hosts), flags=prepared.flags)
         try:
@@ -123,11 +124,7 @@ def play(site: ChaosSite, drawn: Round) -> Played:
         prepared.wanted(site)
         for host in hosts:
             broken += _check_host(site, host, drawn, prepared, ended)
-        broken += [
-            f"{host.name} was touched, which was left out"
-            for host in others
-            if footprint(host) != before[host.name]
-        ]
+        broken += broken_to_others(others, before)
     except (CommandFailed, NotInTime, MachineRefused, subprocess.SubprocessError) as failure:
         if _NO_INOTIFY in str(failure):
             # This machine's fault, and no promise of ours: nothing after it would say anything.

@@ -18,7 +18,9 @@ that are made for them included.
 
 After each of them, beside what its row says: the host serves the old release or the new one with its model
 loaded, the next deploy converges, the one after it changes nothing, the host's lock is free, no lease and no
-temporary file is left, the exit code is honest, other hosts are untouched. `testbed/promises.py` looks.
+temporary file is left, the exit code is honest, other hosts are untouched. `testbed/promises.py` looks: at
+the host, and at one beside it in the inventory, whose server's process and files must be the same as before.
+Tests below `tests/hosts` and `tests/machine` are about whole hosts; the others show their part of a row.
 
 The hosts are containers of this machine with systemd, sshd and a network of their own
 ([testbed.md](testbed.md)). Cables are pulled, packets dropped and rates limited by the kernel; what it cannot
@@ -68,6 +70,8 @@ def _render_row(row: Row, tests: Sequence[RowTest]) -> str:
         same = [test for test in tests if test.result == result]
         reasons = "; ".join(dict.fromkeys(test.told for test in same if test.told))
         results.append(f"{len(same)} {result}" + (f": {reasons}" if reasons else ""))
+    if row.not_shown:
+        results.append(f"not shown: {row.not_shown}")
     seconds = f"{sum(test.seconds for test in tests):.1f}" if tests else "-"
     cells = [str(row.number), row.fault, row.end, shown, ", ".join(results), seconds]
     return f"| {' | '.join(cell.replace('|', '/').replace(chr(10), ' ') for cell in cells)} |"

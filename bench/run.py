@@ -14,7 +14,7 @@ def run_bench(
     *,
     hosts: int,
     count: int,
-    seed: int,
+    seed: str | None,
     minutes: float,
     rounds: int,
     from_round: int,
@@ -33,15 +33,15 @@ def run_bench(
         case "kills":
             from bench import kills
 
-            return kills.run(report, count, seed or random.randrange(1, 1_000_000))
+            return kills.run(report, count, choose_seed(seed))
         case "cuts":
             from bench import kills
 
-            return kills.run_cuts(report, count, seed or random.randrange(1, 1_000_000))
+            return kills.run_cuts(report, count, choose_seed(seed))
         case "chaos":
             from bench import chaos
 
-            chosen = seed or random.randrange(1, 1_000_000)
+            chosen = choose_seed(seed)
             return chaos.run(report, seed=chosen, minutes=minutes, rounds=rounds, first=from_round)
         case "faults":
             from bench import faults
@@ -70,3 +70,17 @@ def run_bench(
                 hint="./fleet bench "
                 "converge|scale|kills|cuts|faults|chaos|health|fleet-health|judge|rules|verdicts",
             )
+
+
+def choose_seed(given: str | None) -> int:
+    """The one that was given, 0 like any other; else another one each time. Raises UsageError."""
+    if given is None:
+        return random.randrange(1, 1_000_000)
+    try:
+        return int(given)
+    except ValueError:
+        raise UsageError(
+            sentence=f"`--seed {given}` is no number",
+            unchanged="everything",
+            hint="leave it out for another one each time, which is told",
+        ) from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from console.served import check_served
 from deploy import services, systemd
 from deploy.converge import Edits, Options, converge, probe_host, survey
 from deploy.desired import Desired, GpuKind, ServiceBackend
-from deploy.errors import ExitCode, FleetError, Interrupted, UsageError, designed_error
+from deploy.errors import ExitCode, FleetError, Interrupted, UsageError, designed_error, errors_of
 from deploy.facts import HostFacts, ServerProcess
 from deploy.fleet import each, interrupts
 from deploy.host_lock import host_lock
@@ -35,7 +35,7 @@ from deploy.outcomes import (
 )
 from deploy.plan import Plan, Selection, everything, only_service, plan, render_plan
 from deploy.remove import Models, doomed_things, remove_host
-from deploy.rollback import check_confirmed
+from deploy.rollback import check_confirmed, current_server
 from deploy.transport import Transport
 
 Ended = TypeVar("Ended")
@@ -73,9 +73,9 @@ def make_plans(run: Run, hosts: Sequence[Desired], selection: Selection = everyt
 
     def one(desired: Desired) -> Planned:
         try:
-            found = look(desired)
+            with errors_of(desired.host):
+                found = look(desired)
         except FleetError as error:
-            error.host = error.host or desired.host
             run.report.error(error)
             return Planned(host=desired.host, error=error)
         fields = render_plan(found)
@@ -109,9 +109,12 @@ def deploy_asking(
     """`deploy` and its single phases, in the batches of the inventory; `wish` asks for more than it says."""
     check_report_file("--junit", junit)
     hosts = run.hosts()
+    planned: tuple[Planned, ...] = ()
     if wish is not None:
-        hosts = each(hosts, wish, run.forks)
-    planned = () if yes else make_plans(run, hosts, selection)
+        hosts, planned = _wished(run, hosts, wish)
+    if not yes:
+        refused = {item.host for item in planned}
+        planned += make_plans(run, [desired for desired in hosts if desired.host not in refused], selection)
     ended: dict[str, HostOutcome] = {}
 
     def end(outcome: HostOutcome, tell: Callable[[Run, HostOutcome], HostOutcome] = tell_outcome) -> None:
@@ -161,6 +164,27 @@ def _cut_short(desired: Desired, task: str, *, is_begun: bool) -> HostOutcome:
         hint=f"./fleet status --limit {desired.host}",
     )
     return HostOutcome(host=desired.host, outcome=Outcome.FAILED, error=error, reason="stopped at once")
+
+
+def _wished(
+    run: Run, hosts: Sequence[Desired], wish: Callable[[Desired], Desired]
+) -> tuple[tuple[Desired, ...], tuple[Planned, ...]]:
+    """The hosts as they are wished; of those that could not be looked at, the errors, which are told."""
+
+    def one(desired: Desired) -> Desired | FleetError:
+        try:
+            with errors_of(desired.host):
+                return wish(desired)
+        except FleetError as error:
+            run.report.error(error)
+            return error
+
+    found = each(hosts, one, run.forks)
+    pairs = list(zip(hosts, found, strict=True))
+    errors = [
+        Planned(host=desired.host, error=item) for desired, item in pairs if isinstance(item, FleetError)
+    ]
+    return tuple(desired if isinstance(item, FleetError) else item for desired, item in pairs), tuple(errors)
 
 
 def _are_agreed(run: Run, planned: Sequence[Planned]) -> bool:
@@ -235,13 +259,10 @@ def deploy_hosts(
 def _on_host(desired: Desired, work: Callable[[Transport], Ended]) -> Ended | HostOutcome:
     """What came of the work. The connection is closed with it: hundreds of them would be kept otherwise."""
     try:
-        transport = transport_for(desired)
+        with errors_of(desired.host), closing(transport_for(desired)) as transport:
+            return work(transport)
     except FleetError as error:
         return failed_outcome(desired, error)
-    try:
-        return work(transport)
-    finally:
-        transport.close()
 
 
 @contextmanager
@@ -249,7 +270,7 @@ def _converging(
     run: Run, hosts: Sequence[Desired], task: str, selection: Selection, *, verify: bool
 ) -> Iterator[Options]:
     believed = partial(_believed, hosts)
-    with _prover(run) as suite, interrupts(run.stop_requested, run.report.say):
+    with _prover(run) as suite, interrupts(run.stop_requested, run.report):
         prove = believed(suite)
         yield Options(
             task=task,
@@ -319,14 +340,11 @@ def service_asking(run: Run, action: str, *, yes: bool) -> ExitCode:
 
 
 def _retire_servers(desired: Desired) -> Desired:
-    """The same host with another process as its server: a restart is a plan like any other."""
-    try:
-        facts = probe_host(desired, transport_for(desired))
-    except FleetError:
-        # Its plan will meet the same, and tell it.
-        return desired
-    retired = tuple(server.process for server in facts.servers)
-    return replace(desired, server=replace(desired.server, retired=retired))
+    """The same release by another process: a restart is a plan like any other."""
+    facts = probe_host(desired, transport_for(desired))
+    server = current_server(desired, facts)
+    retired = tuple(running.process for running in facts.servers)
+    return replace(desired, server=replace(server, retired=retired))
 
 
 def _stop_asking(run: Run, *, yes: bool) -> ExitCode:
@@ -407,7 +425,8 @@ def _announce(
 
     def one(desired: Desired) -> int:
         try:
-            found = things(desired, probe_host(desired, transport_for(desired)))
+            with errors_of(desired.host):
+                found = things(desired, probe_host(desired, transport_for(desired)))
         except FleetError:
             return 1
         for thing in found:
@@ -432,7 +451,8 @@ def _outcome_of(desired: Desired, work: Callable[[], int]) -> HostOutcome:
     """An operation that is no converge, as an outcome; `work` returns how many things it changed."""
     started = time.monotonic()
     try:
-        changed = work()
+        with errors_of(desired.host):
+            changed = work()
     except FleetError as error:
         return failed_outcome(desired, error)
     return HostOutcome(

@@ -63,7 +63,7 @@ def _play(report: Report, site: DemoSite, database: Path | None, *, keep: bool) 
         endpoint=site.endpoint,
         database=database,
     )
-    with interrupts(run.stop_requested, report.say):
+    with interrupts(run.stop_requested, report):
         try:
             return _deploy_twice_and_smoke(run, site)
         except KeyboardInterrupt:

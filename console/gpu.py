@@ -12,7 +12,7 @@ from console.run import Run
 from console.selected import SelectedHost, selected_hosts
 from deploy import nvml
 from deploy.desired import GpuKind
-from deploy.errors import FleetError, GpuUnusable
+from deploy.errors import FleetError, GpuUnusable, errors_of
 from deploy.fleet import each
 from deploy.gpu import ADAPTERS_SCRIPT, Gpu, GpuReading, check_gpus, parse_adapters, render_gpu, size_text
 from deploy.outcomes import HostOutcome, Outcome
@@ -65,31 +65,37 @@ def _one(run: Run, selected: SelectedHost) -> _Shown:
     reading = GpuReading()
     checks: Sequence[CheckResult] = ()
     try:
-        transport = selected.transport()
-        reading = nvml.read_gpus() if is_here else read_by_nvidia_smi(transport)
-        adapters = read_adapters(transport)
-        run.report(
-            "gpu",
-            host,
-            gpus=[render_gpu(gpu) for gpu in reading.gpus],
-            wanted=str(settings.gpu),
-            problem=None if reading.problem is None else str(reading.problem),
-            adapters=adapters,
-        )
-        if settings.gpu is GpuKind.NVIDIA:
-            check_gpus(host, reading, adapters)
-            with transport.http_url(f"http://{settings.environment['OLLAMA_HOST']}") as url:
-                checks = examine_gpus(
-                    host, transport, selected.paths, settings.service, url, is_here=is_here, reading=reading
-                ).checks
-            for result in checks:
-                told = {"check": result.check, "state": str(result.state.value), "reason": result.reason}
-                run.report("gpu_check", host, **told, hint=result.hint)
-            _refuse_failed(host, checks)
-        elif not reading.gpus:
-            run.report("note", host, text="no GPU is used here: ollama_gpu=none")
+        with errors_of(host):
+            transport = selected.transport()
+            reading = nvml.read_gpus() if is_here else read_by_nvidia_smi(transport)
+            adapters = read_adapters(transport)
+            run.report(
+                "gpu",
+                host,
+                gpus=[render_gpu(gpu) for gpu in reading.gpus],
+                wanted=str(settings.gpu),
+                problem=None if reading.problem is None else str(reading.problem),
+                adapters=adapters,
+            )
+            if settings.gpu is GpuKind.NVIDIA:
+                check_gpus(host, reading, adapters)
+                with transport.http_url(f"http://{settings.environment['OLLAMA_HOST']}") as url:
+                    checks = examine_gpus(
+                        host,
+                        transport,
+                        selected.paths,
+                        settings.service,
+                        url,
+                        is_here=is_here,
+                        reading=reading,
+                    ).checks
+                for result in checks:
+                    told = {"check": result.check, "state": str(result.state.value), "reason": result.reason}
+                    run.report("gpu_check", host, **told, hint=result.hint)
+                _refuse_failed(host, checks)
+            elif not reading.gpus:
+                run.report("note", host, text="no GPU is used here: ollama_gpu=none")
     except FleetError as error:
-        error.host = error.host or host
         run.report.error(error)
         outcome = HostOutcome(host=host, outcome=outcome_of_error(error), error=error)
         return _Shown(outcome=outcome, gpus=reading.gpus, checks=checks)

@@ -14,7 +14,7 @@ from console.run import Run, transport_for
 from deploy import commands
 from deploy.converge import probe_host
 from deploy.desired import Desired
-from deploy.errors import CommandFailed, ExitCode, FleetError, UsageError
+from deploy.errors import CommandFailed, ExitCode, FleetError, UsageError, errors_of
 from deploy.fleet import each, interrupts
 from deploy.health_config import render_health_config
 from deploy.outcomes import HostOutcome, Outcome
@@ -43,7 +43,7 @@ def show_health(run: Run, every: str | None, *, quick: bool) -> ExitCode:
     hosts = run.hosts()
     if minutes is None:
         return _check_all(run, hosts, quick=quick)
-    with interrupts(run.stop_requested, run.report.say):
+    with interrupts(run.stop_requested, run.report):
         while True:
             started = time.monotonic()
             code = _check_all(run, hosts, quick=quick)
@@ -90,7 +90,8 @@ def _check_all(run: Run, hosts: Sequence[Desired], *, quick: bool) -> ExitCode:
 def _check_host(run: Run, desired: Desired, *, quick: bool) -> tuple[HostOutcome, list[list[str]]]:
     """One host's outcome and what of it did not pass."""
     try:
-        report = examine(desired, quick=quick)
+        with errors_of(desired.host):
+            report = examine(desired, quick=quick)
     except FleetError as error:
         failed = failed_outcome(desired, error)
         run.report.error(error)

@@ -13,7 +13,7 @@ from console.selected import SelectedHost, selected_hosts
 from deploy import commands
 from deploy.commands import Argv, shown_command
 from deploy.desired import ServiceBackend
-from deploy.errors import CommandFailed, ExitCode, FleetError, UsageError
+from deploy.errors import CommandFailed, ExitCode, FleetError, UsageError, errors_of
 from deploy.fleet import each
 from deploy.journal import parse_entries
 from deploy.outcomes import HostOutcome, Outcome
@@ -64,9 +64,9 @@ def show_logs(run: Run, wanted: Wanted) -> ExitCode:
 
 def _told(run: Run, host: SelectedHost, work: Callable[[], None]) -> HostOutcome:
     try:
-        work()
+        with errors_of(host.name):
+            work()
     except FleetError as error:
-        error.host = error.host or host.name
         run.report.error(error)
         return HostOutcome(host=host.name, outcome=outcome_of_error(error), error=error)
     return HostOutcome(host=host.name, outcome=Outcome.OK)

@@ -12,7 +12,7 @@ from console.run import Run
 from console.selected import SelectedHost, selected_hosts
 from deploy import commands
 from deploy.desired import ServiceBackend
-from deploy.errors import CommandFailed, ExitCode, FleetError, designed_error
+from deploy.errors import CommandFailed, ExitCode, FleetError, designed_error, errors_of
 from deploy.fleet import each
 from deploy.outcomes import HostOutcome, Outcome
 from healthchecks.fleet_page import FleetHost, HostState, render_fleet_page
@@ -48,9 +48,9 @@ def _ask(run: Run, selected: SelectedHost) -> tuple[HostOutcome, FleetHost]:
     minutes = selected.settings.health_every_minutes
     period = None if minutes is None else minutes * 60.0
     try:
-        kept = _read(selected)
+        with errors_of(selected.name):
+            kept = _read(selected)
     except FleetError as error:
-        error.host = error.host or selected.name
         run.report.error(error)
         outcome = HostOutcome(host=selected.name, outcome=outcome_of_error(error), error=error)
         why = f"{error.sentence}: {error.cause}" if error.cause else error.sentence

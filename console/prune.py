@@ -9,7 +9,7 @@ from console.changes import exit_code, failed_outcome, tell_outcome
 from console.run import Run, may_change, transport_for
 from deploy.converge import probe_host
 from deploy.desired import Desired
-from deploy.errors import ExitCode, FleetError, UsageError
+from deploy.errors import ExitCode, FleetError, UsageError, errors_of
 from deploy.fleet import each, interrupts
 from deploy.outcomes import HostOutcome, Outcome
 from deploy.prune import Previous, plan_prune, render_prune
@@ -45,7 +45,7 @@ def prune_asking(run: Run, keep: int, *, models: bool, yes: bool) -> ExitCode:
         outcomes = [*(HostOutcome(host=item.host, outcome=Outcome.SKIPPED) for item in planned), *failed]
         run.report.summary(outcomes)
         return max(exit_code(outcomes), ExitCode.USAGE)
-    with interrupts(run.stop_requested, run.report.say):
+    with interrupts(run.stop_requested, run.report):
         pruned = each(planned, lambda desired: _prune(run, desired, wanted), run.forks)
     outcomes = [*(outcome for outcome, _ in pruned), *failed]
     run.report.summary(outcomes, freed_bytes=sum(found.freed_bytes for _, found in pruned))
@@ -55,8 +55,9 @@ def prune_asking(run: Run, keep: int, *, models: bool, yes: bool) -> ExitCode:
 def _show(run: Run, desired: Desired, wanted: _Wanted) -> bool | HostOutcome:
     """Tell what would go; whether anything would."""
     try:
-        facts = probe_host(desired, transport_for(desired))
-        todo = plan_prune(desired, facts, wanted.keep, wanted.previous)
+        with errors_of(desired.host):
+            facts = probe_host(desired, transport_for(desired))
+            todo = plan_prune(desired, facts, wanted.keep, wanted.previous)
     except FleetError as error:
         return tell_outcome(run, failed_outcome(desired, error))
     fields = render_prune(todo)
@@ -67,16 +68,17 @@ def _show(run: Run, desired: Desired, wanted: _Wanted) -> bool | HostOutcome:
 def _prune(run: Run, desired: Desired, wanted: _Wanted) -> tuple[HostOutcome, Pruned]:
     started, pruned = time.monotonic(), Pruned()
     try:
-        transport = transport_for(desired)
-        pruned = prune_host(
-            desired,
-            transport,
-            lambda: probe_host(desired, transport),
-            run.report,
-            keep=wanted.keep,
-            previous=wanted.previous,
-            stop_requested=run.stop_requested,
-        )
+        with errors_of(desired.host):
+            transport = transport_for(desired)
+            pruned = prune_host(
+                desired,
+                transport,
+                lambda: probe_host(desired, transport),
+                run.report,
+                keep=wanted.keep,
+                previous=wanted.previous,
+                stop_requested=run.stop_requested,
+            )
     except FleetError as error:
         return tell_outcome(run, failed_outcome(desired, error)), pruned
     outcome = Outcome.CHANGED if pruned.steps_done else Outcome.OK

@@ -8,7 +8,7 @@ from console.changes import exit_code, outcome_of_error
 from console.run import Run, may_change
 from console.selected import SelectedHost, selected_hosts
 from deploy import commands
-from deploy.errors import ExitCode, FleetError, UsageError
+from deploy.errors import ExitCode, FleetError, UsageError, errors_of
 from deploy.fleet import each
 from deploy.outcomes import HostOutcome, Outcome
 
@@ -38,9 +38,9 @@ def run_asking(run: Run, line: str, *, yes: bool, timeout_seconds: int) -> ExitC
 def _run_on(host: SelectedHost, run: Run, line: str, timeout_seconds: int) -> HostOutcome:
     started = time.monotonic()
     try:
-        done = host.transport().run(commands.run_line(line), timeout_seconds=timeout_seconds)
+        with errors_of(host.name):
+            done = host.transport().run(commands.run_line(line), timeout_seconds=timeout_seconds)
     except FleetError as error:
-        error.host = error.host or host.name
         run.report.error(error)
         return HostOutcome(host=host.name, outcome=outcome_of_error(error), error=error)
     run.report(

@@ -18,7 +18,7 @@ from console.run import Run, may_change, transport_for
 from deploy import commands
 from deploy.converge import probe_host
 from deploy.desired import Desired
-from deploy.errors import CommandFailed, ExitCode, FleetError
+from deploy.errors import CommandFailed, ExitCode, FleetError, errors_of
 from deploy.fleet import each
 from deploy.journal import parse_entries
 from deploy.models import parse_models
@@ -60,10 +60,11 @@ def rollback_asking(run: Run, asked: Asked, *, yes: bool) -> ExitCode:
 
 def _state_before(run: Run, desired: Desired, asked: Asked) -> Desired | HostOutcome:
     try:
-        transport = transport_for(desired)
-        facts = probe_host(desired, transport)
-        entries = _journal(desired, transport) if asked.says_nothing else ()
-        return state_before(desired, facts, asked, entries)
+        with errors_of(desired.host):
+            transport = transport_for(desired)
+            facts = probe_host(desired, transport)
+            entries = _journal(desired, transport) if asked.says_nothing else ()
+            return state_before(desired, facts, asked, entries)
     except FleetError as error:
         return tell_outcome(run, failed_outcome(desired, error))
 

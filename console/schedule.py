@@ -10,7 +10,7 @@ from console.run import Run, transport_for
 from deploy.converge import probe_host
 from deploy.crontab import why_no_cron
 from deploy.desired import Desired, ServiceBackend
-from deploy.errors import AgentNotBuilt, ExitCode, FleetError
+from deploy.errors import AgentNotBuilt, ExitCode, FleetError, errors_of
 from deploy.fleet import each
 from deploy.plan import only_schedule
 
@@ -46,7 +46,8 @@ def _checks_itself(desired: Desired) -> bool:
     if desired.health is None or desired.server.backend is ServiceBackend.SYSTEMD:
         return desired.health is not None
     try:
-        facts = probe_host(desired, transport_for(desired))
+        with errors_of(desired.host):
+            facts = probe_host(desired, transport_for(desired))
     except FleetError:
         # It is told when the host has its turn.
         return False

@@ -18,7 +18,7 @@ from console.run import Run, transport_for
 from deploy.baselines import find_baseline
 from deploy.converge import probe_host
 from deploy.desired import Desired, DesiredModel
-from deploy.errors import ExitCode, FleetError, HostUnreachable, UsageError, designed_error
+from deploy.errors import ExitCode, FleetError, HostUnreachable, UsageError, designed_error, errors_of
 from deploy.facts import StoredModel
 from deploy.fleet import each
 from deploy.models import parse_models
@@ -192,10 +192,11 @@ def smoke_hosts(run: Run, hosts: Sequence[Desired], task: SmokeTask) -> tuple[Sm
 
         def one(desired: Desired) -> Smoked:
             try:
-                smoked = _smoke_host(desired, suite)
-            except (FleetError, OSError) as failure:
+                with errors_of(desired.host):
+                    smoked = _smoke_host(desired, suite)
+            except FleetError as error:
                 names = [f"{model.name}:latest" for model in desired.models]
-                smoked = _not_smoked(desired.host, names, designed_error(failure))
+                smoked = _not_smoked(desired.host, names, error)
             tell_outcome(run, smoked.outcome)
             return smoked
 

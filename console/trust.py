@@ -6,9 +6,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
+from console.changes import outcome_of_error
 from console.run import inventory_path, is_terminal
 from deploy.compose import known_hosts_beside
-from deploy.errors import ExitCode, FleetError, UsageError
+from deploy.errors import ExitCode, FleetError, UsageError, errors_of
 from deploy.host_keys import HostKey, KnownHosts
 from deploy.outcomes import HostOutcome, Outcome
 from deploy.report import Report
@@ -25,11 +26,11 @@ def trust_asking(report: Report, inventory: str | None, pattern: str, *, yes: bo
     known = KnownHosts(beside_inventory=known_hosts_beside(str(path)))
     for target in _targets(path, pattern, known):
         try:
-            outcome = _trust(report, target, yes=yes)
+            with errors_of(target.host):
+                outcome = _trust(report, target, yes=yes)
         except FleetError as error:
-            error.host = error.host or target.host
             report.error(error)
-            outcome = HostOutcome(host=target.host, outcome=Outcome.UNREACHABLE, error=error)
+            outcome = HostOutcome(host=target.host, outcome=outcome_of_error(error), error=error)
         outcomes.append(outcome)
     report.summary(outcomes, known_hosts=str(known.kept))
     refused = any(outcome.outcome is Outcome.SKIPPED for outcome in outcomes)

@@ -12,7 +12,7 @@ from console.paths import MODELFILES
 from console.run import Run, inventory_path, transport_for
 from deploy.converge import probe_host
 from deploy.desired import Desired, ServiceBackend
-from deploy.errors import ExitCode, FleetError, designed_error
+from deploy.errors import ExitCode, FleetError, errors_of
 from deploy.facts import HostFacts, LastHealth
 from deploy.fleet import each
 from deploy.outcomes import HostOutcome, Outcome
@@ -40,16 +40,15 @@ def _status_of(run: Run, desired: Desired) -> tuple[HostOutcome, list[str], bool
     """One host's outcome, its row of the table, and whether it differs from what is desired."""
     try:
         # Hundreds of connections would be kept otherwise.
-        with closing(transport_for(desired)) as transport:
+        with errors_of(desired.host), closing(transport_for(desired)) as transport:
             facts = probe_host(desired, transport)
             fields = _status_fields(desired, facts, transport)
-    except Exception as failure:  # noqa: BLE001 - one host's failure must not hide the others
-        failed = failed_outcome(desired, designed_error(failure))
-        assert failed.error is not None
-        run.report.error(failed.error)
-        return failed, [desired.host, *"------"], False
+    except FleetError as error:
+        run.report.error(error)
+        return failed_outcome(desired, error), [desired.host, *"------"], False
     try:
-        drift = render_plan(plan(desired, facts))["steps"]
+        with errors_of(desired.host):
+            drift = render_plan(plan(desired, facts))["steps"]
         state = f"{len(drift)} step{'' if len(drift) == 1 else 's'} to do" if drift else "as desired"
     except FleetError as error:
         # What keeps a deploy from being planned (a taken port, a full disk) is part of the state.

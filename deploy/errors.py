@@ -7,6 +7,8 @@ exact next command. It carries fields instead of a formatted text, so that `--js
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from enum import IntEnum
 from typing import Any
@@ -205,6 +207,12 @@ def designed_error(error: Exception) -> FleetError:
             cause=str(error) or "it says nothing more",
             hint="./fleet status; if it comes again, report it with the command and this text",
         )
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return CommandFailed(
+            sentence="this machine has no `file descriptor` left",
+            cause=error.strerror,
+            hint="fewer hosts at once (--forks 5), or more open files (ulimit -n 4096)",
+        )
     path = str(error.filename) if error.filename is not None else "a file"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DiskTooSmall(
@@ -212,6 +220,35 @@ def designed_error(error: Exception) -> FleetError:
         )
     return CommandFailed(
         sentence=f"`{path}` could not be used", cause=error.strerror, hint="check its owner and mode"
+    )
+
+
+@contextmanager
+def errors_of(host: str) -> Iterator[None]:
+    """Whatever goes wrong inside is a designed error of this host, a mistake of ours too.
+
+    What is done to many hosts at once is done inside it: one host's failure must not end the others' work.
+    """
+    try:
+        yield
+    except Exception as failure:
+        error = _broken_connection(failure) or designed_error(failure)
+        error.host = error.host or host
+        if error is failure:
+            raise
+        raise error from failure
+
+
+def _broken_connection(failure: Exception) -> FleetError | None:
+    is_network = isinstance(failure, ConnectionError | TimeoutError) or (
+        isinstance(failure, OSError) and failure.errno in (errno.EHOSTUNREACH, errno.ENETUNREACH)
+    )
+    if not is_network:
+        return None
+    return HostUnreachable(
+        sentence="the `connection` broke",
+        cause=str(failure) or type(failure).__name__,
+        hint="run the same command again: it goes on from there",
     )
 
 

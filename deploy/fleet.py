@@ -11,6 +11,8 @@ from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import TypeVar
 
+from deploy.report import Report
+
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 WAKE_SECONDS = 0.2
@@ -51,7 +53,7 @@ def each(items: Sequence[Item], work: Callable[[Item], Result], forks: int) -> t
 
 
 @contextmanager
-def interrupts(stop_requested: threading.Event, tell: Callable[[str], None]) -> Iterator[None]:
+def interrupts(stop_requested: threading.Event, report: Report) -> Iterator[None]:
     """The first Ctrl-C asks for a stop after the running step, the second one ends at once.
 
     SIGTERM (a cancelled job) and SIGHUP (a closed terminal) mean the same.
@@ -59,9 +61,10 @@ def interrupts(stop_requested: threading.Event, tell: Callable[[str], None]) -> 
 
     def handle(_number: int, _frame: FrameType | None) -> None:
         if stop_requested.is_set():
+            report.hurry()
             raise KeyboardInterrupt
         stop_requested.set()
-        tell("stopping after the running step; press Ctrl-C again to stop at once")
+        report.say_at_once("stopping after the running step; press Ctrl-C again to stop at once")
 
     if threading.current_thread() is not threading.main_thread():
         yield

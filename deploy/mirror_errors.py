@@ -316,6 +316,8 @@ def _broken(place: Place, error: BaseException) -> MirrorError:
             check = (
                 f"it speaks no TLS: export MODELSCOPE_ENDPOINT={place.endpoint.replace('https:', 'http:', 1)}"
             )
+        elif "has expired" in detail or "not yet valid" in detail:
+            check = f"this machine's clock may be wrong (date -u), or the mirror's certificate; {_AGAIN}"
         else:
             check = "name the certificate of its authority: `export REQUESTS_CA_BUNDLE=/path/ca.pem`"
         cause = f"TLS: {detail}"

@@ -7,13 +7,15 @@ import io
 import json
 import os
 import re
+import select
 import shlex
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TextIO
 
 from deploy.board import DETAILS, LINES_AT_MOST, Board
 from deploy.errors import FleetError, error_fields, render_error
@@ -33,6 +35,9 @@ TELL_SECONDS = 10.0
 HOSTS_IN_FULL = 20
 NAMES_AT_MOST = 6
 WORDS_AT_LEAST = 24
+# How long a reader who stands still (`| less`) is waited for in a signal's handler, and in a hurry.
+HEARD_SECONDS = 0.5
+HURRY_SECONDS = 2.0
 _MIB = 1024 * 1024
 # Of a summary's numbers: said otherwise, or by the other numbers; and what goes without saying.
 _ELSEWHERE = ("seconds", "ok")
@@ -41,6 +46,19 @@ _UNSAID = {"skipped": 0}
 
 # Control characters but tab and line feed.
 _OBEYED = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+Given = ParamSpec("Given")
+
+
+def _in_turn(write: Callable[Concatenate[Report, Given], None]) -> Callable[Concatenate[Report, Given], None]:
+    """A method that writes: one thread at a time, and nobody has to read."""
+
+    @wraps(write)
+    def in_turn(report: Report, /, *args: Given.args, **kwargs: Given.kwargs) -> None:
+        report._tell(partial(write, report, *args, **kwargs))  # noqa: SLF001 - it is a method's body
+
+    return in_turn
 
 
 class Report:
@@ -64,7 +82,10 @@ class Report:
         self._json = as_json
         self._inventory = inventory
         self._lock = threading.RLock()
+        self._hurries = False
+        self._is_left = False
         self._last_progress: dict[str, float] = {}
+        self._plans: dict[str, str | None] = {}
         self._ended = False
         self._bars = None if as_json or not self._stdout.isatty() else _Bars(self._stdout)
         self._board: Board | None = None
@@ -74,25 +95,32 @@ class Report:
         self.started = time.monotonic()
 
     def __call__(self, event: str, host: str | None, **fields: Any) -> None:
-        with self._lock, self._without_reader():
-            # After a second Ctrl-C a thread may still run: the summary stays the last event.
-            if self._ended or (event == "progress" and not self._is_due(host, fields)):
-                return
-            if self._board is not None:
-                self._board.hear(event, host, fields)
-            if self._json:
-                self._write_json({"event": event, **({"host": host} if host else {}), **fields})
-            elif self._board is not None and host is not None and event in DETAILS:
-                return
-            elif event == "progress" and self._bars is not None:
-                self._bars.show(host or "", fields)
-            else:
-                render = _LINES.get(event)
-                line = render(fields) if render is not None else None
-                if line is not None:
-                    self._clear()
-                    prefix = f"{host}: " if host else ""
-                    self._print("\n".join(prefix + part for part in line.splitlines()))
+        self._hear(event, host, fields)
+
+    @_in_turn
+    def _hear(self, event: str, host: str | None, fields: Mapping[str, Any]) -> None:
+        # After a second Ctrl-C a thread may still run: the summary stays the last event.
+        if self._ended or (event == "progress" and not self._is_due(host, fields)):
+            return
+        if self._board is not None:
+            self._board.hear(event, host, fields)
+        if self._json:
+            self._write_json({"event": event, **({"host": host} if host else {}), **fields})
+        elif self._board is not None and host is not None and event in DETAILS:
+            return
+        elif event == "progress" and self._bars is not None:
+            self._bars.show(host or "", fields)
+        else:
+            render = _LINES.get(event)
+            if event == "plan":
+                # Hundreds of hosts have the same steps: one of them shows them.
+                first = self._plans.setdefault(_step_lines(fields), host)
+                fields = {**fields, "same_as": first if first != host else None}
+            line = render(fields) if render is not None else None
+            if line is not None:
+                self._clear()
+                prefix = f"{host}: " if host else ""
+                self._print("\n".join(prefix + part for part in line.splitlines()))
 
     def begin(self, hosts: int) -> None:
         """From now on so many hosts are worked on: on a terminal, or where they are many, by a board."""
@@ -109,25 +137,28 @@ class Report:
         while not self._closed.wait(TELL_SECONDS if self._screen is None else DRAW_SECONDS):
             self._tell_progress()
 
+    @_in_turn
     def _tell_progress(self) -> None:
-        with self._lock, self._without_reader():
-            if self._board is None or self._is_paused:
-                return
-            if self._screen is None:
-                self._print(f"{self._board.total()}, {len(self._board.running)} at work")
-            else:
-                self._screen.draw(self._board)
+        if self._board is None or self._is_paused:
+            return
+        if self._screen is None:
+            self._print(f"{self._board.total()}, {len(self._board.running)} at work")
+        else:
+            self._screen.draw(self._board)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """Nothing is drawn while a person is asked for something."""
-        with self._lock, self._without_reader():
-            self._clear()
-            self._is_paused = True
+        self._pause()
         try:
             yield
         finally:
             self._is_paused = False
+
+    @_in_turn
+    def _pause(self) -> None:
+        self._clear()
+        self._is_paused = True
 
     def _clear(self) -> None:
         """Make room for lines: what was drawn on the terminal comes again below them."""
@@ -136,20 +167,23 @@ class Report:
         if self._screen is not None:
             self._screen.clear()
 
+    @_in_turn
     def say(self, text: str) -> None:
         """Words for people only; never on standard output with `--json`."""
-        with self._lock, self._without_reader():
-            self._clear()
-            print(visible(text), file=self._stderr if self._json else self._stdout, flush=True)
+        self._clear()
+        print(visible(text), file=self._stderr if self._json else self._stdout, flush=True)
 
     def text(self, event: str, text: str, **fields: Any) -> None:
         """A whole text as it is, without a prefix; with `--json` the field `text` of one event."""
         if self._json:
             self(event, None, **fields, text=text)
             return
-        with self._lock, self._without_reader():
-            self._stdout.write(text)
-            self._stdout.flush()
+        self._write(text)
+
+    @_in_turn
+    def _write(self, text: str) -> None:
+        self._stdout.write(text)
+        self._stdout.flush()
 
     def error(self, error: FleetError) -> None:
         """A designed error: to standard error, and as an event with `--json`.
@@ -158,19 +192,21 @@ class Report:
         """
         if self._inventory is not None and error.hint is not None:
             error.hint = _naming(self._inventory, error.hint)
-        with self._lock, self._without_reader():
-            if self._json:
-                self._write_json({"event": "error", **error_fields(error)})
-            self._clear()
-            print(visible(render_error(error)), file=self._stderr, flush=True)
+        self._write_error(error)
+
+    @_in_turn
+    def _write_error(self, error: FleetError) -> None:
+        if self._json:
+            self._write_json({"event": "error", **error_fields(error)})
+        self._clear()
+        print(visible(render_error(error)), file=self._stderr, flush=True)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A table for people; with `--json` the rows were events already."""
-        if self._json or not rows:
-            return
-        with self._lock, self._without_reader():
+        if not self._json and rows:
             self._table(title, columns, rows)
 
+    @_in_turn
     def _table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         rows = [[visible(cell.replace("\n", " ")) for cell in row] for row in rows]
         widths = [max(len(row[i]) for row in [columns, *rows]) for i in range(len(columns))]
@@ -213,20 +249,45 @@ class Report:
         if len(outcomes) > 1:
             self.table("recap", *render_recap(outcomes))
 
+    @_in_turn
     def close(self) -> None:
         """Take progress off the terminal."""
         self._closed.set()
-        with self._lock, self._without_reader():
-            self._clear()
-            self._board = self._screen = None
+        self._clear()
+        self._board = self._screen = None
 
-    @contextlib.contextmanager
-    def _without_reader(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError:
-            for stream in (self._stdout, self._stderr):
-                _turn_away(stream)
+    def say_at_once(self, text: str) -> None:
+        """`say` in a signal's handler, which waits for no lock and no reader: it may hold the one itself.
+
+        Where somebody stands still it is written to standard error as it is.
+        """
+        saying = threading.Thread(target=self.say, args=(text,), daemon=True)
+        saying.start()
+        saying.join(HEARD_SECONDS)
+        with contextlib.suppress(OSError):
+            if saying.is_alive() and select.select([], [2], [], 0)[1]:
+                os.write(2, f"{visible(text)}\n".encode())
+
+    def hurry(self) -> None:
+        """From now on a reader who stands still is waited for once, and told nothing more."""
+        self._hurries = True
+
+    def _tell(self, write: Callable[[], None]) -> None:
+        if not self._hurries:
+            self._tell_in_turn(write)
+        elif not self._is_left:
+            telling = threading.Thread(target=self._tell_in_turn, args=(write,), daemon=True)
+            telling.start()
+            telling.join(HURRY_SECONDS)
+            self._is_left = telling.is_alive()
+
+    def _tell_in_turn(self, write: Callable[[], None]) -> None:
+        with self._lock:
+            try:
+                write()
+            except OSError:
+                for stream in (self._stdout, self._stderr):
+                    _turn_away(stream)
 
     def _print(self, text: str) -> None:
         print(visible(text), file=self._stdout, flush=True)
@@ -383,11 +444,20 @@ def _count(number: int, thing: str) -> str:
 
 
 def _plan(fields: Mapping[str, Any]) -> str:
-    steps = fields["steps"]
-    lines = [f"{_count(len(steps), 'step')}:" if steps else "nothing to change"]
-    lines += [f"  {s['phase']:<8} {s['step']:<16} {s['subject']} ({s['reason']})" for s in steps]
+    steps, same_as = len(fields["steps"]), fields["same_as"]
+    if steps == 0:
+        lines = ["nothing to change"]
+    elif steps > 1 and same_as is not None:
+        lines = [f"the same {steps} steps as {same_as}"]
+    else:
+        lines = [f"{_count(steps, 'step')}:", _step_lines(fields)]
     lines += [f"  {note}" for note in fields.get("notes", ())]
     return "\n".join(lines)
+
+
+def _step_lines(fields: Mapping[str, Any]) -> str:
+    steps = fields["steps"]
+    return "\n".join(f"  {s['phase']:<8} {s['step']:<16} {s['subject']} ({s['reason']})" for s in steps)
 
 
 def _progress_line(fields: Mapping[str, Any]) -> str:

@@ -167,6 +167,9 @@ def _open(hop: Any, target: SshTarget) -> None:
         raise _unreachable(hop, target, first.strerror or str(first)) from error
     except socket.gaierror as error:
         raise _unreachable(hop, target, f"its name cannot be resolved: {error.strerror}") from error
+    except UnicodeError as error:
+        # Python's `idna` codec takes no empty part of a name (`a..b`), nor one of more than 63 characters.
+        raise _unreachable(hop, target, f"its name cannot be resolved: {error}") from error
     except TimeoutError as error:
         raise _unreachable(hop, target, f"no answer within {hop.connect_timeout} s") from error
     except paramiko.ChannelException as error:

@@ -8,7 +8,7 @@ well. Who deploys is handed in, since nothing in here knows how: tests do it ins
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from testbed.hosts_tree import PYTHON
@@ -49,7 +49,7 @@ release=
 if [ "${{pid:-0}}" -gt 0 ]; then
     release={ADOPTED}
     mark=$(tr '\\0' '\\n' <"/proc/$pid/environ" 2>/dev/null | grep '^OLLAMA_FLEET_RELEASE=')
-    if [ -n "$mark" ]; then
+    if [ -n "$mark" ] && [ "$mark" != OLLAMA_FLEET_RELEASE={ADOPTED} ]; then
         file=$(grep -lx "$mark" /opt/ollama/releases/*/release.env) || file=unknown/release
         release=$(basename "$(dirname "$file")")
     fi
@@ -135,6 +135,20 @@ def look(host: ReachedHost) -> Seen:
 def footprint(host: ReachedHost) -> str:
     """Equal before and after where a deploy to other hosts has left this one alone."""
     return host.shell(_FOOTPRINT).stdout
+
+
+def footprints(hosts: Sequence[ReachedHost]) -> dict[str, str]:
+    """Those of several hosts, by their names: of the ones that a deploy leaves out, before it begins."""
+    return {host.name: footprint(host) for host in hosts}
+
+
+def broken_to_others(others: Sequence[ReachedHost], before: Mapping[str, str]) -> list[str]:
+    """The hosts that were left out and are not as they were `before`."""
+    return [
+        f"{host.name} was touched, which was left out"
+        for host in others
+        if footprint(host) != before[host.name]
+    ]
 
 
 def broken_promises(

@@ -22,12 +22,16 @@ ROW_PROPERTY, NODE_PROPERTY = "fault", "fault-test"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One fault, the state that it must end in, and why it cannot be shown where it cannot."""
+    """One fault, the state that it must end in, and why it cannot be shown where it cannot.
+
+    `not_shown` is what its tests leave out, and why.
+    """
 
     number: int
     fault: str
     end: str
     reason: str = ""
+    not_shown: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ import tempfile
 import time
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -86,32 +86,44 @@ def run_tests(extra: Sequence[str] = ()) -> int:
 def run_tiers(extra: Sequence[str]) -> list[TierResult]:
     """What `run_tests` runs, without its summary."""
     targets, options = _split(extra)
+    tiers = _chosen(targets)
+    cores = os.cpu_count() or 1
+    is_beside = "machine" in tiers and cores > 1 and not tiers.keys() <= {"hosts", "machine"}
+    results = []
+    with ThreadPoolExecutor(1) as pool, tempfile.TemporaryFile() as output:
+        machine = (
+            pool.submit(_run_tier, "machine", tiers.pop("machine"), options, output=output)
+            if is_beside
+            else None
+        )
+        for tier, paths in tiers.items():
+            if machine is not None and tier == "hosts":
+                wait([machine])
+            print(f"== {tier}", flush=True)
+            free = cores if machine is None or machine.done() else cores - 1
+            results.append(_run_tier(tier, paths, options, cores=free))
+        if machine is not None:
+            results.append(machine.result())
+            output.seek(0)
+            print(
+                "== machine, beside those before",
+                output.read().decode(errors="replace"),
+                sep="\n",
+                flush=True,
+            )
+    return results
+
+
+def _chosen(targets: Sequence[str]) -> dict[str, list[Path]]:
+    """The tiers that these paths are in, with their paths; without any, every tier with its directory."""
     tiers = {}
     for tier in TIERS:
         directory = PROJECT / "tests" / tier
         # pytest runs in the project, whatever directory the caller is in.
-        chosen = [path for path in map(Path.absolute, map(Path, targets)) if path.is_relative_to(directory)]
-        if chosen or not targets:
-            tiers[tier] = chosen or [directory]
-    cores = os.cpu_count() or 1
-    results = []
-    with ThreadPoolExecutor(1) as pool, tempfile.TemporaryFile() as output:
-        beside: Future[TierResult] | None = None
-        if "machine" in tiers and cores > 1 and next(iter(tiers)) in TIERS[: TIERS.index("hosts")]:
-            beside = pool.submit(_run_tier, "machine", tiers.pop("machine"), options, output=output)
-        for tier, chosen in tiers.items():
-            if beside is not None and tier == "hosts":
-                wait([beside])
-            print(f"== {tier}", flush=True)
-            free = cores if beside is None or beside.done() else cores - 1
-            results.append(_run_tier(tier, chosen, options, cores=free))
-        if beside is not None:
-            results.append(beside.result())
-            output.seek(0)
-            print(
-                f"== machine, beside the others\n{output.read().decode(errors='replace')}", end="", flush=True
-            )
-    return results
+        inside = [path for path in map(Path.absolute, map(Path, targets)) if path.is_relative_to(directory)]
+        if inside or not targets:
+            tiers[tier] = inside or [directory]
+    return tiers
 
 
 def without_rows_of(results: Sequence[TierResult]) -> list[TierResult]:
@@ -222,6 +234,7 @@ def run_checks() -> int:
     """Style, types, layers, shell scripts and the fast tests; each runs, whatever the ones before said."""
     python = [sys.executable, "-m"]
     scripts = [PROJECT / "fleet", PROJECT / ".ci" / "run", *sorted(PROJECT.glob("deploy/**/*.sh"))]
+    left_out = os.environ.get("FLEET_TESTS_WITHOUT", "").split()
     commands = {
         "ruff": [*python, "ruff", "check", "."],
         "format": [*python, "ruff", "format", "--check", "."],
@@ -230,6 +243,9 @@ def run_checks() -> int:
         "shell": [_shellcheck(), *map(str, scripts)],
         "unit tests": [*python, "pytest", "-q", *_in_parallel("unit", os.cpu_count() or 1), "tests/unit"],
     }
+    if "unit" in left_out:
+        print(f"{'unit tests':<12} left out by FLEET_TESTS_WITHOUT")
+        del commands["unit tests"]
     passed = [_passes(name, command) for name, command in commands.items()]
     return 0 if all(passed) else 1
 

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
-from collections.abc import Callable
+import socketserver
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 
 from deploy.desired import Artefact
 from deploy.errors import (
@@ -356,6 +367,56 @@ def test_nobody_listening_is_told(tmp_path: Path) -> None:
         error = refusal(pin(), tmp_path, endpoint=f"http://127.0.0.1:{taken.getsockname()[1]}")
     assert "connection refused" in str(error.cause)
     assert listing(tmp_path) == []
+
+
+@contextlib.contextmanager
+def mirror_with_certificate(
+    directory: Path, begins_days: float, ends_days: float
+) -> Iterator[tuple[str, Path]]:
+    """Where a server with TLS listens, and its certificate, which is valid between these days from now."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "mirror")])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now + timedelta(days=begins_days))
+        .not_valid_after(now + timedelta(days=ends_days))
+        .add_extension(
+            x509.SubjectAlternativeName([x509.IPAddress(IPv4Address("127.0.0.1"))]), critical=False
+        )
+        .sign(key, hashes.SHA256())
+    )
+    certificate, both = directory / "mirror.pem", directory / "mirror-with-key.pem"
+    certificate.write_bytes(made.public_bytes(Encoding.PEM))
+    secret = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    both.write_bytes(certificate.read_bytes() + secret)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(both)
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), socketserver.BaseRequestHandler) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        try:
+            yield f"https://127.0.0.1:{server.server_address[1]}", certificate
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.fault(31)
+@pytest.mark.parametrize(("begins_days", "ends_days", "said"), [(1, 2, "not yet valid"), (-2, -1, "expired")])
+def test_a_clock_that_is_a_day_off_makes_tls_refuse_and_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begins_days: float, ends_days: float, said: str
+) -> None:
+    """A clock a day behind meets a certificate of tomorrow, one a day ahead meets one of yesterday."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with mirror_with_certificate(tmp_path, begins_days, ends_days) as (url, certificate):
+        monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(certificate))
+        error = refusal(pin(), tmp_path / "cache", endpoint=url)
+    assert type(error) is MirrorError
+    assert said in str(error.cause)
+    assert "this machine's clock may be wrong (date -u)" in str(error.hint)
+    assert listing(tmp_path / "cache") == []
 
 
 def test_a_mirror_without_tls_is_told(mirror: Mirror, tmp_path: Path) -> None:

@@ -18,11 +18,12 @@ from testbed.hosts import NoFleet, PracticeFleet, open_fleet, take_down
 from testbed.hosts_host import Host
 from testbed.hosts_kinds import Kind
 from testbed.mirror import MirrorRepo, start_mirror
-from tests.hosts.site import HostSite, forget_connections
+from tests.hosts.site import HostSite, forget_connections, untouched
 from tests.killed_runs import name_of_run, remove_killed_runs
 from tests.own_modelfiles import core_cases
 
 _PREFIX = "fleet-test-hosts-"
+WEIGHTS = MirrorRepo(repo=WEIGHTS_REPO, revisions={"master": {WEIGHTS_FILE: CANARY}})
 _LONGEST_FIRST = ("network_faults", "life", "many_faults", "rollback", "faults", "disks", "cron")
 """The files that take minutes: begun last, one of them keeps one worker busy when the others have ended."""
 
@@ -75,6 +76,25 @@ def _end_fleet(directory: Path) -> None:
         take_down(directory / "fleet")
 
 
+@pytest.fixture(scope="session")
+def bystander(fleet: PracticeFleet, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+    """A host that serves, in the inventory beside the one that a test is about: nothing of it may change."""
+    directory = tmp_path_factory.mktemp("bystander")
+    made = fleet.add(Kind.RICH)
+    try:
+        with pytest.MonkeyPatch.context() as patch, start_mirror([WEIGHTS]) as mirror:
+            patch.setenv("HOME", str(directory))
+            patch.setenv("XDG_CACHE_HOME", str(directory / "cache"))
+            site = HostSite(host=made, directory=directory, mirror=mirror, modelfiles=core_cases(directory))
+            site.add_release(site.version)
+            made.wait_for_ssh()
+            assert site.deploy().error is None
+            forget_connections()
+        yield made
+    finally:
+        fleet.remove(made)
+
+
 @pytest.fixture
 def modelfiles(tmp_path: Path) -> Path:
     """What `site` deploys; a file whose tests are about the whole suite has its own."""
@@ -82,14 +102,17 @@ def modelfiles(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def site(host: Host, tmp_path: Path, modelfiles: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HostSite]:
+def site(
+    host: Host, bystander: Host, tmp_path: Path, modelfiles: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[HostSite]:
     home = tmp_path / "home"
     home.mkdir()
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    weights = MirrorRepo(repo=WEIGHTS_REPO, revisions={"master": {WEIGHTS_FILE: CANARY}})
-    with start_mirror([weights]) as mirror:
-        made = HostSite(host=host, directory=tmp_path, mirror=mirror, modelfiles=modelfiles)
+    with start_mirror([WEIGHTS]) as mirror, untouched(bystander):
+        made = HostSite(
+            host=host, others=[bystander], directory=tmp_path, mirror=mirror, modelfiles=modelfiles
+        )
         made.add_release("0.17.5")
         yield made
         forget_connections()
@@ -106,13 +129,12 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def shared(fleet: PracticeFleet, environment: Path) -> Iterator[HostSite]:
+def shared(fleet: PracticeFleet, bystander: Host, environment: Path) -> Iterator[HostSite]:
     """One host for the whole file; `deployed` brings it back to what every test begins with."""
-    weights = MirrorRepo(repo=WEIGHTS_REPO, revisions={"master": {WEIGHTS_FILE: CANARY}})
-    with start_mirror([weights]) as mirror:
-        modelfiles = core_cases(environment)
+    with start_mirror([WEIGHTS]) as mirror, untouched(bystander):
+        host, modelfiles = fleet.add(Kind.RICH), core_cases(environment)
         made = HostSite(
-            host=fleet.add(Kind.RICH), directory=environment, mirror=mirror, modelfiles=modelfiles
+            host=host, others=[bystander], directory=environment, mirror=mirror, modelfiles=modelfiles
         )
         made.add_release("0.17.5")
         try:

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -121,9 +121,13 @@ class Running:
 
 @dataclass(kw_only=True)
 class FaultSite:
-    """Hosts by their names in the inventory. `address` may put something between us and one of them."""
+    """Hosts by their names in the inventory. `address` may put something between us and one of them.
+
+    `others` stand in the inventory too, as a group, and are left alone.
+    """
 
     hosts: dict[str, Host]
+    others: Sequence[Host] = ()
     directory: Path
     mirror: Mirror
     version: str = OLD
@@ -173,6 +177,11 @@ class FaultSite:
                 key = (host.home / "host_key.pub").read_text().rpartition(" ")[0]
                 keys += f"[{address}]:{port} {key}\n"
             lines.append(f"{name} ansible_host={address} ansible_port={port} ansible_user={host.user}")
+        if self.others:
+            lines += ["", "[others]"]
+            lines += [
+                f"{host.name} ansible_host={host.address} ansible_user={host.user}" for host in self.others
+            ]
         settings = {
             "ollama_gpu": "none",
             "ollama_models": "myqwen2",
@@ -187,8 +196,9 @@ class FaultSite:
         return inventory
 
     def start(self, *words: str) -> subprocess.Popen[str]:
+        limit = [] if "--limit" in words or not self.others else ["--limit", "all:!others"]
         return subprocess.Popen(
-            [sys.executable, str(PROJECT), *words, "--json", "--inventory", str(self.write())],
+            [sys.executable, str(PROJECT), *words, *limit, "--json", "--inventory", str(self.write())],
             env={**os.environ, "MODELSCOPE_ENDPOINT": self.mirror.url, **self.environment},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

@@ -6,7 +6,8 @@ import io
 import shutil
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from testbed.demo import SERVER_REPO, archive_name, render_pins
 from testbed.hosts_host import Host
 from testbed.hosts_tree import PYTHON
 from testbed.mirror import Mirror, MirrorRepo
-from testbed.promises import Ran, broken_after_converge, broken_after_fault
+from testbed.promises import Ran, broken_after_converge, broken_after_fault, broken_to_others, footprints
 from testbed.reached import ReachedHost
 
 SIMULATED = PROJECT / "testbed/ollama.py"
@@ -51,9 +52,10 @@ def offer_release(mirror: Mirror, directory: Path, version: str, binary: Path) -
 
 @dataclass(kw_only=True)
 class Site:
-    """One host and what is deployed onto it."""
+    """One host and what is deployed onto it; `others` stand in the inventory too and are left alone."""
 
     host: ReachedHost
+    others: Sequence[ReachedHost] = ()
     directory: Path
     mirror: Mirror
     version: str = "0.17.5"
@@ -82,10 +84,10 @@ class Site:
             **self.settings,
         }
         settings = "".join(f"{name}={value}\n" for name, value in lines.items())
-        host = self.host
-        here = f"box ansible_host={host.address} ansible_port={host.port} ansible_user={host.user}"
+        here = _line("box", self.host)
+        there = "".join(f"{_line(host.name, host)}\n" for host in self.others)
         inventory = self.directory / "inventory.ini"
-        inventory.write_text(f"[all]\n{here}\n\n[all:vars]\n{settings}")
+        inventory.write_text(f"[all]\n{here}\n{there}\n[all:vars]\n{settings}")
         return inventory
 
     @property
@@ -96,7 +98,7 @@ class Site:
             sources=Sources(
                 inventory=inventory, modelfiles=self.modelfiles, pins=self.directory / "pins.toml"
             ),
-            limit=None,
+            limit="box" if self.others else None,
             forks=1,
             stop_requested=threading.Event(),
             endpoint=self.mirror.url,
@@ -166,11 +168,24 @@ class Site:
         )
 
 
+def _line(name: str, host: ReachedHost) -> str:
+    return f"{name} ansible_host={host.address} ansible_port={host.port} ansible_user={host.user}"
+
+
 @dataclass(kw_only=True)
 class HostSite(Site):
     """One practice host: its cable can be pulled, and its files are seen from outside."""
 
     host: Host
+
+
+@contextmanager
+def untouched(*others: ReachedHost) -> Iterator[None]:
+    """Whatever is done meanwhile leaves these hosts alone: their servers' processes and their files."""
+    before = footprints(others)
+    yield
+    broken = broken_to_others(others, before)
+    assert not broken, "; ".join(broken)
 
 
 def until(what: str, holds: Callable[[], bool], seconds: float = 40.0) -> None:

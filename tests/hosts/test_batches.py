@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from console.changes import deploy_asking
+from console.changes import deploy_asking, deploy_hosts, exit_code
 from console.pace import parse_pace
 from console.paths import CANARY
 from deploy import apply
@@ -25,6 +25,7 @@ from testbed.hosts import NEXT_VERSION, PracticeFleet
 from testbed.hosts_host import Host
 from testbed.hosts_kinds import Kind
 from testbed.mirror import MirrorRepo, start_mirror
+from testbed.promises import Ran, broken_after_converge, broken_after_fault
 from tests.hosts.site import HostSite, broken, forget_connections
 from tests.own_modelfiles import core_cases
 
@@ -42,6 +43,8 @@ printf '[Service]\\nExecStartPre=/bin/sh -c "[ $(readlink /opt/ollama/current) =
     >/etc/systemd/system/ollama.service.d/40-operator.conf
 systemctl daemon-reload
 """
+OPERATORS = "/etc/systemd/system/ollama.service.d/40-operator.conf"
+MODELS = ("canary:latest",)
 TEXT_CALLS = "python=\nif [ -e /etc/answers-text ]; then export OLLAMA_SIMULATED_FAULT=text-calls; fi\n"
 
 
@@ -159,6 +162,9 @@ def test_three_hosts_fail_in_different_ways_and_the_rest_is_never_touched(
         assert "/lease" not in answer
         assert answer.split()[-1] == "active"
     assert many.on_all(TRACES)[5:] == before[5:]
+    for number, host in enumerate(many.hosts):
+        serves = NEXT_VERSION if number in new else "0.17.5"
+        assert broken_after_fault(host, serves=[serves], models=MODELS) == []
 
     # The recap is of the same outcomes as the summary: both are compared with JUnit.
     root = ET.fromstring(junit.read_bytes())
@@ -173,3 +179,18 @@ def test_three_hosts_fail_in_different_ways_and_the_rest_is_never_touched(
     assert {name: summary[name] for name in ("changed", "failed", "skipped")} == counts
     assert (summary["hosts"], summary["ok"], summary["unreachable"]) == (HOSTS, 0, 0)
     assert (root.get("tests"), root.get("failures"), root.get("errors")) == (str(HOSTS), "3", "0")
+
+    # Once the causes are gone the next deploy brings all of them there, and the one after it changes none.
+    monkeypatch.setattr(apply.Site, "emit", emit)
+    assert crashes.shell(f"rm {OPERATORS}; systemctl daemon-reload").returncode == 0
+    assert text.shell("rm /etc/answers-text").returncode == 0
+
+    def deploy() -> Ran:
+        run = replace(many.run, forks=HOSTS)
+        ended = deploy_hosts(run, run.hosts(), "deploy")
+        return Ran(exit_code=exit_code(ended), changed=sum(outcome.steps_done for outcome in ended))
+
+    ends = deploy(), deploy()
+    for host in many.hosts:
+        once = iter(ends).__next__
+        assert broken_after_converge(host, new=NEXT_VERSION, deploy=once, models=MODELS) == []

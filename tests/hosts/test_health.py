@@ -21,6 +21,7 @@ from deploy.steps import Step
 from healthchecks.health_report import HealthReport, State, parse_report
 from testbed.hosts_kinds import Kind
 from testbed.hosts_machine import CACHE
+from testbed.promises import broken_promises
 from tests.hosts.site import HostSite, forget_connections, until
 from tests.hosts.test_life import traces
 
@@ -133,6 +134,9 @@ def test_a_run_that_was_missed_is_made_up_for_once_and_none_runs_beside_another(
     until("made up for", lambda: len(history(site)) > known)
     until("it has ended", lambda: site.sh(f"systemctl is-active {UNIT} || true") in ("inactive", "failed"))
     assert len(history(site)) == known + 1
+    # Whoever deploys without the agent leaves the one that is there.
+    told = broken_promises(site.host, serves=["0.17.5"], new="0.17.5", deploy=site.ran)
+    assert told == []
 
     # By systemd, by hand, by cron: the one that comes second leaves.
     site.sh(f"systemd-run --unit holder flock {STATE}/lock sleep 60")

@@ -24,8 +24,9 @@ from healthchecks.case import load_cases
 from testbed.hosts_kinds import Kind
 from testbed.hosts_tree import PYTHON
 from testbed.official import official_install
-from testbed.promises import broken_promises
+from testbed.promises import ADOPTED, broken_promises
 from tests.hosts.site import SIMULATED, HostSite, broken, forget_connections, until
+from tests.own_modelfiles import all_cases
 
 DROP_IN = "/etc/systemd/system/ollama.service.d/50-fleet.conf"
 # What a lease lasts in these tests, so that nobody waits for three minutes.
@@ -159,7 +160,8 @@ def test_a_switch_that_nobody_confirms_is_taken_back_by_the_host(site: HostSite,
     site.add_release("0.17.7", broken(site, "python=\n", "python=\nsleep 3\n"))
     site.version = "0.17.7"
     inventory = site.write()
-    command = [sys.executable, str(PROJECT), "deploy", "--yes", "--json", "--inventory", str(inventory)]
+    limits = ["--limit=box", "--inventory", str(inventory)]
+    command = [sys.executable, str(PROJECT), "deploy", "--yes", "--json", *limits]
     environment = {**os.environ, "MODELSCOPE_ENDPOINT": site.mirror.url}
     with (
         (site.directory / "deploy.log").open("wb") as log,
@@ -208,6 +210,7 @@ def test_a_host_that_loses_power_at_any_moment_of_an_upgrade_serves_old_or_new(
         "--yes",
         "--soak=0",
         "--json",
+        "--limit=box",
         "--inventory",
         str(inventory),
     ]
@@ -239,13 +242,13 @@ def test_an_official_installation_is_adopted_upgraded_and_given_back(site: HostS
     assert done.returncode == 0
     assert "FetchArchive" not in site.kinds()
     assert site.deploy().error is None
-    assert site.plan().is_empty
+    site.check_converges(ADOPTED)
     unit = site.sh("cat /etc/systemd/system/ollama.service")
     assert "/usr/local/bin/ollama" in site.sh("systemctl show -p ExecStart ollama")
     site.add_release("0.17.7")
     site.version = "0.17.7"
     assert site.deploy().error is None
-    assert site.running() == "0.17.7"
+    site.check_converges("0.17.7")
     assert rollback_asking(site.run, Asked(), yes=True) is ExitCode.DONE
     assert "/usr/local/bin/ollama" in site.sh("systemctl show -p ExecStart ollama")
     assert remove_hosts(site.run, site.run.hosts(), Models.REMOVE)[0].error is None
@@ -256,6 +259,7 @@ def test_an_official_installation_is_adopted_upgraded_and_given_back(site: HostS
 @pytest.mark.parametrize("host", [Kind.POOR, Kind.PASSWORD, Kind.OLD], indirect=True)
 def test_poorer_hosts_get_the_whole_job_too(site: HostSite, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLEET_SUDO_PASSWORD", "practice")
+    site.modelfiles = all_cases(site.directory / "whole")
     first = site.deploy()
     assert first.error is None
     assert len(first.verdicts["myqwen2"].cases) == 2 * len(load_cases())

@@ -24,13 +24,14 @@ from deploy.errors import ExitCode, FleetError
 from deploy.report import Report
 from deploy.sudo import VARIABLE
 from testbed.hosts import PracticeFleet
+from testbed.hosts_host import Host
 from testbed.hosts_kinds import Kind
 from testbed.hosts_network import dropping, shaping
 from testbed.link_proxy import Link, start_link_proxy
 from testbed.mirror import start_mirror
 from testbed.promises import broken_after_fault, footprint, look
 from tests.hosts.fault_site import SHORT_LEASE, WAITS, Ended, FaultSite
-from tests.hosts.site import forget_connections, until
+from tests.hosts.site import forget_connections, until, untouched
 
 WEIGHTS_MEGABYTES = 4
 # That a transfer goes on and does not begin anew is seen by its bytes; a deploy of weights needs few others.
@@ -38,19 +39,23 @@ OVERHEAD_BYTES = 1_500_000
 
 
 @pytest.fixture(scope="module")
-def shared(fleet: PracticeFleet, tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultSite]:
+def shared(
+    fleet: PracticeFleet, bystander: Host, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[FaultSite]:
     """One host for the whole file: every test ends with all promises kept, on one release or the other."""
     directory = tmp_path_factory.mktemp("network")
     (directory / "home").mkdir()
     with pytest.MonkeyPatch.context() as patch, start_mirror([]) as mirror:
         patch.setenv("HOME", str(directory / "home"))
         patch.setenv("XDG_CACHE_HOME", str(directory / "cache"))
-        made = FaultSite(hosts={"box": fleet.add(Kind.RICH)}, directory=directory, mirror=mirror)
+        hosts = {"box": fleet.add(Kind.RICH)}
+        made = FaultSite(hosts=hosts, others=[bystander], directory=directory, mirror=mirror)
         made.add_releases()
         made.offer_weights()
         try:
             made.box.wait_for_ssh()
-            yield made
+            with untouched(bystander):
+                yield made
         finally:
             fleet.remove(made.box)
 
@@ -253,8 +258,8 @@ def test_a_sudo_that_refuses_ends_the_deploy_before_anything_is_changed(
     assert "`sudo` on `box`" in ended.error("box")["sentence"]
     assert ended.error("box")["unchanged"] == "everything"
     assert footprint(site.box) == before
-    site.version = old
-    assert broken_after_fault(site.box, serves=[old]) == []
+    site.environment = {}
+    assert site.broken(old, new=old) == []
 
 
 @pytest.mark.fault(36)
@@ -302,8 +307,7 @@ def test_a_startup_file_that_prints_corrupts_nothing(site: FaultSite, noise: str
     assert "the login shell on `box` does not do what it is told" in error["sentence"]
     assert "welcome" in error["cause"]
     assert footprint(site.box) == before
-    site.version = old
-    assert broken_after_fault(site.box, serves=[old]) == []
+    assert site.broken(old, new=old) == []
 
 
 # The inventory.

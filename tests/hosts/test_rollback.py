@@ -190,7 +190,8 @@ def test_a_rollback_cut_between_switch_and_proof_ends_on_what_served(site: HostS
     assert site.deploy().error is None
     change_both(site)
     shorten_lease(site)
-    command = [sys.executable, str(PROJECT), "rollback", "--yes", "--json", "--inventory", str(site.write())]
+    limits = ["--limit=box", "--inventory", str(site.write())]
+    command = [sys.executable, str(PROJECT), "rollback", "--yes", "--json", *limits]
     with (
         (site.directory / "rollback.log").open("wb") as log,
         subprocess.Popen(command, stdout=log, stderr=log, env=dict(os.environ)) as rollback,

@@ -49,3 +49,16 @@ def test_hosts_that_are_off_take_no_place_in_a_batch_and_are_errors_of_the_junit
     assert [event["outcome"] for event in told if event["event"] == "host_done"] == ["unreachable"] * 3
     assert (told[-1]["unreachable"], told[-1]["failed"], told[-1]["skipped"]) == (3, 0, 0)
     assert 'tests="3" failures="0" errors="3"' in junit.read_text()
+
+
+@pytest.mark.parametrize(
+    "words", [["deploy", "--soak=abc"], ["deploy", "--nosuch"], ["run"], ["run", "a", "b"]]
+)
+def test_the_last_event_is_the_summary_of_a_command_line_that_cannot_be_meant_too(
+    tmp_path: Path, words: list[str]
+) -> None:
+    done = fleet(tmp_path, *words, "--json")
+    assert done.returncode == 1
+    error, summary = [json.loads(line) for line in done.stdout.splitlines()]
+    assert (error["event"], error["kind"], summary["event"]) == ("error", "UsageError", "summary")
+    assert done.stderr.startswith("error: ")

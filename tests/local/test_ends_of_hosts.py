@@ -18,12 +18,25 @@ from typing import Any
 
 import pytest
 
-from console import views
+from console import changes, views
+from console.gpu import show_gpus
+from console.health import show_health
+from console.logs import Wanted, show_logs
+from console.page import write_page
+from console.prune import prune_asking
+from console.remote_run import run_asking
+from console.rollback import rollback_asking
 from console.run import Run, make_sources
+from console.smoke import SmokeTask, smoke_inventory
+from deploy.converge import probe_host
 from deploy.desired import Desired
 from deploy.errors import ExitCode
 from deploy.facts import HostFacts
+from deploy.local import LocalTransport
+from deploy.outcomes import Outcome
+from deploy.plan import only_download
 from deploy.report import Report
+from deploy.rollback import Asked
 from deploy.transport import Transport
 from tests.local.test_demo import environment, fleet
 from tests.local.test_deploy_flags import PINS
@@ -128,8 +141,118 @@ def test_a_host_out_of_reach_keeps_no_other_from_its_restart(tmp_path: Path, inv
     assert (ends(told)["off"], told[-1]["hosts"], told[-1]["unreachable"]) == ("unreachable", 2, 1)
 
 
+@pytest.fixture
+def two(tmp_path: Path, inventory: Inventory) -> Run:
+    """`poor` and `rich`, which are directories."""
+    local = f"ansible_connection=local ollama_service=process ollama_root={tmp_path}"
+    return Run(
+        report=Report(as_json=True, stdout=io.StringIO(), stderr=io.StringIO()),
+        sources=make_sources(inventory(f"poor {local}/poor", f"rich {local}/rich"), None),
+        limit=None,
+        forks=2,
+        stop_requested=threading.Event(),
+    )
+
+
+def told_by(run: Run) -> list[dict[str, Any]]:
+    out = run.report._stdout
+    assert isinstance(out, io.StringIO)
+    return events(out.getvalue())
+
+
+TASKS: dict[str, Callable[[Run], object]] = {
+    "plan": lambda run: changes.show_plans(run, drift_code=False),
+    "deploy": lambda run: changes.deploy_asking(run, "deploy", only_download, yes=True, verify=False),
+    "deploy, asking": lambda run: changes.deploy_asking(
+        run, "deploy", only_download, yes=False, verify=False
+    ),
+    "service restart": lambda run: changes.service_asking(run, "restart", yes=True),
+    "service stop": lambda run: changes.service_asking(run, "stop", yes=True),
+    "remove": lambda run: changes.remove_asking(run, yes=True, models=False),
+    "status": lambda run: views.show_status(run, drift_code=False),
+    "gpu": show_gpus,
+    "health": lambda run: show_health(run, None, quick=True),
+    "logs": lambda run: show_logs(run, Wanted(lines=1, since=None, follow=False, journal=False)),
+    "page": lambda run: write_page(run, run.sources.inventory.parent / "page.html"),
+    "prune": lambda run: prune_asking(run, 2, models=False, yes=True),
+    "rollback": lambda run: rollback_asking(run, Asked(release=True, models=False, names=()), yes=True),
+    "run": lambda run: run_asking(run, "true", yes=True, timeout_seconds=10),
+    "smoke": lambda run: smoke_inventory(run, SmokeTask()),
+}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_host_that_meets_a_mistake_fails_alone(
+    two: Run, task: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def meet(host: str) -> str:
+        seen.append(host)
+        if host == "poor":
+            raise KeyError("a mistake")
+        return host
+
+    monkeypatch.setattr(LocalTransport, "__init__", lambda self, host: setattr(self, "_host", meet(host)))
+    TASKS[task](two)
+    assert {"poor", "rich"} <= set(seen)
+    told = told_by(two)
+    (error,) = [event for event in told if event["event"] == "error" and event["host"] == "poor"]
+    assert (error["kind"], error["sentence"], error["cause"]) == (
+        "CommandFailed",
+        "`KeyError` was not expected here",
+        "'a mistake'",
+    )
+    assert told[-1]["event"] == "summary"
+    assert (told[-1]["hosts"], told[-1]["unreachable"]) == (2, 0)
+    assert told[-1]["failed"] >= 1
+
+
+@pytest.mark.parametrize(
+    ("failure", "outcome", "code"),
+    [
+        (OSError(errno.EMFILE, os.strerror(errno.EMFILE)), Outcome.FAILED, ExitCode.FAILED),
+        (PermissionError(errno.EACCES, "Permission denied", "/key"), Outcome.FAILED, ExitCode.FAILED),
+        (ConnectionResetError(errno.ECONNRESET, "reset"), Outcome.UNREACHABLE, ExitCode.UNREACHABLE),
+        (OSError(errno.EHOSTUNREACH, "No route to host"), Outcome.UNREACHABLE, ExitCode.UNREACHABLE),
+        (ValueError("a mistake"), Outcome.FAILED, ExitCode.FAILED),
+    ],
+)
+def test_a_plan_tells_a_broken_connection_from_any_other_failure_and_goes_on(
+    two: Run,
+    failure: Exception,
+    outcome: Outcome,
+    code: ExitCode,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def look(desired: Desired, transport: Transport) -> HostFacts:
+        if desired.host == "poor":
+            raise failure
+        return probe_host(desired, transport)
+
+    monkeypatch.setattr("console.changes.probe_host", look)
+    poor, rich = changes.make_plans(two, two.hosts())
+    assert poor.outcome(Outcome.OK).outcome is outcome
+    assert rich.changes
+    assert changes.show_plans(two, drift_code=False) is code
+
+
+def test_a_name_that_can_be_no_name_makes_its_host_unreachable_and_no_other(
+    tmp_path: Path, inventory: Inventory
+) -> None:
+    done = fleet(
+        tmp_path, "run", "--yes", "--json", "--inventory", inventory("bad ansible_host=a..b", "here"), "true"
+    )
+    assert done.returncode == ExitCode.UNREACHABLE, done.stderr
+    told = events(done.stdout)
+    (error,) = [event for event in told if event["event"] == "error"]
+    assert (error["host"], error["kind"]) == ("bad", "HostUnreachable")
+    assert "name cannot be resolved" in error["cause"]
+    assert [event["host"] for event in told if event["event"] == "command"] == ["here"]
+
+
 def test_one_host_that_cannot_be_looked_at_takes_no_row_from_the_others(
-    tmp_path: Path, inventory: Inventory, monkeypatch: pytest.MonkeyPatch
+    two: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_descriptors(desired: Desired, facts: HostFacts, transport: Transport) -> dict[str, Any]:
         if desired.host == "poor":
@@ -138,16 +261,7 @@ def test_one_host_that_cannot_be_looked_at_takes_no_row_from_the_others(
 
     look = views._status_fields
     monkeypatch.setattr(views, "_status_fields", no_descriptors)
-    local = f"ansible_connection=local ollama_service=process ollama_root={tmp_path}"
-    out = io.StringIO()
-    run = Run(
-        report=Report(as_json=True, stdout=out, stderr=io.StringIO()),
-        sources=make_sources(inventory(f"poor {local}/poor", f"rich {local}/rich"), None),
-        limit=None,
-        forks=2,
-        stop_requested=threading.Event(),
-    )
-    assert views.show_status(run, drift_code=False) is ExitCode.FAILED
-    told = events(out.getvalue())
+    assert views.show_status(two, drift_code=False) is ExitCode.FAILED
+    told = told_by(two)
     assert [event["host"] for event in told if event["event"] == "status"] == ["rich"]
     assert (told[-1]["hosts"], told[-1]["failed"]) == (2, 1)

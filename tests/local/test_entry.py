@@ -108,6 +108,13 @@ def test_a_word_that_means_nothing_is_a_usage_error(project: Path, words: list[s
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("words", [["--name", "a"], ["--name=a"], ["-n", "a"]])
+def test_a_flag_that_is_given_twice_is_named_and_nothing_runs(project: Path, words: list[str]) -> None:
+    done = run(project, "hello", *words, "--name", "b")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("error: `--name` was given twice\n")
+
+
 def test_an_interrupted_task_ends_with_130(project: Path) -> None:
     command = [sys.executable, str(project), "slow"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -15,8 +17,10 @@ from pathlib import Path
 
 import pytest
 
+from deploy.errors import ExitCode
 from deploy.fleet import each
 from tests.local.test_demo import environment, listing, servers_below
+from tests.local.test_deploy_flags import PINS
 
 PROJECT = Path(__file__).resolve().parents[2]
 SECONDS = 60
@@ -87,6 +91,67 @@ def test_the_second_ctrl_c_ends_at_once_and_the_next_demo_converges(state: Path)
     out, err = again.communicate(timeout=SECONDS)
     assert again.returncode == 0, err
     assert listing(state) == []
+
+
+@pytest.fixture
+def silent() -> Iterator[socket.socket]:
+    """It takes connections and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(SECONDS)
+        yield listener
+
+
+def fill(writing: int) -> None:
+    """Nothing more goes into the pipe until somebody reads."""
+    # Opened anew: what is set here must not be set for the process that writes.
+    again = os.open(f"/proc/self/fd/{writing}", os.O_WRONLY | os.O_NONBLOCK)
+    with contextlib.suppress(BlockingIOError):
+        while os.write(again, b"\n" * 4096):
+            pass
+    with contextlib.suppress(BlockingIOError):
+        while os.write(again, b"\n"):
+            pass
+    os.close(again)
+
+
+@pytest.mark.parametrize("words", ["deploy --yes --json", "deploy --yes"])
+def test_two_ctrl_c_end_a_run_whose_reader_stands_still(
+    state: Path, silent: socket.socket, words: str
+) -> None:
+    port = silent.getsockname()[1]
+    (state / "pins.toml").write_text(PINS)
+    (state / "inventory.ini").write_text(
+        f"mute1 ansible_host=127.0.0.1\nmute2 ansible_host=127.0.0.1\n[all:vars]\nansible_port={port}\n"
+        "ollama_version=0.17.5\nollama_gpu=none\n"
+    )
+    reading, writing = os.pipe()
+    try:
+        with subprocess.Popen(
+            [sys.executable, str(PROJECT), *words.split(), "--inventory", str(state / "inventory.ini")],
+            env=environment(state),
+            stdout=writing,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            assert process.stderr is not None
+            deadline = threading.Timer(SECONDS, process.kill)
+            deadline.start()
+            try:
+                (one, _), (other, _) = silent.accept(), silent.accept()
+                fill(writing)
+                # One host is lost, and a thread begins to tell it.
+                one.close()
+                process.send_signal(signal.SIGINT)
+                assert any("press Ctrl-C again" in line for line in process.stderr)
+                process.send_signal(signal.SIGINT)
+                assert process.wait() == ExitCode.INTERRUPTED
+                other.close()
+            finally:
+                deadline.cancel()
+                process.kill()
+    finally:
+        os.close(reading)
+        os.close(writing)
 
 
 def test_a_second_ctrl_c_does_not_wait_for_the_work_of_a_thread() -> None:

@@ -27,6 +27,8 @@ from bench.chaos_schedule import (
     draw_round,
 )
 from bench.chaos_site import Wanted
+from bench.run import choose_seed
+from deploy.errors import UsageError
 from deploy.report import Report
 
 AT_START = Moment(number=0, of_steps=False, milliseconds=0)
@@ -195,3 +197,10 @@ def test_a_run_whose_faults_met_nothing_proves_nothing() -> None:
     out = io.StringIO()
     assert chaos.tell_sum(Report(as_json=False, stdout=out), 41, [played]) == 2
     assert "this proves nothing" in out.getvalue()
+
+
+def test_no_seed_is_another_one_each_time_and_0_is_one_like_any_other() -> None:
+    assert [choose_seed("0"), choose_seed("7")] == [0, 7]
+    assert len({choose_seed(None) for _ in range(20)}) > 1
+    with pytest.raises(UsageError, match="`--seed x` is no number"):
+        choose_seed("x")

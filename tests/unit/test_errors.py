@@ -79,6 +79,7 @@ def test_the_page_for_operators_lists_every_class_with_its_exit_code() -> None:
         (OSError(errno.ENOSPC, "No space left on device", "/x"), errors.DiskTooSmall, "`/x`"),
         (OSError(errno.EDQUOT, "Disk quota exceeded"), errors.DiskTooSmall, "quota"),
         (PermissionError(errno.EACCES, "Permission denied", "/x"), errors.CommandFailed, "`/x`"),
+        (OSError(errno.EMFILE, "Too many open files"), errors.CommandFailed, "ulimit -n"),
         (KeyError("tag"), errors.CommandFailed, "`KeyError`"),
     ],
 )
@@ -93,3 +94,25 @@ def test_any_exception_becomes_a_designed_error(
 def test_a_designed_error_stays_the_one_it_is() -> None:
     error = UsageError(sentence="`x`")
     assert errors.designed_error(error) is error
+
+
+def test_what_goes_wrong_with_a_host_names_it_and_a_mistake_keeps_its_type() -> None:
+    with pytest.raises(errors.CommandFailed) as failed, errors.errors_of("gpu01"):
+        raise KeyError("tag")
+    assert (failed.value.host, failed.value.sentence) == ("gpu01", "`KeyError` was not expected here")
+    assert isinstance(failed.value.__cause__, KeyError)
+
+
+def test_a_connection_that_breaks_is_told_apart_from_a_file() -> None:
+    for failure in (BrokenPipeError(errno.EPIPE, "Broken pipe"), TimeoutError("silent"), ConnectionError()):
+        with pytest.raises(errors.HostUnreachable) as lost, errors.errors_of("gpu01"):
+            raise failure
+        assert lost.value.cause
+
+
+def test_a_designed_error_of_a_host_passes_and_keeps_the_host_that_it_names() -> None:
+    error = errors.HostUnreachable(sentence="`jump`", host="jump")
+    with pytest.raises(errors.HostUnreachable) as lost, errors.errors_of("gpu01"):
+        raise error
+    assert lost.value is error
+    assert error.host == "jump"

@@ -39,7 +39,13 @@ REPORT = f"""\
 """
 
 ROWS = {
-    n: Row(number=n, fault=f"fault {n}", end=f"end {n}", reason="needs a sun" if n == 5 else "")
+    n: Row(
+        number=n,
+        fault=f"fault {n}",
+        end=f"end {n}",
+        reason="needs a sun" if n == 5 else "",
+        not_shown="the moon" if n == 1 else "",
+    )
     for n in range(1, 6)
 }
 
@@ -82,7 +88,7 @@ def test_a_row_whose_test_failed_was_skipped_or_is_missing_is_named(shown: list[
 def test_the_page_has_every_row_with_its_tests_or_its_reason(shown: list[RowTest]) -> None:
     lines = render_page(ROWS, shown).splitlines()
     assert lines[-5:] == [
-        "| 1 | fault 1 | end 1 | `tests/a.py`: a | 1 passed | 1.5 |",
+        "| 1 | fault 1 | end 1 | `tests/a.py`: a | 1 passed, not shown: the moon | 1.5 |",
         "| 2 | fault 2 | end 2 | `tests/a.py`: a<br>`tests/a.py`: b | 1 passed, 1 FAILED | 1.8 |",
         "| 3 | fault 3 | end 3 | `tests/a.py`: c | 1 skipped: no such machine | 0.0 |",
         "| 4 | fault 4 | end 4 | - | no test | - |",
@@ -106,6 +112,7 @@ def test_the_page_in_docs_has_every_row_and_only_tests_that_show_it() -> None:
         told = re.findall(r"`tests/[^`]+`: [^<|]+?(?=<br>| \|)", line)
         assert set(told) <= shown, "./fleet bench faults"
         assert "FAILED" not in line
+        assert row.not_shown in line, "./fleet bench faults"
 
 
 def test_the_page_names_files_that_exist() -> None:

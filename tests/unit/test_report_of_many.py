@@ -256,3 +256,40 @@ def test_what_a_terminal_would_obey_is_shown_and_not_done() -> None:
     assert not [c for c in told if c != "\n" and not c.isprintable()]
     assert not [line for line in out.getvalue().splitlines() if line.startswith("fake01")]
     assert told.count(r"\x1b[2J\x1b]0;owned\x07") == 3
+
+
+def test_hosts_with_the_same_steps_say_so_and_only_the_first_one_shows_them() -> None:
+    def step(reason: str) -> dict[str, str]:
+        return {"phase": "service", "step": "StartServer", "subject": "release 0.17.5", "reason": reason}
+
+    out = io.StringIO()
+    report = Report(as_json=False, stdout=out)
+    both, note = [step("a setting"), step("the unit is inactive")], "fits: 12.0 GiB free"
+    report("plan", "gpu01", steps=both, notes=[])
+    report("plan", "gpu02", steps=both, notes=[note])
+    report("plan", "gpu03", steps=both[:1], notes=[])
+    report("plan", "gpu04", steps=[], notes=[])
+    report("plan", "gpu05", steps=[], notes=[])
+    assert out.getvalue().splitlines() == [
+        "gpu01: 2 steps:",
+        "gpu01:   service  StartServer      release 0.17.5 (a setting)",
+        "gpu01:   service  StartServer      release 0.17.5 (the unit is inactive)",
+        "gpu02: the same 2 steps as gpu01",
+        f"gpu02:   {note}",
+        "gpu03: 1 step:",
+        "gpu03:   service  StartServer      release 0.17.5 (a setting)",
+        "gpu04: nothing to change",
+        "gpu05: nothing to change",
+    ]
+
+
+def test_with_json_every_host_has_its_own_steps() -> None:
+    out = io.StringIO()
+    report = Report(as_json=True, stdout=out, stderr=io.StringIO())
+    steps = [{"phase": "fetch", "step": "FetchArchive", "subject": "a", "reason": "b"}] * 2
+    for host in ("gpu01", "gpu02"):
+        report("plan", host, steps=steps, notes=[])
+    told = list(map(json.loads, out.getvalue().splitlines()))
+    assert told == [
+        {"event": "plan", "host": host, "steps": steps, "notes": []} for host in ("gpu01", "gpu02")
+    ]

@@ -21,7 +21,7 @@ from deploy.facts import (
     SystemdFacts,
     UnitState,
 )
-from deploy.plan import only_service, plan
+from deploy.plan import only_create, only_service, plan
 from deploy.server_plan import choose_release, server_environment
 from deploy.steps import OverwriteFile, StartServer, SwitchRelease, TakeLease, WriteFile
 from deploy.units import (
@@ -272,6 +272,17 @@ def test_a_single_service_phase_ends_the_lease_that_it_takes() -> None:
     server = replace(DESIRED.server, environment={**DESIRED.server.environment, "OLLAMA_DEBUG": "1"})
     planned = kinds(plan(replace(DESIRED, server=server), facts, only_service))
     assert planned == ["TakeLease", "WriteFile", "StartServer", "LoadModel", "EndLease"]
+
+
+def test_a_single_service_phase_does_not_confirm_what_a_cut_run_has_switched_to() -> None:
+    """Neither as it is nor by a restart: the host goes back, or `deploy` verifies it."""
+    leased = with_systemd(converged(), is_leased=True)
+    restarted = replace(DESIRED, server=replace(DESIRED.server, retired=(leased.servers[0].process,)))
+    for wanted in (DESIRED, restarted):
+        with pytest.raises(ServiceError, match="is not confirmed yet") as refused:
+            plan(wanted, leased, only_service)
+        assert refused.value.unchanged == "everything"
+    assert kinds(plan(DESIRED, leased, only_create)) == ["VerifyModel", "EndLease"]
 
 
 def test_a_switch_that_was_not_confirmed_is_verified_before_its_lease_is_ended() -> None:
