@@ -134,7 +134,7 @@ def _check_apart(one: Turn, other: Turn, found: Findings) -> None:
 
 def telling_ids(*replies: Reply | None) -> frozenset[str]:
     """The ids of calls that no other conversation may have; those that merely count may be anybody's."""
-    ids = {call.id for reply in replies if reply is not None for call in reply.calls}
+    ids = [call.id for reply in replies if reply is not None for call in reply.calls]
     return frozenset(id_ for id_ in ids if isinstance(id_, str) and id_ and not _COUNTED_ID.fullmatch(id_))
 
 
