@@ -251,6 +251,7 @@ def _systemd(reply: _Reply) -> SystemdFacts | None:
         gpu_groups=tuple(name for name in ("render", "video") if any(line[0] == name for line in lines)),
         foreign_program=foreign[0] or None,
         foreign_version=foreign[1] or None,
+        is_replaced="@replaced" in reply.rows,
         is_leased="@lease" in reply.rows,
         store=reply.first("@store") or None,
         addresses=_addresses(reply),

@@ -97,15 +97,22 @@ $(systemctl show ollama.service ollama-fleet-load.service ollama-fleet-boot.serv
         --property=Id,LoadState,ActiveState,UnitFileState,Result,MainPID,NRestarts,FragmentPath,DropInPaths,User)
 EOF
     end_unit
-    # A unit of another hand executes its own binary, which alone knows its version.
+    # A unit of another hand executes its own binary, which alone knows its version. One with our signature is ours,
+    # whatever somebody has made of the rest of it: deploy.units.
     program=
     if [ -f "$server_fragment" ]; then
         while IFS= read -r line; do
-            case $line in ExecStart=*) ;; *) continue ;; esac
+            case $line in
+                '# Written by ollama-fleet;'*)
+                    program=
+                    break
+                    ;;
+                ExecStart=?*) [ -z "$program" ] || continue ;;
+                *) continue ;;
+            esac
             program=${line#ExecStart=}
             program=${program#"${program%%[!-@:+!]*}"}
             program=${program%% *}
-            break
         done <"$server_fragment"
     fi
     case $program in
@@ -114,6 +121,17 @@ EOF
             say @foreign "$program" "$(env -i HOME=/nonexistent PATH="$PATH" OLLAMA_HOST="127.0.0.1:$port" \
             timeout 10 "$program" --version 2>&1 </dev/null | sed -n 's/.*version is v*\([^ ]*\).*/\1/p' | tail -n 1)" ;;
     esac
+    # It has taken the place of ours: Ollama's install.sh was run over it.
+    if [ -n "$foreign" ] && [ -f "$units/ollama.service.d/50-fleet.conf" ]; then
+        while IFS= read -r line; do
+            case $line in '# Beside a unit of our own:'*)
+                foreign=
+                say @replaced
+                break
+                ;;
+            esac
+        done <"$units/ollama.service.d/50-fleet.conf"
+    fi
     # Of our own unit only what it should say counts.
     [ -n "$foreign" ] || user=
     user=${user:-ollama}

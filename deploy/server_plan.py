@@ -121,6 +121,7 @@ def _is_adoptable(desired: Desired, facts: HostFacts) -> bool:
         desired.server.backend is ServiceBackend.SYSTEMD
         and found is not None
         and facts.current is None
+        and not found.is_replaced
         and found.foreign_version == desired.server.version
     )
 

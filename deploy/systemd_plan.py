@@ -161,7 +161,7 @@ def _check_store(desired: Desired, facts: HostFacts, found: SystemdFacts) -> Non
             f"{_owning(found)}chown -R {user}: {store}",
         )
     was_ours = facts.current is not None or facts.previous is not None
-    if found.foreign_program is None or was_ours:
+    if found.adopted_program is None or was_ours:
         return
     actual = _adopted_store(facts, found)
     if actual != str(store):
@@ -189,7 +189,7 @@ def _check_settings(desired: Desired, found: SystemdFacts, environment: Mapping[
     Raises ServiceError with its lines.
     """
     ours = {str(desired.paths.drop_in)}
-    if found.foreign_program is None:
+    if found.adopted_program is None:
         ours.add(str(desired.paths.unit))
     for path in _read_by(found):
         fact = found.files.get(path)
@@ -311,7 +311,7 @@ def _switch(facts: HostFacts, release: Release) -> SwitchRelease | None:
     if facts.current == wanted:
         return None
     change = Difference(what="current release", actual=facts.current, desired=wanted)
-    is_foreign = facts.systemd is not None and facts.systemd.foreign_program is not None
+    is_foreign = facts.systemd is not None and facts.systemd.adopted_program is not None
     previous = ADOPTED if is_foreign and facts.current is None else previous_release(facts)
     return SwitchRelease(reason=str(change), differences=(change,), previous=previous, version=release.name)
 

@@ -303,6 +303,37 @@ def edited(facts: HostFacts, path: PurePosixPath, old: str, new: str) -> HostFac
     return with_systemd(facts, files=files)
 
 
+def test_a_unit_of_another_hand_in_the_place_of_ours_is_an_overwrite() -> None:
+    """Ollama's install.sh was run over it: the program of its unit is not adopted, nor is its account."""
+    done = converged()
+    assert done.systemd is not None
+    files = {**done.systemd.files, str(DESIRED.paths.unit): FileFact(text=INSTALL_UNIT, mode="644")}
+    facts = with_systemd(
+        done,
+        files=files,
+        user="",
+        foreign_program="/usr/local/bin/ollama",
+        foreign_version="0.17.5",
+        is_replaced=True,
+    )
+    (step,) = [step for step in plan(DESIRED, facts).steps if isinstance(step, OverwriteFile)]
+    assert step.file.path == DESIRED.paths.unit
+    assert "line is `ExecStart=/usr/local/bin/ollama serve`, desired absent" in step.reason
+    lost = replace(facts, current=None)
+    assert not choose_release(DESIRED, lost).is_adopted
+    (switch,) = [step for step in plan(DESIRED, lost).steps if isinstance(step, SwitchRelease)]
+    assert switch.previous != "adopted"
+
+
+def test_only_a_drop_in_beside_our_own_unit_says_so() -> None:
+    mark = "# Beside a unit of our own:"
+    assert mark in server_files(DESIRED, EMPTY, choose_release(DESIRED, EMPTY))[1].text
+    for version in ("0.17.4", "0.17.5"):
+        facts = official(version)
+        (drop_in,) = server_files(DESIRED, facts, choose_release(DESIRED, facts))
+        assert mark not in drop_in.text
+
+
 def test_a_hand_edited_file_is_an_overwrite_and_its_lines_are_named() -> None:
     facts = edited(converged(), DESIRED.paths.drop_in, "RestartSec=3", "RestartSec=30")
     planned = plan(DESIRED, facts)
