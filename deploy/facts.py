@@ -144,10 +144,12 @@ class SystemdFacts:
     its drop-ins. `user` is whom the unit runs as, `""` for root and None without a unit; `account` that user,
     or `ollama` where there is no unit. `gpu_groups` are those of `render` and `video` that exist.
     `foreign_program` is what a unit without our signature executes, `foreign_version` what that program says
-    of itself; `is_replaced`: that unit has taken the place of ours. `account_is_ours`: it was made by us.
-    `is_leased`: a switch that was not confirmed yet. `store` is where the model store really lies, links
-    followed; None where that is not known. `addresses` is the file of those who are notified, None where
-    there is none.
+    of itself, `foreign_stamp` which file it is: inode, size and time of the last change of any kind, which no
+    program can set; `is_replaced`: that unit has taken the place of ours. `account_is_ours`: it was made by
+    us. `environment` is what systemd read of every `Environment=`, `environment_files` are those that are
+    there. `is_leased`: a switch that was not confirmed yet. `store` is where the model store really lies,
+    links followed; None where that is not known. `addresses` is the file of those who are notified, None
+    where there is none.
     """
 
     units: Mapping[str, UnitState] = field(default_factory=dict)
@@ -158,7 +160,10 @@ class SystemdFacts:
     gpu_groups: tuple[str, ...] = ()
     foreign_program: str | None = None
     foreign_version: str | None = None
+    foreign_stamp: str | None = None
     is_replaced: bool = False
+    environment: Mapping[str, str] = field(default_factory=dict)
+    environment_files: tuple[str, ...] = ()
     is_leased: bool = False
     store: str | None = None
     addresses: SecretFact | None = None

@@ -27,8 +27,10 @@ from tests.contract.shells import need
 SHELLS = (("sh",), ("bash", "--posix"), ("busybox", "sh"))
 
 
-def probe(root: Path, models: Path, port: int = 1, shell: tuple[str, ...] = ("sh",)) -> HostFacts:
-    argv = commands.probe(PurePosixPath(root), PurePosixPath(models), port)
+def probe(
+    root: Path, models: Path, port: int = 1, shell: tuple[str, ...] = ("sh",), service: str = "process"
+) -> HostFacts:
+    argv = commands.probe(PurePosixPath(root), PurePosixPath(models), port, service=service)
     done = subprocess.run(
         [*shell, *argv[1:]], input=PROBE_SCRIPT.read_bytes(), capture_output=True, check=True
     )
@@ -143,6 +145,18 @@ def test_a_program_that_was_changed_in_place_is_found_whatever_its_size_and_date
     os.utime(program, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert probe(tmp_path, tmp_path / "models", shell=shell).releases == {"0.17.5": ""}
     program.write_bytes(b"as it came")
+    assert probe(tmp_path, tmp_path / "models", shell=shell).releases == {"0.17.5": "abc"}
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o757])
+def test_a_program_that_systemd_starts_is_roots_and_nobody_else_may_write_to_it(
+    tmp_path: Path, shell: tuple[str, ...], mode: int
+) -> None:
+    program = unpacked(tmp_path, b"as it came")
+    program.chmod(mode)
+    is_whole = mode == 0o755 and program.owner() == "root"
+    found = probe(tmp_path, tmp_path / "models", shell=shell, service="systemd").releases
+    assert found == {"0.17.5": "abc" if is_whole else ""}
     assert probe(tmp_path, tmp_path / "models", shell=shell).releases == {"0.17.5": "abc"}
 
 

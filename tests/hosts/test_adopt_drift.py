@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from deploy.errors import EditedByHand
-from deploy.steps import OverwriteFile
+import shlex
+import subprocess
+
+from deploy.errors import EditedByHand, ServiceError
+from deploy.steps import OverwriteFile, StartServer
+from testbed.hosts_tree import PYTHON
 from testbed.official import UNIT_FILE, official_install
-from tests.hosts.site import HostSite
+from tests.hosts.site import SIMULATED, HostSite
 
 UNIT = f"/{UNIT_FILE}"
+DROP_INS = "/etc/systemd/system/ollama.service.d"
+SETTINGS = "/etc/default/ollama"
 
 
 def overwritten(site: HostSite) -> list[str]:
@@ -36,3 +42,42 @@ def test_our_unit_is_ours_whatever_it_executes_and_a_unit_in_its_place_is_drift(
         site.overwrite = False
         assert site.plan().is_empty, who
         assert "/opt/ollama/current/bin/ollama" in site.sh(f"cat {UNIT}")
+
+
+def test_an_environment_file_is_refused_before_anything_is_changed_and_a_replaced_program_is_drift(
+    site: HostSite,
+) -> None:
+    program = SIMULATED.read_text().replace("python=\n", f"python='{PYTHON}'\n", 1)
+    install = official_install(program.encode())
+    argv = [*site.host.ssh_argv(), "sudo", shlex.join(install.argv)]
+    assert subprocess.run(argv, input=install.archive, check=False).returncode == 0
+    site.sh(
+        f"mkdir {DROP_INS}; printf '[Service]\\nEnvironmentFile=-{SETTINGS}*\\n' >{DROP_INS}/10-theirs.conf;"
+        f" echo OLLAMA_HOST=0.0.0.0 >{SETTINGS}; systemctl daemon-reload; systemctl restart ollama"
+    )
+    refused = site.deploy().error
+    assert isinstance(refused, ServiceError)
+    assert (f"`{SETTINGS}`" in refused.sentence, refused.cause) == (True, "OLLAMA_HOST=0.0.0.0")
+    assert (
+        site.sh(f"ls {DROP_INS}; ls -A /usr/local/lib/ollama-fleet 2>/dev/null || true") == "10-theirs.conf"
+    )
+
+    # What a stopped server would serve is kept too: a space and all.
+    site.sh(f"""echo 'OLLAMA_MODELS="/data/my models"' >{SETTINGS}; systemctl stop ollama""")
+    refused = site.deploy().error
+    assert refused is not None
+    assert refused.actual == "/data/my models"
+    site.sh(f"echo HTTPS_PROXY=http://proxy.invalid >{SETTINGS}; systemctl start ollama")
+    assert site.deploy().error is None
+    assert site.plan().is_empty
+    assert "HTTPS_PROXY" in site.sh(
+        "tr '\\0' '\\n' </proc/$(systemctl show -p MainPID --value ollama)/environ"
+    )
+
+    site.sh("cp -p /usr/local/bin/ollama /usr/local/bin/o && mv /usr/local/bin/o /usr/local/bin/ollama")
+    (start,) = [step for step in site.plan().steps if isinstance(step, StartServer)]
+    assert "from a program that was replaced since" in start.reason
+    pid = site.sh("systemctl show -p MainPID --value ollama")
+    assert site.deploy().error is None
+    assert site.sh("systemctl show -p MainPID --value ollama") != pid
+    site.check_converges("adopted")
