@@ -61,6 +61,7 @@ class Blob:
 
     size_bytes: int
     is_gguf: bool
+    owner: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

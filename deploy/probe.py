@@ -372,7 +372,8 @@ def _blobs(reply: _Reply) -> dict[str, Blob]:
         if not name.startswith("sha256-"):
             continue
         head, heads = heads[: min(size, 4)], heads[min(size, 4) :]
-        blobs[name.removeprefix("sha256-")] = Blob(size_bytes=size, is_gguf=head == "GGUF")
+        owner = reply.stats[f"{reply.paths.blobs}/{name}"].owner
+        blobs[name.removeprefix("sha256-")] = Blob(size_bytes=size, is_gguf=head == "GGUF", owner=owner)
     if heads:
         raise ValueError("the blobs changed while they were looked at")
     return blobs

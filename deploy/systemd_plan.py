@@ -37,6 +37,7 @@ from deploy.steps import (
 from deploy.units import ENABLED_UNITS, Hand, host_files, load_unit, server_files, user_of, written_by
 
 _ROOT_ID = 0
+_NOT_OWNED = "a server that does not own its blobs fails to create models (measured on 0.24.0)"
 
 
 def systemd_steps(desired: Desired, facts: HostFacts, release: Release) -> Iterator[Step]:
@@ -135,11 +136,12 @@ def _check_store(desired: Desired, facts: HostFacts, found: SystemdFacts) -> Non
             host=desired.host,
             expected=user,
             actual=facts.store_owner,
-            cause="a server that does not own its blobs fails to create models (measured on 0.24.0)",
+            cause=_NOT_OWNED,
             unchanged="everything",
             hint="set `ollama_models_dir` to a directory of its own; where all of it is Ollama's: "
             f"{_owning(found)}chown -R {user}: {store}",
         )
+    _check_weights(desired, facts, user)
     was_ours = facts.current is not None or facts.previous is not None
     if found.adopted_program is None or was_ours:
         return
@@ -154,6 +156,23 @@ def _check_store(desired: Desired, facts: HostFacts, found: SystemdFacts) -> Non
             unchanged="everything",
             hint=f"set `ollama_models_dir={actual}` for `{desired.host}` in the inventory",
         )
+
+
+def _check_weights(desired: Desired, facts: HostFacts, user: str) -> None:
+    """Somebody has copied them there as another account. root may do with them as it likes."""
+    blobs = {model.weights.sha256: facts.blobs.get(model.weights.sha256) for model in desired.models}
+    for sha256, blob in sorted(blobs.items()):
+        if user != "root" and blob is not None and blob.owner not in (None, user):
+            path = desired.paths.models_dir / "blobs" / f"sha256-{sha256}"
+            raise ServiceError(
+                sentence=f"the weights `{path}` belong to another account than the server's",
+                host=desired.host,
+                expected=user,
+                actual=blob.owner,
+                cause=_NOT_OWNED,
+                unchanged="everything",
+                hint=f"chown {user}: {path}",
+            )
 
 
 def _owning(found: SystemdFacts) -> str:

@@ -105,6 +105,7 @@ def test_releases_artefacts_blobs_and_leftovers_are_found(tmp_path: Path, shell:
     (models / "blobs/sha256-0001").write_bytes(b"GGUF and more")
     (models / "blobs/sha256-0002").write_bytes(b"<htm")
     (models / "blobs/sha256-0003").write_bytes(b"")
+    owner = (models / "blobs/sha256-0003").owner()
     facts = probe(root, models, shell=shell)
     assert facts.releases == {"0.17.5": "abc"}
     assert facts.current == "0.17.5"
@@ -115,9 +116,9 @@ def test_releases_artefacts_blobs_and_leftovers_are_found(tmp_path: Path, shell:
     assert facts.parts["beef/.w.gguf.part"] % 512 == 0
     assert facts.leftovers == (str(root / "opt/ollama/releases/.unpack-0.17.6-1"),)
     assert facts.blobs == {
-        "0001": Blob(size_bytes=13, is_gguf=True),
-        "0002": Blob(size_bytes=4, is_gguf=False),
-        "0003": Blob(size_bytes=0, is_gguf=False),
+        "0001": Blob(size_bytes=13, is_gguf=True, owner=owner),
+        "0002": Blob(size_bytes=4, is_gguf=False, owner=owner),
+        "0003": Blob(size_bytes=0, is_gguf=False, owner=owner),
     }
 
 

@@ -9,6 +9,7 @@ from deploy.errors import EditedByHand, ServiceError
 from deploy.steps import OverwriteFile, StartServer
 from testbed.hosts_tree import PYTHON
 from testbed.official import UNIT_FILE, official_install
+from testbed.promises import ADOPTED
 from tests.hosts.site import SIMULATED, HostSite
 
 UNIT = f"/{UNIT_FILE}"
@@ -58,9 +59,8 @@ def test_an_environment_file_is_refused_before_anything_is_changed_and_a_replace
     refused = site.deploy().error
     assert isinstance(refused, ServiceError)
     assert (f"`{SETTINGS}`" in refused.sentence, refused.cause) == (True, "OLLAMA_HOST=0.0.0.0")
-    assert (
-        site.sh(f"ls {DROP_INS}; ls -A /usr/local/lib/ollama-fleet 2>/dev/null || true") == "10-theirs.conf"
-    )
+    made = site.sh(f"ls {DROP_INS}; ls -A /usr/local/lib/ollama-fleet 2>/dev/null || true")
+    assert made == "10-theirs.conf"
 
     # What a stopped server would serve is kept too: a space and all.
     site.sh(f"""echo 'OLLAMA_MODELS="/data/my models"' >{SETTINGS}; systemctl stop ollama""")
@@ -70,9 +70,8 @@ def test_an_environment_file_is_refused_before_anything_is_changed_and_a_replace
     site.sh(f"echo HTTPS_PROXY=http://proxy.invalid >{SETTINGS}; systemctl start ollama")
     assert site.deploy().error is None
     assert site.plan().is_empty
-    assert "HTTPS_PROXY" in site.sh(
-        "tr '\\0' '\\n' </proc/$(systemctl show -p MainPID --value ollama)/environ"
-    )
+    environment = site.sh("tr '\\0' '\\n' </proc/$(systemctl show -p MainPID --value ollama)/environ")
+    assert "HTTPS_PROXY=http://proxy.invalid" in environment
 
     site.sh("cp -p /usr/local/bin/ollama /usr/local/bin/o && mv /usr/local/bin/o /usr/local/bin/ollama")
     (start,) = [step for step in site.plan().steps if isinstance(step, StartServer)]
@@ -80,4 +79,4 @@ def test_an_environment_file_is_refused_before_anything_is_changed_and_a_replace
     pid = site.sh("systemctl show -p MainPID --value ollama")
     assert site.deploy().error is None
     assert site.sh("systemctl show -p MainPID --value ollama") != pid
-    site.check_converges("adopted")
+    site.check_converges(ADOPTED)

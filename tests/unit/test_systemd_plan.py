@@ -575,6 +575,17 @@ def test_an_adopted_server_whose_program_was_replaced_is_restarted() -> None:
     assert kinds(found)[-1] == "EndLease"
 
 
+def test_weights_of_another_account_are_refused_where_the_server_needs_them() -> None:
+    done = converged()
+    ((sha256, blob),) = [(model.weights.sha256, done.blobs[model.weights.sha256]) for model in DESIRED.models]
+    theirs = replace(done, blobs={sha256: replace(blob, owner="root"), "0" * 64: replace(blob, owner="root")})
+    with pytest.raises(ServiceError, match=sha256) as refused:
+        plan(DESIRED, theirs)
+    assert str(refused.value.hint).startswith("chown ollama: ")
+    ours = replace(done, blobs={**theirs.blobs, sha256: replace(blob, owner="ollama")})
+    assert plan(DESIRED, ours).is_empty
+
+
 def test_a_store_of_another_account_is_refused_and_never_changed() -> None:
     with pytest.raises(ServiceError, match="belongs to another account"):
         plan(DESIRED, replace(converged(), store_owner="root"))
