@@ -92,10 +92,11 @@ def _reporting(flags: SimpleNamespace) -> Iterator[Report]:
         yield report
     except KeyboardInterrupt:
         report.hurry()
-        report.say(
-            "stopped at once: ./fleet status shows what became of it; "
+        on_hosts = (
+            ": ./fleet status shows what became of it; "
             "a switch that was not confirmed is taken back by the host itself"
         )
+        report.say("stopped at once" + (on_hosts if getattr(flags, "url", None) is None else ""))
         report.summary(())
         raise
     except (FleetError, OSError, RuntimeError) as failure:

@@ -35,7 +35,7 @@ from deploy.outcomes import (
 )
 from deploy.plan import Plan, Selection, everything, only_service, plan, render_plan
 from deploy.remove import Models, doomed_things, remove_host
-from deploy.rollback import check_confirmed
+from deploy.rollback import check_confirmed, current_server
 from deploy.transport import Transport
 
 Ended = TypeVar("Ended")
@@ -109,9 +109,12 @@ def deploy_asking(
     """`deploy` and its single phases, in the batches of the inventory; `wish` asks for more than it says."""
     check_report_file("--junit", junit)
     hosts = run.hosts()
+    planned: tuple[Planned, ...] = ()
     if wish is not None:
-        hosts = each(hosts, wish, run.forks)
-    planned = () if yes else make_plans(run, hosts, selection)
+        hosts, planned = _wished(run, hosts, wish)
+    if not yes:
+        refused = {item.host for item in planned}
+        planned += make_plans(run, [desired for desired in hosts if desired.host not in refused], selection)
     ended: dict[str, HostOutcome] = {}
 
     def end(outcome: HostOutcome, tell: Callable[[Run, HostOutcome], HostOutcome] = tell_outcome) -> None:
@@ -161,6 +164,27 @@ def _cut_short(desired: Desired, task: str, *, is_begun: bool) -> HostOutcome:
         hint=f"./fleet status --limit {desired.host}",
     )
     return HostOutcome(host=desired.host, outcome=Outcome.FAILED, error=error, reason="stopped at once")
+
+
+def _wished(
+    run: Run, hosts: Sequence[Desired], wish: Callable[[Desired], Desired]
+) -> tuple[tuple[Desired, ...], tuple[Planned, ...]]:
+    """The hosts as they are wished; of those that could not be looked at, the errors, which are told."""
+
+    def one(desired: Desired) -> Desired | FleetError:
+        try:
+            with errors_of(desired.host):
+                return wish(desired)
+        except FleetError as error:
+            run.report.error(error)
+            return error
+
+    found = each(hosts, one, run.forks)
+    pairs = list(zip(hosts, found, strict=True))
+    errors = [
+        Planned(host=desired.host, error=item) for desired, item in pairs if isinstance(item, FleetError)
+    ]
+    return tuple(desired if isinstance(item, FleetError) else item for desired, item in pairs), tuple(errors)
 
 
 def _are_agreed(run: Run, planned: Sequence[Planned]) -> bool:
@@ -316,15 +340,11 @@ def service_asking(run: Run, action: str, *, yes: bool) -> ExitCode:
 
 
 def _retire_servers(desired: Desired) -> Desired:
-    """The same host with another process as its server: a restart is a plan like any other."""
-    try:
-        with errors_of(desired.host):
-            facts = probe_host(desired, transport_for(desired))
-    except FleetError:
-        # Its plan will meet the same, and tell it.
-        return desired
-    retired = tuple(server.process for server in facts.servers)
-    return replace(desired, server=replace(desired.server, retired=retired))
+    """The same release by another process: a restart is a plan like any other."""
+    facts = probe_host(desired, transport_for(desired))
+    server = current_server(desired, facts)
+    retired = tuple(running.process for running in facts.servers)
+    return replace(desired, server=replace(server, retired=retired))
 
 
 def _stop_asking(run: Run, *, yes: bool) -> ExitCode:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -20,6 +19,7 @@ from healthchecks.exchange_file import (
 )
 from healthchecks.toolcalls import RULES, Finding, Verdict, judge
 from healthchecks.toolcalls.conversation import ConversationVerdict, judge_conversation
+from healthchecks.toolcalls.known import states_version
 
 _Read = TypeVar("_Read")
 
@@ -114,7 +114,7 @@ def _judge(
 
 
 def _check_server(server: str | None) -> None:
-    if server is not None and not re.match(r"[A-Za-z][\w.-]*/v?\d+\.\d+\.\d+", server):
+    if server is not None and not states_version(server):
         raise UsageError(
             sentence=f"`--server {server}` is no server and version",
             unchanged="everything",

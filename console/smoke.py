@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from console.changes import count_cases, exit_code, ollama_word, outcome_of_error, tell_outcome
 from console.paths import MODELFILES
@@ -26,17 +26,16 @@ from deploy.outcomes import Baseline, HostOutcome, Outcome, VerifyRequest
 from deploy.report import Report
 from deploy.transport import Transport
 from healthchecks.api import identify
-from healthchecks.case import LEVELS
+from healthchecks.case import LEVELS, Case
 from healthchecks.exchange_file import render_exchange_file
 from healthchecks.gate import judge_strictly, render_rate
 from healthchecks.junit import render_junit
 from healthchecks.page import render_page
 from healthchecks.runner import CaseResult, Endpoint
+from healthchecks.statistics import rates
 from healthchecks.suite_report import SuiteReport
 from healthchecks.toolcalls import RULES
-
-# The known faults are told apart by three numbers.
-_SERVER = re.compile(r"[A-Za-z][\w.-]*/v?\d+\.\d+\.\d+(?:[.+-][\w.+-]*)?", re.ASCII)
+from healthchecks.toolcalls.known import states_version
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,16 +115,28 @@ class AskedEndpoint:
 
     def endpoint(self) -> Endpoint:
         """With the key from the environment. Raises UsageError; no message ever holds the key."""
-        parts = urlsplit(self.url or "")
+        parts = self._parts()
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
             raise _usage(f"`--url {parts.scheme}://...` is no base URL", "give it as https://HOST/v1")
         if parts.username is not None or parts.password is not None:
             raise _usage("`--url` holds a name or a password", "give the key with --key-env NAME")
         if not self.model:
             raise _usage("`--url` needs the model to ask for", "add --model NAME")
-        if self.server is not None and not _SERVER.fullmatch(self.server):
+        if self.server is not None and not states_version(self.server):
             raise _usage(f"`--server {self.server}` names no version", "give it as ollama/0.17.5")
         return Endpoint(self.url or "", self.model, key=self._key(), server=self.server)
+
+    def _parts(self) -> SplitResult:
+        """Raises UsageError for what is no URL at all; its text may hold a key, and is not said."""
+        try:
+            parts = urlsplit(self.url or "")
+            _ = parts.port
+        except ValueError:
+            raise _usage(
+                "`--url` is no URL",
+                "give it as https://HOST:PORT/v1; an IPv6 address stands in brackets, a port is below 65536",
+            ) from None
+        return parts
 
     def _key(self) -> str | None:
         if self.key_env is None:
@@ -243,13 +254,42 @@ def smoke_url(report: Report, asked: AskedEndpoint, task: SmokeTask) -> ExitCode
         report.error(error)
         return _finish(report, task, [_not_smoked(asked.host, [endpoint.model], error)])
     with smoke_database(task.database) as database:
-        suite = task.suite(database, report)
-        cases = suite.chosen(_level_of(endpoint.model))
-        told = _tell(report, play_suite(told, suite, endpoint, cases, judge_strictly))
-    return _finish(report, task, [_smoked(asked.host, {endpoint.model: told})])
+        played: list[CaseResult] = []
+        suite = _remembering(task.suite(database, report), played)
+        cases = suite.chosen(level_of(endpoint.model))
+        try:
+            told, interrupted = play_suite(told, suite, endpoint, cases, judge_strictly), False
+        except KeyboardInterrupt:
+            told, interrupted = tell_interrupted(told, cases, played), True
+        _tell(report, told)
+    code = _finish(report, task, [_smoked(asked.host, {endpoint.model: told})])
+    return ExitCode.INTERRUPTED if interrupted else code
 
 
-def _level_of(model: str) -> str:
+def _remembering(suite: Suite, played: list[CaseResult]) -> Suite:
+    """The suite, whose plays are also in the list, as soon as each is over."""
+
+    def keep(host: str, model: str, result: CaseResult) -> None:
+        played.append(result)
+        suite.keep(host, model, result)
+
+    return replace(suite, keep=keep)
+
+
+def tell_interrupted(told: SuiteReport, cases: Sequence[Case], played: Sequence[CaseResult]) -> SuiteReport:
+    """What was found in the plays up to Ctrl-C; that others were to follow is what it fails for."""
+    counted = rates(played, cases)
+    return replace(
+        told,
+        obstacles=(f"interrupted after {len(played)} plays; the others were not played",),
+        results=tuple(played),
+        rates=counted,
+        # No cases: what was not played need not have brought a good call.
+        decision=judge_strictly(played, counted, ()),
+    )
+
+
+def level_of(model: str) -> str:
     """As models.toml says it of a model of this name: the canary is a toy, wherever it is served."""
     specs = {name.lower(): spec for name, spec in parse_models(MODELFILES).items()}
     spec = specs.get(model.partition(":")[0].lower())

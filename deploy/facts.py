@@ -61,6 +61,7 @@ class Blob:
 
     size_bytes: int
     is_gguf: bool
+    owner: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,10 +144,13 @@ class SystemdFacts:
     `units` has every unit of ours by name. `files` maps absolute paths to files of ours, to the unit and to
     its drop-ins. `user` is whom the unit runs as, `""` for root and None without a unit; `account` that user,
     or `ollama` where there is no unit. `gpu_groups` are those of `render` and `video` that exist.
-    `foreign_program` is what a unit of another hand executes, `foreign_version` what that program says of
-    itself. `account_is_ours`: it was made by us. `is_leased`: a switch that was not confirmed yet. `store` is
-    where the model store really lies, links followed; None where that is not known. `addresses` is the file
-    of those who are notified, None where there is none.
+    `foreign_program` is what a unit without our signature executes, `foreign_version` what that program says
+    of itself, `foreign_stamp` which file it is: inode, size and time of the last change of any kind, which no
+    program can set; `is_replaced`: that unit has taken the place of ours. `account_is_ours`: it was made by
+    us. `environment` is what systemd read of every `Environment=`, `environment_files` are those that are
+    there. `is_leased`: a switch that was not confirmed yet. `store` is where the model store really lies,
+    links followed; None where that is not known. `addresses` is the file of those who are notified, None
+    where there is none.
     """
 
     units: Mapping[str, UnitState] = field(default_factory=dict)
@@ -157,9 +161,18 @@ class SystemdFacts:
     gpu_groups: tuple[str, ...] = ()
     foreign_program: str | None = None
     foreign_version: str | None = None
+    foreign_stamp: str | None = None
+    is_replaced: bool = False
+    environment: Mapping[str, str] = field(default_factory=dict)
+    environment_files: tuple[str, ...] = ()
     is_leased: bool = False
     store: str | None = None
     addresses: SecretFact | None = None
+
+    @property
+    def adopted_program(self) -> str | None:
+        """What a unit executes that was there before us and stays as it is; None where the unit is ours."""
+        return None if self.is_replaced else self.foreign_program
 
     @property
     def unit(self) -> UnitState:

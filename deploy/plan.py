@@ -12,7 +12,7 @@ from deploy.facts import HostFacts, StoredModel
 from deploy.fit_plan import Running, fit_notes
 from deploy.preflight import check_disks, check_port, check_preconditions, check_writable
 from deploy.process_plan import process_steps
-from deploy.rollback import check_previous
+from deploy.rollback import check_confirmed, check_previous
 from deploy.schedule_plan import schedule_notes, schedule_steps, without_schedule
 from deploy.server_plan import Release, choose_release
 from deploy.steps import (
@@ -98,6 +98,8 @@ def plan(desired: Desired, facts: HostFacts, selection: Selection = everything) 
     steps = tuple(_steps(desired, facts, choose_release(desired, facts)))
     selected = tuple(step for step in steps if selection(step))
     check_preconditions(desired, steps, selected)
+    if _confirms_unproven(steps, selected):
+        check_confirmed(desired, facts)
     check_port(desired, facts, selected)
     check_writable(desired, facts, selected)
     check_disks(desired, facts, selected)
@@ -110,6 +112,14 @@ def plan(desired: Desired, facts: HostFacts, selection: Selection = everything) 
     if selection in (everything, only_schedule):
         notes += without_schedule(desired, facts)
     return Plan(host=desired.host, steps=selected, notes=notes)
+
+
+def _confirms_unproven(steps: Sequence[Step], selected: Sequence[Step]) -> bool:
+    """A single phase would end the lease of a run that was cut, and leave out the proof that it waits for."""
+    left_out = [step for step in steps if step not in selected]
+    return any(isinstance(step, EndLease) for step in selected) and any(
+        isinstance(step, VerifyModel) for step in left_out
+    )
 
 
 def model_differences(stored: StoredModel | None, model: DesiredModel) -> tuple[Difference, ...]:

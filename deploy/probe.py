@@ -32,6 +32,7 @@ from deploy.facts import (
 )
 from deploy.gpu import GpuReading, Problem, parse_nvidia_smi, problem_of
 from deploy.server_plan import render_mark
+from deploy.unit_text import assignments
 
 PROBE_SCRIPT = Path(__file__).with_name("probe.sh")
 FIRST_LINE = b"@fleet-probe\t2"
@@ -239,7 +240,7 @@ def _systemd(reply: _Reply) -> SystemdFacts | None:
         dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
         for text in "\n".join(shown).split("\n\n")
     ]
-    foreign = reply.rows.get("@foreign", [["", ""]])[0]
+    foreign = reply.rows.get("@foreign", [["", "", ""]])[0]
     users = {values["Id"]: values.get("User", "") for values in blocks if values["LoadState"] != "not-found"}
     lines = [line.split(":") for line in reply.sections.get("@accounts", [])]
     return SystemdFacts(
@@ -251,6 +252,17 @@ def _systemd(reply: _Reply) -> SystemdFacts | None:
         gpu_groups=tuple(name for name in ("render", "video") if any(line[0] == name for line in lines)),
         foreign_program=foreign[0] or None,
         foreign_version=foreign[1] or None,
+        foreign_stamp=foreign[2] or None,
+        is_replaced="@replaced" in reply.rows,
+        environment=next(
+            (
+                assignments(values.get("Environment", ""))
+                for values in blocks
+                if values["Id"] == "ollama.service"
+            ),
+            {},
+        ),
+        environment_files=tuple(fields[0] for fields in reply.rows.get("@environment_file", [])),
         is_leased="@lease" in reply.rows,
         store=reply.first("@store") or None,
         addresses=_addresses(reply),
@@ -360,7 +372,8 @@ def _blobs(reply: _Reply) -> dict[str, Blob]:
         if not name.startswith("sha256-"):
             continue
         head, heads = heads[: min(size, 4)], heads[min(size, 4) :]
-        blobs[name.removeprefix("sha256-")] = Blob(size_bytes=size, is_gguf=head == "GGUF")
+        owner = reply.stats[f"{reply.paths.blobs}/{name}"].owner
+        blobs[name.removeprefix("sha256-")] = Blob(size_bytes=size, is_gguf=head == "GGUF", owner=owner)
     if heads:
         raise ValueError("the blobs changed while they were looked at")
     return blobs

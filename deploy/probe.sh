@@ -71,15 +71,16 @@ while read -r _ mount _ options _; do
 done </proc/self/mounts
 
 # ---- what systemd says, and which files the server depends on
-main_pid=0 foreign='' user=''
+main_pid=0 foreign='' user='' environment_files=''
 if [ "$service" = systemd ] && [ -d /run/systemd/system ]; then
-    id='' pid=0 fragment='' drop_ins='' runs_as='' server_fragment='' server_drop_ins=''
+    id='' pid=0 fragment='' drop_ins='' runs_as='' files='' server_fragment='' server_drop_ins='' server_files=''
     # The values of one unit stand together in any order, an empty line between two units.
     end_unit() {
         if [ "$id" = ollama.service ]; then
             main_pid=$pid server_fragment=$fragment server_drop_ins=$drop_ins user=$runs_as
+            server_files=$files
         fi
-        id='' pid=0 fragment='' drop_ins='' runs_as=''
+        id='' pid=0 fragment='' drop_ins='' runs_as='' files=''
     }
     say @units
     while IFS= read -r line; do
@@ -91,29 +92,53 @@ if [ "$service" = systemd ] && [ -d /run/systemd/system ]; then
             FragmentPath=*) fragment=${line#*=} ;;
             DropInPaths=*) drop_ins=${line#*=} ;;
             User=*) runs_as=${line#*=} ;;
+            # Before systemd 244 it was called EnvironmentFile.
+            EnvironmentFile=* | EnvironmentFiles=*)
+                line=${line#*=}
+                files=$files${line% (ignore_errors=*}$newline
+                ;;
         esac
     done <<EOF
 $(systemctl show ollama.service ollama-fleet-load.service ollama-fleet-boot.service ollama-fleet-health.timer \
-        --property=Id,LoadState,ActiveState,UnitFileState,Result,MainPID,NRestarts,FragmentPath,DropInPaths,User)
+        --property=Id,LoadState,ActiveState,UnitFileState,Result,MainPID,NRestarts,FragmentPath,DropInPaths,User,Environment,EnvironmentFiles)
 EOF
     end_unit
-    # A unit of another hand executes its own binary, which alone knows its version.
+    # A unit of another hand executes its own binary, which alone knows its version. One with our signature is ours,
+    # whatever somebody has made of the rest of it: deploy.units.
     program=
     if [ -f "$server_fragment" ]; then
         while IFS= read -r line; do
-            case $line in ExecStart=*) ;; *) continue ;; esac
+            case $line in
+                '# Written by ollama-fleet;'*)
+                    program=
+                    break
+                    ;;
+                ExecStart=?*) [ -z "$program" ] || continue ;;
+                *) continue ;;
+            esac
             program=${line#ExecStart=}
             program=${program#"${program%%[!-@:+!]*}"}
             program=${program%% *}
-            break
         done <"$server_fragment"
     fi
     case $program in
         '' | "$prefix"/opt/ollama/*) ;;
         *) foreign=yes
             say @foreign "$program" "$(env -i HOME=/nonexistent PATH="$PATH" OLLAMA_HOST="127.0.0.1:$port" \
-            timeout 10 "$program" --version 2>&1 </dev/null | sed -n 's/.*version is v*\([^ ]*\).*/\1/p' | tail -n 1)" ;;
+            timeout 10 "$program" --version 2>&1 </dev/null | sed -n 's/.*version is v*\([^ ]*\).*/\1/p' | tail -n 1)" \
+                "$(stat -L -c '%i %s %z' "$program" 2>/dev/null)" ;;
     esac
+    # It has taken the place of ours: Ollama's install.sh was run over it.
+    if [ -n "$foreign" ] && [ -f "$units/ollama.service.d/50-fleet.conf" ]; then
+        while IFS= read -r line; do
+            case $line in '# Beside a unit of our own:'*)
+                foreign=
+                say @replaced
+                break
+                ;;
+            esac
+        done <"$units/ollama.service.d/50-fleet.conf"
+    fi
     # Of our own unit only what it should say counts.
     [ -n "$foreign" ] || user=
     user=${user:-ollama}
@@ -121,6 +146,16 @@ EOF
     # Where the store really lies: links are followed as far as it is there.
     existing_part "$models"
     say @store "$(cd -P "$existing" 2>/dev/null && pwd -P)${models#"$existing"}"
+    # A pattern may be among them: systemd.exec(5).
+    IFS=$newline
+    for path in $server_files; do
+        case $path in "$prefix/opt/ollama/current/release.env") continue ;; esac
+        if [ -f "$path" ] && [ -r "$path" ]; then
+            say @environment_file "$path"
+            environment_files=$environment_files$path$newline
+        fi
+    done
+    unset IFS
     if [ -d "$state/lease" ]; then say @lease; fi
     if [ -f "$state/account" ]; then say @our_account; fi
 fi
@@ -199,6 +234,12 @@ if [ "$service" = systemd ]; then
         "$state/health/config.json"; do
         [ -f "$path" ] && [ -r "$path" ] && set -- "$@" "$path"
     done
+    IFS=$newline
+    set -f
+    # shellcheck disable=SC2086 # a path a line
+    set -- "$@" $environment_files
+    set +f
+    unset IFS
 fi
 if [ -n "$cron" ]; then
     for path in "$prefix"/usr/local/lib/ollama-fleet/health "$prefix"/usr/local/lib/ollama-fleet/health-cron \
@@ -235,12 +276,21 @@ if [ "$#" -gt 0 ] && cd "$releases"; then
         shift
         set -- "$@" "$name/bin/ollama"
     done
-    while read -r path now; do
+    while read -r path mode owner now; do
+        [ -n "$path" ] || continue
         name=${path%/bin/ollama} stamp=
+        # systemd starts it: whoever may write to it could become the server's account.
+        case $service:$owner:$mode in
+            systemd:root:*[!2367] | process:*) ;;
+            *)
+                say @program "$name" ''
+                continue
+                ;;
+        esac
         [ -r "$name/release.stamp" ] && read -r stamp <"$name/release.stamp"
-        [ -z "$path" ] || [ "$stamp" = "$now" ] || say @program "$name" "$(sha256sum "$path" 2>/dev/null | cut -c 1-64)"
+        [ "$stamp" = "$now" ] || say @program "$name" "$(sha256sum "$path" 2>/dev/null | cut -c 1-64)"
     done <<EOF
-$(stat -c '%n %i %z' "$@" 2>/dev/null)
+$(stat -c '%n %a %U %i %z' "$@" 2>/dev/null)
 EOF
     cd /
 fi

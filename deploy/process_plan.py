@@ -11,6 +11,7 @@ from deploy.server_plan import (
     Release,
     damaged_blobs,
     environment_differences,
+    hidden_gpus,
     previous_release,
     replaced_program,
     retired_process,
@@ -18,15 +19,13 @@ from deploy.server_plan import (
 )
 from deploy.steps import Difference, StartServer, Step, StopServer, SwitchRelease
 
-_HIDES_GPUS = "CUDA_VISIBLE_DEVICES"
-
 
 def process_steps(desired: Desired, facts: HostFacts, release: Release) -> Iterator[Step]:
     """Switch, stop and start: none of them on a host that is as desired."""
     version = release.name
     environment = server_environment(desired, facts, release)
     binary = desired.paths.release(version) / "bin/ollama"
-    keep, differences = _kept_server(facts, binary, environment)
+    keep, differences = _kept_server(desired, facts, binary, environment)
     if keep is not None:
         differences = [*replaced_program(keep, facts, release), *retired_process(keep, desired)]
         keep = None if differences else keep
@@ -49,12 +48,12 @@ def process_steps(desired: Desired, facts: HostFacts, release: Release) -> Itera
 
 
 def _kept_server(
-    facts: HostFacts, binary: PurePosixPath, environment: Mapping[str, str]
+    desired: Desired, facts: HostFacts, binary: PurePosixPath, environment: Mapping[str, str]
 ) -> tuple[ServerProcess | None, list[Difference]]:
     """The running server that is exactly as desired, else the differences of the first one."""
     first: list[Difference] | None = None
     for server in facts.servers:
-        differences = _server_differences(server, binary, environment)
+        differences = _server_differences(desired, server, binary, environment)
         if not differences:
             return server, []
         first = first if first is not None else differences
@@ -62,15 +61,12 @@ def _kept_server(
 
 
 def _server_differences(
-    server: ServerProcess, binary: PurePosixPath, environment: Mapping[str, str]
+    desired: Desired, server: ServerProcess, binary: PurePosixPath, environment: Mapping[str, str]
 ) -> list[Difference]:
     found = []
     if str(binary) not in server.command:
         running = next((word for word in server.command if word.endswith("/bin/ollama")), None)
         name = PurePosixPath(running).parent.parent.name if running else None
         found.append(Difference(what="running release", actual=name, desired=binary.parent.parent.name))
-    # What we start inherits nothing: whoever set it had the server started by hand, and on the CPU perhaps.
-    hidden = server.environment.get(_HIDES_GPUS)
-    if hidden is not None and _HIDES_GPUS not in environment:
-        found.append(Difference(what=_HIDES_GPUS, actual=hidden, desired=None))
+    found += hidden_gpus(desired, server, environment)
     return [*found, *environment_differences(server.environment, environment)]

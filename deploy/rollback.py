@@ -64,7 +64,7 @@ def state_before(
         else model
         for model in desired.models
     )
-    server = _server_before(desired, facts) if back.release else _server_now(desired, facts)
+    server = _server_before(desired, facts) if back.release else current_server(desired, facts)
     return replace(desired, server=server, models=models)
 
 
@@ -198,8 +198,8 @@ def _server_before(desired: Desired, facts: HostFacts) -> DesiredServer:
     return _server(desired, facts, facts.previous, f"set {version} and deploy: it is fetched anew")
 
 
-def _server_now(desired: Desired, facts: HostFacts) -> DesiredServer:
-    """The release stays the one that is current, whatever the inventory wants."""
+def current_server(desired: Desired, facts: HostFacts) -> DesiredServer:
+    """The release stays the one that is current, whatever the inventory wants. Raises ServiceError."""
     is_foreign = facts.systemd is not None and facts.systemd.foreign_program is not None
     current = facts.current or (ADOPTED if is_foreign else None)
     return _server(desired, facts, current, f"./fleet deploy --limit {desired.host} unpacks it anew")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from deploy.desired import ADOPTED, Artefact, Desired, ServiceBackend
+from deploy.desired import ADOPTED, Artefact, Desired, GpuKind, ServiceBackend
 from deploy.errors import PinError
 from deploy.facts import HostFacts, ServerProcess
 from deploy.steps import Difference, RemoveDamagedBlob
@@ -19,6 +20,8 @@ MARK_NAME = "OLLAMA_FLEET_RELEASE"
 ACCOUNT = "ollama"
 ACCOUNT_HOME = "/usr/share/ollama"
 """As Ollama's own install.sh makes it."""
+
+HIDES_GPUS = "CUDA_VISIBLE_DEVICES"
 
 SERVER_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -48,13 +51,19 @@ def choose_release(desired: Desired, facts: HostFacts) -> Release:
     """The release that the server should run from. Raises PinError when no archive of it is pinned."""
     there = desired.server.release
     if there == ADOPTED or (there is None and _is_adoptable(desired, facts)):
-        return Release(name=ADOPTED, mark=ADOPTED)
+        return Release(name=ADOPTED, mark=_adopted_mark(facts))
     if there is not None:
         return Release(name=there, mark=facts.releases[there])
     archive = _archive(desired, facts)
     return Release(
         name=_directory(desired.server.version, archive, facts), mark=archive.sha256, archive=archive
     )
+
+
+def _adopted_mark(facts: HostFacts) -> str:
+    """Which file of another hand a server was started from: an old one would start runners of a new one."""
+    stamp = facts.systemd.foreign_stamp if facts.systemd is not None else None
+    return ADOPTED if stamp is None else f"{ADOPTED}-{hashlib.sha256(stamp.encode()).hexdigest()[:12]}"
 
 
 def server_environment(desired: Desired, facts: HostFacts, release: Release) -> dict[str, str]:
@@ -80,6 +89,27 @@ def environment_differences(actual: Mapping[str, str], desired: Mapping[str, str
         for name in sorted(names)
         if actual.get(name) != desired.get(name)
     )
+
+
+def hides_all_gpus(value: str | None) -> bool:
+    """CUDA takes the devices before the first one that it does not know: CUDA's programming guide."""
+    return value is not None and value.split(",")[0].strip().lower() in ("", "-1", "none")
+
+
+def hidden_gpus(
+    desired: Desired, server: ServerProcess, environment: Mapping[str, str]
+) -> tuple[Difference, ...]:
+    """A server that somebody has told to see no GPU computes on the CPU, and says nothing.
+
+    What we start ourselves inherits nothing, so any value is from a start by hand; under systemd an
+    operator's choice of some GPUs stands.
+    """
+    value = server.environment.get(HIDES_GPUS)
+    is_systemd = desired.server.backend is ServiceBackend.SYSTEMD
+    is_meant = is_systemd and not (desired.gpu is GpuKind.NVIDIA and hides_all_gpus(value))
+    if value is None or HIDES_GPUS in environment or is_meant:
+        return ()
+    return (Difference(what=HIDES_GPUS, actual=value, desired=None),)
 
 
 def replaced_program(server: ServerProcess, facts: HostFacts, release: Release) -> tuple[Difference, ...]:
@@ -121,6 +151,7 @@ def _is_adoptable(desired: Desired, facts: HostFacts) -> bool:
         desired.server.backend is ServiceBackend.SYSTEMD
         and found is not None
         and facts.current is None
+        and not found.is_replaced
         and found.foreign_version == desired.server.version
     )
 

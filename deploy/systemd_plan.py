@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Iterator, Mapping
 
 from deploy.desired import ADOPTED, Desired, GpuKind, HostFile
 from deploy.errors import ServiceError, UsageError
 from deploy.facts import FileFact, HostFacts, ServerProcess, SystemdFacts
+from deploy.foreign_settings import adopted_store, check_drop_ins, check_settings
 from deploy.server_plan import (
     ACCOUNT,
     ACCOUNT_HOME,
@@ -16,6 +16,7 @@ from deploy.server_plan import (
     Release,
     damaged_blobs,
     environment_differences,
+    hidden_gpus,
     previous_release,
     replaced_program,
     retired_process,
@@ -44,12 +45,8 @@ from deploy.units import (
     written_by,
 )
 
-# What a drop-in that is read after ours can undo of it.
-_UNDOES = re.compile(r"^\s*(ExecStart|Environment|EnvironmentFile|User)\s*=.*$", re.MULTILINE)
-_MODELS_SETTING = re.compile(r"""^\s*Environment\s*=.*?\bOLLAMA_MODELS=([^\s"']+)""", re.MULTILINE)
-_SETTINGS = re.compile(r"^\s*Environment\s*=.*\bOLLAMA_\w+=.*$", re.MULTILINE)
-_NAME = re.compile(r"\b(OLLAMA_\w+)=")
 _ROOT_ID = 0
+_NOT_OWNED = "a server that does not own its blobs fails to create models (measured on 0.24.0)"
 
 
 def systemd_steps(desired: Desired, facts: HostFacts, release: Release) -> Iterator[Step]:
@@ -65,8 +62,9 @@ def systemd_steps(desired: Desired, facts: HostFacts, release: Release) -> Itera
     changed = tuple(write_steps(desired, found.files, files))
     loader = load_unit(desired, facts, release)
     environment = server_environment(desired, facts, release)
-    _check_settings(desired, found, environment)
+    check_settings(desired, found, environment)
     server, differences = _server(found, facts, environment, release)
+    differences += hidden_gpus(desired, server, environment) if server is not None else ()
     differences += retired_process(server, desired) if server is not None else ()
     differences += tuple(
         Difference(what=step.file.path.name, actual=step.reason, desired="that of the inventory")
@@ -136,26 +134,9 @@ def _check_host(desired: Desired, facts: HostFacts) -> SystemdFacts:
             unchanged="everything",
             hint="systemctl unmask ollama.service",
         )
-    _check_drop_ins(desired, found)
+    check_drop_ins(desired, found)
     _check_store(desired, facts, found)
     return found
-
-
-def _check_drop_ins(desired: Desired, found: SystemdFacts) -> None:
-    """Drop-ins are read in the order of their names: systemd.unit(5). One after ours could undo it."""
-    ours = desired.paths.drop_in
-    for path in found.unit.drop_ins:
-        name = path.rpartition("/")[2]
-        fact = found.files.get(path)
-        lines = [line.group().strip() for line in _UNDOES.finditer(fact.text)] if fact is not None else []
-        if name > ours.name and lines:
-            raise ServiceError(
-                sentence=f"`{path}` is read after our drop-in and would undo it",
-                host=desired.host,
-                cause="\n".join(lines),
-                unchanged="everything",
-                hint=f"set `ollama_...` for `{desired.host}` in the inventory, and remove these lines",
-            )
 
 
 def _check_store(desired: Desired, facts: HostFacts, found: SystemdFacts) -> None:
@@ -166,15 +147,16 @@ def _check_store(desired: Desired, facts: HostFacts, found: SystemdFacts) -> Non
             host=desired.host,
             expected=user,
             actual=facts.store_owner,
-            cause="a server that does not own its blobs fails to create models (measured on 0.24.0)",
+            cause=_NOT_OWNED,
             unchanged="everything",
             hint="set `ollama_models_dir` to a directory of its own; where all of it is Ollama's: "
             f"{_owning(found)}chown -R {user}: {store}",
         )
+    _check_weights(desired, facts, user)
     was_ours = facts.current is not None or facts.previous is not None
-    if found.foreign_program is None or was_ours:
+    if found.adopted_program is None or was_ours:
         return
-    actual = _adopted_store(facts, found)
+    actual = adopted_store(found, main_server(facts))
     if actual != str(store):
         raise ServiceError(
             sentence=f"the server that would be adopted keeps its models in `{actual}`",
@@ -187,54 +169,28 @@ def _check_store(desired: Desired, facts: HostFacts, found: SystemdFacts) -> Non
         )
 
 
+def _check_weights(desired: Desired, facts: HostFacts, user: str) -> None:
+    """Somebody has copied them there as another account. root may do with them as it likes."""
+    blobs = {model.weights.sha256: facts.blobs.get(model.weights.sha256) for model in desired.models}
+    for sha256, blob in sorted(blobs.items()):
+        if user != "root" and blob is not None and blob.owner not in (None, user):
+            path = desired.paths.models_dir / "blobs" / f"sha256-{sha256}"
+            raise ServiceError(
+                sentence=f"the weights `{path}` belong to another account than the server's",
+                host=desired.host,
+                expected=user,
+                actual=blob.owner,
+                cause=_NOT_OWNED,
+                unchanged="everything",
+                hint=f"chown {user}: {path}",
+            )
+
+
 def _owning(found: SystemdFacts) -> str:
     """What makes the account that is to own the store, where somebody has removed it."""
     if found.account is not None:
         return ""
     return f"systemd-sysusers --inline 'u {ACCOUNT} - \"Ollama\" {ACCOUNT_HOME}'; "
-
-
-def _check_settings(desired: Desired, found: SystemdFacts, environment: Mapping[str, str]) -> None:
-    """A setting of Ollama's that only another file names would stay, whatever the inventory says.
-
-    Raises ServiceError with its lines.
-    """
-    ours = {str(desired.paths.drop_in)}
-    if found.foreign_program is None:
-        ours.add(str(desired.paths.unit))
-    for path in _read_by(found):
-        fact = found.files.get(path)
-        # An edited file of ours is drift, and told as such.
-        if fact is None or path in ours:
-            continue
-        lines = [line.group().strip() for line in _SETTINGS.finditer(fact.text)]
-        names = {name for line in lines for name in _NAME.findall(line)} - environment.keys()
-        if names:
-            keys = ", ".join(f"`{name.lower()}`" for name in sorted(names))
-            raise ServiceError(
-                sentence=f"`{path}` gives the server settings that the inventory does not name",
-                host=desired.host,
-                cause="\n".join(lines),
-                unchanged="everything",
-                hint=f"set {keys} for `{desired.host}` in the inventory, or remove the lines",
-            )
-
-
-def _adopted_store(facts: HostFacts, found: SystemdFacts) -> str:
-    """Where the server of another hand keeps its models: Ollama's `envconfig/config.go`."""
-    server = main_server(facts)
-    if server is not None:
-        settings = [server.environment[name] for name in ("OLLAMA_MODELS",) if name in server.environment]
-    else:
-        texts = [found.files[path].text for path in _read_by(found) if path in found.files]
-        settings = [setting for text in texts for setting in _MODELS_SETTING.findall(text)]
-    home = found.account.home if found.account is not None else "/root"
-    return settings[-1] if settings else f"{home}/.ollama/models"
-
-
-def _read_by(found: SystemdFacts) -> tuple[str, ...]:
-    """The unit and its drop-ins in the order in which systemd reads them: the last setting wins."""
-    return (found.unit.fragment or "", *found.unit.drop_ins)
 
 
 def _account(desired: Desired, facts: HostFacts, found: SystemdFacts) -> Iterator[Step]:
@@ -314,6 +270,8 @@ def _by_name(names: Mapping[str, str], difference: Difference) -> Difference:
         return difference
     actual = names.get(difference.actual, difference.actual)
     desired = names.get(difference.desired, difference.desired)
+    if desired == ADOPTED and str(actual).startswith(f"{ADOPTED}-"):
+        actual = f"{ADOPTED}, from a program that was replaced since"
     return Difference(what="running release", actual=actual, desired=desired)
 
 
@@ -322,7 +280,7 @@ def _switch(facts: HostFacts, release: Release) -> SwitchRelease | None:
     if facts.current == wanted:
         return None
     change = Difference(what="current release", actual=facts.current, desired=wanted)
-    is_foreign = facts.systemd is not None and facts.systemd.foreign_program is not None
+    is_foreign = facts.systemd is not None and facts.systemd.adopted_program is not None
     previous = ADOPTED if is_foreign and facts.current is None else previous_release(facts)
     return SwitchRelease(reason=str(change), differences=(change,), previous=previous, version=release.name)
 
@@ -334,7 +292,7 @@ def _record_of_before(desired: Desired, found: SystemdFacts) -> Iterator[WriteFi
     """
     unit, paths = found.unit, desired.paths
     is_ours = any(str(path) in found.files for path in (paths.drop_in, paths.units / LOAD_UNIT))
-    if found.foreign_program is None or is_ours:
+    if found.adopted_program is None or is_ours:
         return
     active = "active" if unit.active_state in ("active", "reloading", "activating") else "inactive"
     if (active, unit.enabled) != ("active", "enabled"):
@@ -346,7 +304,7 @@ def _has_release(facts: HostFacts) -> bool:
     """Whether there is one that a start of the unit would run."""
     if facts.current is not None:
         return facts.current in facts.releases
-    return facts.systemd is not None and facts.systemd.foreign_program is not None
+    return facts.systemd is not None and facts.systemd.adopted_program is not None
 
 
 def is_enabled(found: SystemdFacts, name: str) -> bool:

@@ -86,7 +86,7 @@ def user_of(facts: HostFacts) -> str:
     What somebody has edited into a unit of ours does not count: it is drift.
     """
     found = facts.systemd
-    if found is None or found.foreign_program is None:
+    if found is None or found.adopted_program is None:
         return ACCOUNT
     return found.user or "root"
 
@@ -95,10 +95,14 @@ def server_files(desired: Desired, facts: HostFacts, release: Release) -> tuple[
     """The files that the server's process depends on: a change needs a restart."""
     paths = desired.paths
     drop_in = render_file(paths.drop_in, "50-fleet.conf.j2", **_drop_in_values(desired, facts, release))
-    if facts.systemd is not None and facts.systemd.foreign_program is not None:
+    if not _has_own_unit(facts):
         # Another hand's unit is adopted as it is.
         return (drop_in,)
     return (render_file(paths.unit, "ollama.service.j2", current=paths.current, user=ACCOUNT), drop_in)
+
+
+def _has_own_unit(facts: HostFacts) -> bool:
+    return facts.systemd is None or facts.systemd.adopted_program is None
 
 
 def host_files(desired: Desired) -> tuple[HostFile, ...]:
@@ -115,7 +119,7 @@ def host_files(desired: Desired) -> tuple[HostFile, ...]:
 def load_unit(desired: Desired, facts: HostFacts, release: Release) -> HostFile:
     """The oneshot that loads the models with the server's own binary; it goes back with the server."""
     paths = desired.paths
-    adopted = facts.systemd.foreign_program if facts.systemd is not None and release.is_adopted else None
+    adopted = facts.systemd.adopted_program if facts.systemd is not None and release.is_adopted else None
     environment = server_environment(desired, facts, release)
     return render_file(
         paths.units / LOAD_UNIT,
@@ -192,6 +196,7 @@ def _drop_in_values(desired: Desired, facts: HostFacts, release: Release) -> dic
     address = environment["OLLAMA_HOST"].rpartition(":")[0]
     return {
         "gpu": desired.gpu is GpuKind.NVIDIA,
+        "own_unit": _has_own_unit(facts),
         "release": not release.is_adopted,
         "current": paths.current,
         "environment": [quoted(f"{name}={value}") for name, value in sorted(environment.items())],

@@ -72,18 +72,25 @@ class Identity:
 def identify(url: str, key: str | None = None) -> Identity:
     """Ask a server that need not be Ollama: whatever it answers, it is there.
 
+    Others have an `/api/version` too; the word at the root is Ollama's alone (0.17.5 to 0.32.15, recorded).
+
     Args:
         url: with or without `/v1`.
     """
     root = re.sub(r"/v\d+$", "", url.rstrip("/"))
     answer = send("GET", root + "/api/version", deadline_seconds=ANSWER_SECONDS, key=key)
     check = _version_check("version", root, answer)
-    if check.ok and re.match(r"\d+\.\d+\.\d+", check.data["version"]):
+    if check.ok and re.match(r"\d+\.\d+\.\d+", check.data["version"]) and _is_ollama(root, key):
         return Identity(f"ollama/{check.data['version']}", check.data["simulated"])
     if answer.status is None:
         # Some servers leave a request hanging that they do not know.
         answer = send("GET", root + "/v1/models", deadline_seconds=ANSWER_SECONDS, key=key)
     return Identity(unreachable=None if answer.status is not None else answer.error)
+
+
+def _is_ollama(root: str, key: str | None) -> bool:
+    answer = send("GET", root + "/", deadline_seconds=ANSWER_SECONDS, key=key)
+    return answer.status == 200 and answer.body.strip() == b"Ollama is running"
 
 
 def load_model(url: str, model: str, deadline_seconds: float) -> Check:

@@ -50,7 +50,7 @@ class Expectation:
     One of these, the others being None or empty: `calls`, these and no others; `call_of`, at least one call
     and none but of these tools; `finish`, this finish reason; `prompt_grows`, more prompt tokens than without
     the tools; `error`, one of these statuses and an error object; and without any of them `text` that fits
-    and no call. With `may_refuse` a 4xx with an error object is as good.
+    and no call. With `may_refuse` an error that refuses the request's `tool_choice` is as good.
     """
 
     rule: int

@@ -16,8 +16,9 @@ from healthchecks.case import DATABASE_SCHEMA_MARK, Case, Expectation, Turn, ren
 from healthchecks.database import FACTS, DatabaseTool, describe_schema
 from healthchecks.endpoint import Answered, Endpoint, ask
 from healthchecks.expectations import unmet, unmet_error, unmet_growth
-from healthchecks.toolcalls import BEHAVIOURAL, INTEROP, RULES, WARN, Call, Finding, Reply
+from healthchecks.toolcalls import BEHAVIOURAL, INTEROP, MUST, RULES, WARN, Call, Exchange, Finding, Reply
 from healthchecks.toolcalls.known import TOOL_CHOICE_IGNORED, KnownFault
+from healthchecks.toolcalls.obeyed import REFUSALS_OF_TOOL_CHOICE, refuses_tool_choice
 
 MOST_ROUNDS_OF_CALLS = 4
 
@@ -129,12 +130,14 @@ class Conversation:
         """Send the history; the reply becomes part of it. None where there is no reply to go on with."""
         answered = self.stage.ask(self._request(turn))
         self.answers.append(answered)
-        if turn.expect.may_refuse and unmet_error(range(400, 500), answered.exchange) is None:
+        if turn.expect.may_refuse and _is_refused(answered.exchange):
             return None
         self._find_of(answered)
         reply = answered.reply
         if reply is None:
             self._blame_history(answered)
+            if all(finding.severity == WARN for finding in self.findings):
+                self.find(1, MUST, "no reply could be read from what came")
         elif reply.calls:
             # As clients do: null where calls come without text.
             self.messages.append({**reply.message, "content": reply.content or None})
@@ -209,8 +212,8 @@ class Conversation:
     def _blame_history(self, answered: Answered) -> None:
         """Where a history with results was refused: is it its `content: null` (51) or the results (52)?"""
         status, request = answered.exchange.status, answered.exchange.request
-        if status is None or not 400 <= status < 500:
-            return
+        if status not in (400, 422):
+            return  # A wrong key or too many requests are no word about the history.
         if not any(message["role"] == "tool" for message in request["messages"]):
             return
         with_text = [{**message, "content": message["content"] or ""} for message in request["messages"]]
@@ -218,6 +221,11 @@ class Conversation:
             self.find(51, INTEROP, f"HTTP {status} for a history with calls and `content: null`")
         else:
             self.find(52, INTEROP, f"HTTP {status} for a history with tool results")
+
+
+def _is_refused(exchange: Exchange) -> bool:
+    """Whether the server says, as errors are said (rule 60), that it cannot do what `tool_choice` asks."""
+    return refuses_tool_choice(exchange) and unmet_error(REFUSALS_OF_TOOL_CHOICE, exchange) is None
 
 
 def models_rule(rule: int) -> int:

@@ -203,9 +203,12 @@ def _body(entry: Mapping[str, Any], where: str) -> bytes:
 def _tools(value: Any) -> tuple[Mapping[str, Any], ...] | None:
     if value is None:
         return None
-    if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
+    if not isinstance(value, list):
         raise InvalidExchangeFileError("tools", "not a list of tools")
-    return tuple(value)
+    try:
+        return tuple(_tool(entry, number) for number, entry in enumerate(value, 1))
+    except InvalidToolsError as problem:
+        raise InvalidExchangeFileError("tools", str(problem)) from None
 
 
 def _render(exchange: Exchange) -> dict[str, Any]:

@@ -26,9 +26,6 @@ MOST_REPEATS = 10
 
 NOTHING = Rate(0, 0)
 
-FIRST_SHARE = 0.5
-"""A first model whose replies with calls are certainly worse than this is none that calls tools."""
-
 
 @dataclass(frozen=True)
 class Baseline:
@@ -75,7 +72,7 @@ def judge_strictly(results: Sequence[CaseResult], rates: Rates, cases: Sequence[
 def judge_candidate(
     results: Sequence[CaseResult], rates: Rates, cases: Sequence[Case], baseline: Baseline | None
 ) -> Decision:
-    """Against the model that is served; the first one has to make good calls, and not mostly bad ones.
+    """Against the model that is served; the first one has to make one good call.
 
     A rule of the model's doing blocks where the upper end of the run's 95 % interval lies below the served
     model's rate. One with fewer than `LEAST_TRIALS` is asked only where nothing else blocks; it does so too
@@ -83,11 +80,7 @@ def judge_candidate(
     """
     if baseline is None:
         basis = "the first model that is judged by these cases: what is the model's doing does not count yet"
-        calls = rates.schema_accuracy
-        told: tuple[str, ...] = ()
-        if calls.successes > 0 and calls.interval[1] < FIRST_SHARE:
-            told = (f"good calls: {render_rate(calls)}; a first model must reach one half",)
-        return _decide(basis, results, rates, cases, told, frozenset())
+        return _decide(basis, results, rates, cases, (), frozenset())
     basis = f"what is the model's doing is compared with what is served: {baseline.told}"
     worse = {
         rule: f"rule {rule}: {render_rate(rate)}; the served model had {render_rate(served)}"
@@ -152,8 +145,9 @@ def _decide(
     blocked: frozenset[int] | None,
 ) -> Decision:
     beside = list(worse)
-    wants_calls = any(turn.expect.calls for case in cases for turn in case.turns)
-    if wants_calls and not rates.schema_accuracy.successes:
+    wanted = [call for case in cases for turn in case.turns for call in turn.expect.calls or ()]
+    with_arguments = any(call["arguments"] for call in wanted)
+    if wanted and not (rates.with_arguments if with_arguments else rates.schema_accuracy.successes):
         beside.append("no reply held a call with arguments that its tool allows")
     reasons, notes = [*beside], []
     counting = Decision(basis, (), (), (), blocked)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +16,8 @@ from healthchecks.toolcalls.known import KnownFault
 
 ERROR = "error"
 WARN = "warn"
+
+HOW_NOT_TO_CUT = "the oldest turns were cut away: the prompt is longer than `PARAMETER num_ctx`; raise it"
 
 _EVIDENCE_CHARACTERS = 160
 _LONG_LITERAL_CHARACTERS = 40
@@ -219,6 +221,7 @@ def _find_message_faults(
     """Every message with its text and its calls, in order; those of the system may stand in front."""
     cursor = 0
     missing: list[int] = []
+    lost: dict[int, PromptFault] = {}
     for number, message in enumerate(messages):
         ends: list[int] = []
         for text in filter(None, map(str.strip, _texts(message))):
@@ -233,9 +236,19 @@ def _find_message_faults(
         for call in message.get("tool_calls") or ():
             end = _find_call(call["function"], prompt, cursor)
             if end is None:
-                yield _lost_call(call["function"]["name"], prompt, cursor)
+                lost.setdefault(number, _lost_call(call["function"]["name"], prompt, cursor))
             cursor = end or cursor
-    yield from _missing_messages(messages, missing, prompt)
+    cut = bool(missing) and _were_cut(messages, {*missing, *lost})
+    yield from _missing_messages(messages, missing, prompt, cut=cut)
+    # What was cut away holds no calls: to say so of the TEMPLATE would lead nowhere.
+    yield from () if cut else lost.values()
+
+
+def _were_cut(messages: Sequence[Mapping[str, Any]], missing: Collection[int]) -> bool:
+    """Are they the oldest turns? A server cuts those, and keeps the system's messages (server/prompt.go)."""
+    turns = [number for number, message in enumerate(messages) if message["role"] != "system"]
+    oldest = turns[: len(missing) + 1]
+    return 1 < len(missing) < len(turns) and oldest[0] in missing and set(missing) <= set(oldest)
 
 
 def _find_text(text: str, prompt: str, start: int) -> int:
@@ -245,17 +258,14 @@ def _find_text(text: str, prompt: str, start: int) -> int:
 
 
 def _missing_messages(
-    messages: Sequence[Mapping[str, Any]], missing: Sequence[int], prompt: str
+    messages: Sequence[Mapping[str, Any]], missing: Sequence[int], prompt: str, *, cut: bool
 ) -> Iterator[PromptFault]:
     if not missing:
         return
-    turns = [number for number, message in enumerate(messages) if message["role"] != "system"]
-    # The server cuts the oldest turns first and keeps the system's messages (server/prompt.go).
-    cut = len(missing) < len(turns) and set(missing) <= set(turns[: len(missing) + 1])
     roles = sorted({messages[number]["role"] for number in missing})
     hint = f"the TEMPLATE needs a branch for the role {_names(roles)}"
-    if cut and len(missing) > 1:
-        hint = "the oldest turns were cut away: the prompt is longer than `PARAMETER num_ctx`; raise it"
+    if cut:
+        hint = HOW_NOT_TO_CUT
     first = messages[missing[0]]
     yield PromptFault(
         ERROR,

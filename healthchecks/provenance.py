@@ -19,7 +19,7 @@ from healthchecks.check import Check
 from healthchecks.conversation import opening_request
 from healthchecks.database import describe_schema
 from healthchecks.endpoint import Endpoint
-from healthchecks.prompt import ERROR, WARN, PromptFault, find_prompt_faults
+from healthchecks.prompt import ERROR, HOW_NOT_TO_CUT, WARN, PromptFault, find_prompt_faults
 from healthchecks.wire import send
 
 DEADLINE_SECONDS = 60.0
@@ -190,6 +190,7 @@ def _checked(faults: Sequence[tuple[str, PromptFault]], probes: int) -> Check:
         warned = len(faults)
         said = f"{probes} prompts hold every tool and message that was sent"
         return Check(CHECK_NAME, True, said + (f"; {warned} known faults" if warned else ""), data)
-    name, fault = errors[0]
+    # Where turns were cut away, whatever else is missing is for want of room.
+    name, fault = next((error for error in errors if error[1].hint == HOW_NOT_TO_CUT), errors[0])
     more = f", and {len(errors) - 1} more" if len(errors) > 1 else ""
     return Check(CHECK_NAME, False, f"{name}: {fault.reason}; {fault.hint}{more}", data)

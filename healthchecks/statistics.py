@@ -47,11 +47,13 @@ class Rates:
     `schema_accuracy` is that of the K2 Vendor Verifier (`successful_tool_call_count` of `finish_tool_calls`,
     its `tool_calls_eval.py`): a trial is a reply whose finish reason is `tool_calls`, a success one whose
     calls all name a declared tool and have arguments that its schema allows. Only that a reply without any
-    call is none, which its script counts as one.
+    call is none, which its script counts as one. `with_arguments`: in so many of those successes a call has
+    any; a server that drops them all still answers well where none are due.
     """
 
     by_rule: Mapping[int, Rate]
     schema_accuracy: Rate
+    with_arguments: int
 
 
 def wilson_interval(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -92,15 +94,19 @@ def rates(results: Iterable[CaseResult], cases: Sequence[Case]) -> Rates:
     """
     known = {case.name: case for case in cases}
     trials: list[tuple[int, bool]] = []
-    replies: list[bool] = []
+    replies: list[tuple[bool, bool]] = []
     for result in results:
         trials += _behaviour(result, known[result.case])
         for exchange in result.exchanges:
             for broken in map(_broken_rules, *_judgeable(exchange)):
                 trials += [(rule, rule not in broken) for rule in ARGUMENT_RULES]
-            replies += _is_successful(exchange)
+            replies += _successes(exchange)
     rules = sorted({rule for rule, _ in trials})
-    return Rates({rule: _rate(ok for one, ok in trials if one == rule) for rule in rules}, _rate(replies))
+    return Rates(
+        by_rule={rule: _rate(ok for one, ok in trials if one == rule) for rule in rules},
+        schema_accuracy=_rate(good for good, _ in replies),
+        with_arguments=sum(good and argued for good, argued in replies),
+    )
 
 
 def can_try(case: Case, rule: int) -> bool:
@@ -153,11 +159,11 @@ def _broken_rules(tool: Tool, call: Call) -> frozenset[int]:
     return frozenset(finding.rule for finding in found.all() if finding.severity != WARN)
 
 
-def _is_successful(exchange: Exchange) -> list[bool]:
-    """Of a reply that ends with `tool_calls`, whether all of its calls are good; of another one, nothing."""
+def _successes(exchange: Exchange) -> list[tuple[bool, bool]]:
+    """Of a reply that ends with `tool_calls`: are all its calls good, has any arguments? Of others none."""
     reply = judge(exchange).reply
     if reply is None or reply.finish_reason != "tool_calls":
         return []
     tools, calls = _judgeable(exchange)
-    good = not any(map(_broken_rules, tools, calls))
-    return [bool(calls) and len(calls) == len(reply.calls) and good]
+    good = bool(calls) and len(calls) == len(reply.calls) and not any(map(_broken_rules, tools, calls))
+    return [(good, any(call.arguments for call in calls))]

@@ -49,10 +49,13 @@ release=
 if [ "${{pid:-0}}" -gt 0 ]; then
     release={ADOPTED}
     mark=$(tr '\\0' '\\n' <"/proc/$pid/environ" 2>/dev/null | grep '^OLLAMA_FLEET_RELEASE=')
-    if [ -n "$mark" ] && [ "$mark" != OLLAMA_FLEET_RELEASE={ADOPTED} ]; then
-        file=$(grep -lx "$mark" /opt/ollama/releases/*/release.env) || file=unknown/release
-        release=$(basename "$(dirname "$file")")
-    fi
+    case $mark in
+        '' | OLLAMA_FLEET_RELEASE={ADOPTED} | OLLAMA_FLEET_RELEASE={ADOPTED}-*) ;;
+        *)
+            file=$(grep -lx "$mark" /opt/ollama/releases/*/release.env) || file=unknown/release
+            release=$(basename "$(dirname "$file")")
+            ;;
+    esac
 fi
 echo "release $release"
 echo "models $({PYTHON} -c '{_LOADED}' 2>/dev/null)"

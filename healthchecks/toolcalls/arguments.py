@@ -44,7 +44,7 @@ def _decode(raw: str, where: str, severity: str, found: Findings) -> dict[str, A
     """Rules 19 and 20, and 25 for what is lost in decoding."""
     found.looked_at(20)
     if not raw.strip():
-        found.add(20, INTEROP, where, "the arguments are an empty text; no arguments are `{}`")
+        found.add(20, severity, where, "the arguments are an empty text; no arguments are `{}`")
         return None
     found.looked_at(19)
     try:
@@ -129,13 +129,19 @@ def _check_round_trip(text: str, where: str, asked: Asked, found: Findings) -> N
 
     Not where it was asked for, and not for a few characters, which are anywhere.
     """
-    if text in asked.text:
+    if _is_in(text, asked):
         found.looked_at(26)
     elif not asked.speaks_of_escapes and any(
-        plain != text and len(plain) >= _SHORTEST_COMPARED and plain in asked.text
+        plain != text and len(plain) >= _SHORTEST_COMPARED and _is_in(plain, asked)
         for plain in _with_one_escape_less(text)
     ):
         found.add(26, INTEROP, where, f"{show(text)} is an escaped form of what the conversation holds")
+
+
+def _is_in(text: str, asked: Asked) -> bool:
+    """Does the conversation hold the text, as it is or as it is spelled in JSON?"""
+    spellings = {text, json.dumps(text)[1:-1], json.dumps(text, ensure_ascii=False)[1:-1]}
+    return any(spelling in asked.text for spelling in spellings)
 
 
 def _with_one_escape_less(text: str) -> Iterator[str]:

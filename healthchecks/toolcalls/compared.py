@@ -8,11 +8,11 @@ from functools import lru_cache
 from itertools import combinations
 from typing import Any
 
-from healthchecks.toolcalls.exchange import BEHAVIOURAL, INTEROP, WARN
+from healthchecks.toolcalls.exchange import BEHAVIOURAL, INTEROP, WARN, Reply
 from healthchecks.toolcalls.findings import Findings, names, show
-from healthchecks.toolcalls.strict_json import walk
+from healthchecks.toolcalls.strict_json import spelled, walk
 from healthchecks.toolcalls.turn import is_integer
-from healthchecks.toolcalls.turns import Turn, list_of, request_without, spelled
+from healthchecks.toolcalls.turns import Meaning, Turn, list_of, request_without
 
 _MOST_COMPARED = 40
 _MOST_PAIRS = 2000
@@ -61,7 +61,6 @@ def _check_stream_against_plain(group: Sequence[Turn], found: Findings) -> None:
     if not plain or not streamed:
         return
     found.looked_at(49)
-    # Spelled out, since 1 and true are equal to Python.
     meanings = [spelled(turn.meaning) for turn in plain]
     severity = INTEROP if len(set(meanings)) == 1 else WARN
     for turn in streamed:
@@ -115,42 +114,50 @@ def _check_apart(one: Turn, other: Turn, found: Findings) -> None:
     if not one.meaning and not other.meaning:
         return
     found.looked_at(63)
-    shared = _ids(one) & _ids(other)
+    shared = telling_ids(one.reply) & telling_ids(other.reply)
     for id_ in sorted(shared):
         reason = f"the id {show(id_)} is that of a call of exchange {one.number}, which ran at the same time"
         found.add(63, BEHAVIOURAL, other.place("tool_calls"), reason)
     for turn, its_neighbour in ((one, other), (other, one)):
-        foreign = _foreign_value(turn, its_neighbour)
+        foreign, call = _foreign_value(turn, its_neighbour)
         if foreign is not None:
+            # Both may mean the same: a capital, and the city by its name. A reply that was sent twice has
+            # its ids twice, and nobody comes upon such a number by himself.
+            may_mean_it = isinstance(foreign, str) and call in its_neighbour.meaning
+            severity = WARN if may_mean_it else BEHAVIOURAL
             reason = (
                 f"{show(foreign)} is in the arguments, and only exchange {its_neighbour.number} speaks of it,"
                 " which ran at the same time"
             )
-            found.add(63, BEHAVIOURAL, turn.place("tool_calls"), reason)
+            found.add(63, severity, turn.place("tool_calls"), reason)
 
 
-def _ids(turn: Turn) -> set[str]:
-    ids = {call.id for call in turn.reply.calls} if turn.reply is not None else set()
-    return {id_ for id_ in ids if isinstance(id_, str) and id_ and not _COUNTED_ID.fullmatch(id_)}
+def telling_ids(*replies: Reply | None) -> frozenset[str]:
+    """The ids of calls that no other conversation may have; those that merely count may be anybody's."""
+    ids = [call.id for reply in replies if reply is not None for call in reply.calls]
+    return frozenset(id_ for id_ in ids if isinstance(id_, str) and id_ and not _COUNTED_ID.fullmatch(id_))
 
 
-def _foreign_value(turn: Turn, other: Turn) -> str | int | float | None:
-    """A text or number in the arguments that is in the other conversation and nowhere in this request."""
+def _foreign_value(turn: Turn, other: Turn) -> tuple[str | int | float | None, Meaning | None]:
+    """A text or number in the arguments that is in the other conversation and nowhere in this request.
+
+    With the call that has it.
+    """
     theirs, ours = other.asked.text.casefold(), ""
     if not theirs:
-        return None
-    for _, arguments in turn.meaning:
-        for value in _values(arguments):
+        return None, None
+    for call in turn.meaning:
+        for value in _values(call[1]):
             ours = ours or _all_text(turn).casefold()
             if not isinstance(value, str):
                 if value in _telling_numbers(theirs) and not _spells(ours, value):
-                    return value
+                    return value, call
                 continue
             words = [word.casefold() for word in _WORD.findall(value)]
             foreign = [word for word in words if word in theirs and word not in ours]
             if foreign and not any(word in ours for word in words):
-                return value
-    return None
+                return value, call
+    return None, None
 
 
 def _all_text(turn: Turn) -> str:

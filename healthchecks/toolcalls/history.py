@@ -9,8 +9,8 @@ from typing import Any
 
 from healthchecks.toolcalls.exchange import BEHAVIOURAL, INTEROP, WARN
 from healthchecks.toolcalls.findings import Findings, show
-from healthchecks.toolcalls.strict_json import parse_body
-from healthchecks.toolcalls.turns import Meaning, Turn, calls_of, meaning_of, spelled, text_of
+from healthchecks.toolcalls.strict_json import parse_body, spelled
+from healthchecks.toolcalls.turns import Meaning, Turn, calls_of, meaning_of, text_of
 
 MOST_FAILED_ROUNDS = 5
 

@@ -35,6 +35,14 @@ class KnownFault:
         return late_enough and (self.before is None or version < self.before)
 
 
+_STATED = re.compile(r"[A-Za-z][\w.-]*/v?\d+\.\d+\.\d+(?:[.+-][\w.+-]*)?", re.ASCII)
+
+
+def states_version(server: str) -> bool:
+    """Is this a name and a version, as "ollama/0.17.5"? The known faults are told apart by three numbers."""
+    return _STATED.fullmatch(server) is not None
+
+
 # The first three were mended by #17485 in 0.32.6: recorded from 0.17.5 and 0.24.0, gone in 0.32.15.
 ROLE_IN_EVERY_DELTA = KnownFault(
     "ollama#17485", "the role `assistant` comes in every delta of a stream", (36,), before=(0, 32, 6)

@@ -1,7 +1,7 @@
 """Rules 29, 30 and 50: calls and tokens of the chat template that the server let through as text.
 
-Text may speak of both without leaking them: what the conversation holds already may come back, and what
-stands in code or in the midst of prose is worth a warning only.
+Text may speak of both without leaking them: a token that the conversation holds already may come back, and
+one that stands in code, or a call in the midst of prose, is worth a warning only.
 """
 
 from __future__ import annotations

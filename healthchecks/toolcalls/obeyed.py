@@ -6,24 +6,33 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from healthchecks.toolcalls.exchange import BEHAVIOURAL, INTEROP
+from healthchecks.toolcalls.exchange import BEHAVIOURAL, INTEROP, Exchange
 from healthchecks.toolcalls.findings import Findings, names, show
 from healthchecks.toolcalls.known import LENGTH_OVERWRITTEN, TOOL_CHOICE_IGNORED
 from healthchecks.toolcalls.turn import is_integer
-from healthchecks.toolcalls.turns import Turn, list_of
+from healthchecks.toolcalls.turns import Turn, error_object, error_says, list_of
 
 _SPEAKS_OF_TOOL_CHOICE = re.compile(r"tool[ _]?choice", re.IGNORECASE)
+# A wrong key (401) or an unknown model (404) is no answer to what the request says.
+REFUSALS_OF_TOOL_CHOICE = (400, 422, 501)
 
 
 def is_rightly_refused(turn: Turn) -> bool:
-    """Is a 4xx what this request had to get: nobody could answer it, or its `expect` says so?"""
-    if not turn.was_refused:
-        return False
-    expect = turn.exchange.expect or {}
-    if expect.get("may_refuse") or turn.exchange.status in list_of(expect.get("error")):
+    """Is an error what this request had to get, or could: nobody could answer it, or its `expect` says so?"""
+    if refuses_tool_choice(turn.exchange):
         return True
+    due = list_of((turn.exchange.expect or {}).get("error"))
     malformed = bool(turn.request) and not isinstance(turn.request.get("messages"), list)
-    return malformed or ("tool_choice" in turn.request and _refuses_tool_choice(turn))
+    return turn.was_refused and (turn.exchange.status in due or malformed)
+
+
+def refuses_tool_choice(exchange: Exchange) -> bool:
+    """Does the server say that it cannot do what `tool_choice` asks for?"""
+    return (
+        "tool_choice" in exchange.request
+        and exchange.status in REFUSALS_OF_TOOL_CHOICE
+        and _SPEAKS_OF_TOOL_CHOICE.search(error_says(error_object(exchange))) is not None
+    )
 
 
 def check_obeyed(turns: Sequence[Turn], found: Findings) -> None:
@@ -72,17 +81,13 @@ def _check_no_tools(turn: Turn, found: Findings) -> None:
         found.add(58, BEHAVIOURAL, turn.place("tool_calls"), reason)
 
 
-def _refuses_tool_choice(turn: Turn) -> bool:
-    return turn.was_refused and bool(_SPEAKS_OF_TOOL_CHOICE.search(turn.error_says))
-
-
 def _check_tool_choice(turn: Turn, found: Findings) -> None:
     """Rule 59, where the request has tools."""
     choice = turn.request.get("tool_choice")
     name = _chosen_name(choice)
     if choice not in ("none", "required") and name is None:
         return
-    if _refuses_tool_choice(turn):
+    if refuses_tool_choice(turn.exchange):
         found.looked_at(59)
     reply = turn.reply
     # What was cut may have had a call to come.

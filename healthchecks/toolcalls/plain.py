@@ -32,7 +32,11 @@ def check_plain(completion: Any, asked: Asked, found: Findings) -> Reply | None:
     if completion.get("object") != "chat.completion":
         found.add(2, MUST, "object", "`object` is {}".format(show(completion.get("object"))))
     usage = completion.get("usage")
-    choice = first_choice(completion.get("choices"), "choices", asked, found)
+    choices = completion.get("choices")
+    choice = first_choice(choices, "choices", asked, found)
+    if choice is None and isinstance(choices, list) and choices and isinstance(choices[0], dict):
+        found.add(4, INTEROP, "choices", "no choice has the index 0")
+        choice = choices[0]
     known = None if choice is None else _no_final_message(completion, choice, asked)
     check_identity(completion, "", asked, found, known)
     check_usage(usage, "usage", found, known)

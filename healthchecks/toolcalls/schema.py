@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 from jsonschema import Draft202012Validator
@@ -13,6 +15,7 @@ from referencing.jsonschema import EMPTY_REGISTRY
 from healthchecks.toolcalls.asked import Tool
 from healthchecks.toolcalls.exchange import INTEROP, WARN
 from healthchecks.toolcalls.findings import Findings, names, printable
+from healthchecks.toolcalls.schema_limits import bounded, longest_key
 
 # Every other keyword (enum, const, minimum, pattern, maxItems, ...) restricts values: rule 23.
 _RULE_OF_KEYWORD = {
@@ -25,7 +28,19 @@ _RULE_OF_KEYWORD = {
     "propertyNames": 24,
     "maxProperties": 24,
 }
-_SAYS_MORE_ABOUT_KEYS = ("additionalProperties", "patternProperties", "$ref", "allOf", "anyOf", "oneOf")
+_SAYS_MORE_ABOUT_KEYS = (
+    "additionalProperties",
+    "unevaluatedProperties",
+    "patternProperties",
+    "$ref",
+    "$dynamicRef",
+    "allOf",
+    "anyOf",
+    "oneOf",
+    "if",
+    "dependentSchemas",
+    "dependencies",
+)
 
 
 def check_arguments_fit(tool: Tool, arguments: Mapping[str, Any], where: str, found: Findings) -> None:
@@ -47,9 +62,33 @@ def check_arguments_fit(tool: Tool, arguments: Mapping[str, Any], where: str, fo
 def _errors(tool: Tool, arguments: Mapping[str, Any]) -> Iterator[ValidationError]:
     if tool.parameters is None:
         return
+    # The same few tools are declared in many requests, and a schema takes longer to check than arguments do.
+    validator, longest = _validator(json.dumps(tool.parameters))
+    if any(len(key) > longest for key in _keys(arguments)):
+        raise ValueError("a key is too long to be held against a pattern")
+    yield from validator.iter_errors(arguments)
+
+
+@lru_cache(maxsize=128)
+def _validator(schema: str) -> tuple[Any, int]:
+    """For the JSON text of a schema, and how long keys may be. Raises SchemaError, among others."""
+    parameters = json.loads(schema)
+    validator = validator_for(parameters, default=Draft202012Validator)
+    validator.check_schema(parameters)
     # The empty registry, since the default one fetches a remote `$ref` from the network.
-    validator = validator_for(tool.parameters, default=Draft202012Validator)
-    yield from validator(tool.parameters, registry=EMPTY_REGISTRY).iter_errors(arguments)
+    return bounded(validator)(parameters, registry=EMPTY_REGISTRY), longest_key(parameters)
+
+
+def _keys(value: Any) -> Iterator[str]:
+    """All keys of all objects in it."""
+    pending = [value]
+    while pending:
+        item = pending.pop()
+        if isinstance(item, dict):
+            yield from item
+            pending.extend(item.values())
+        elif isinstance(item, list):
+            pending.extend(item)
 
 
 def _rule_of(error: ValidationError) -> int:
@@ -66,19 +105,39 @@ def _check_undeclared(tool: Tool, arguments: Mapping[str, Any], where: str, foun
     """What JSON schema does not forbid: keys beside the declared ones where it says nothing about others.
 
     One such key is a warning. Nothing but such keys are another tool's arguments: Ollama gives those of an
-    undeclared tool to a declared one (measured on 0.17.5 and 0.24.0).
+    undeclared tool to a declared one (measured on 0.17.5 and 0.24.0). A strict tool has none inside its
+    arguments either.
     """
     schema = {"properties": {}} if tool.parameters is None else tool.parameters
-    declared = schema.get("properties") if isinstance(schema, dict) else None
-    if not isinstance(declared, dict) or any(word in schema for word in _SAYS_MORE_ABOUT_KEYS):
-        return
-    undeclared = [key for key in arguments if key not in declared]
-    if not undeclared:
-        return
-    reason = f"undeclared arguments: {names(undeclared)}"
-    if len(undeclared) == len(arguments):
-        found.add(24, INTEROP, where, f"{reason}, and no declared one: they look like another tool's")
-    elif tool.strict:
-        found.add(24, INTEROP, where, f"{reason}, and the tool is strict")
-    else:
-        found.add(24, WARN, where, f"{reason}, which the tool's schema does not forbid")
+    for path, undeclared in _undeclared(schema, arguments):
+        reason = f"undeclared arguments: {names(undeclared)}"
+        if tool.strict:
+            found.add(24, INTEROP, where + printable(path), f"{reason}, and the tool is strict")
+        elif not path and len(undeclared) == len(arguments):
+            found.add(24, INTEROP, where, f"{reason}, and no declared one: they look like another tool's")
+        elif not path:
+            found.add(24, WARN, where, f"{reason}, which the tool's schema does not forbid")
+
+
+def _undeclared(schema: Any, arguments: Any) -> Iterator[tuple[str, list[str]]]:
+    """The undeclared keys of each object, with its path."""
+    pending = [("", schema, arguments)]
+    while pending:
+        path, schema, value = pending.pop()
+        properties = schema.get("properties") if isinstance(schema, dict) else None
+        if isinstance(schema, dict) and isinstance(value, list):
+            pending += [(f"{path}[{number}]", schema.get("items"), item) for number, item in enumerate(value)]
+        elif isinstance(value, dict) and isinstance(properties, dict):
+            pending += [(f"{path}.{key}", properties[key], value[key]) for key in value if key in properties]
+            declared = {*properties, *_demanded(schema)}
+            undeclared = [key for key in value if key not in declared]
+            if undeclared and not any(word in schema for word in _SAYS_MORE_ABOUT_KEYS):
+                yield path, undeclared
+
+
+def _demanded(schema: Mapping[str, Any]) -> Iterator[str]:
+    """Keys that a schema asks for, wherever it describes them."""
+    dependent = schema.get("dependentRequired")
+    for keys in (schema.get("required"), *(dependent.values() if isinstance(dependent, dict) else ())):
+        if isinstance(keys, list):
+            yield from (key for key in keys if isinstance(key, str))

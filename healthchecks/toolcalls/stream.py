@@ -126,18 +126,23 @@ def _error_in(value: Any, text: str, type_: str | None) -> Any:
     if type_ is None:
         return error_of(value)
     told = value.get("error") if isinstance(value, dict) else None
-    if told is None and type_ == "error":
+    if not told and type_ == "error":
         return value if isinstance(value, dict) else text
-    return told
+    return told or None
 
 
 def _is_an_annotation(chunk: dict[str, Any]) -> bool:
-    """Azure's content filter sends chunks of its own, with empty id, object and model."""
+    """Azure's content filter sends chunks of its own: empty id, object and model, and no delta in them."""
     choices = chunk.get("choices")
     if choices == []:
         return "prompt_filter_results" in chunk
-    first = choices[0] if isinstance(choices, list) else None
-    return isinstance(first, dict) and "content_filter_offsets" in first
+    return isinstance(choices, list) and all(
+        isinstance(choice, dict)
+        and "content_filter_offsets" in choice
+        and not choice.get("delta")
+        and choice.get("finish_reason") in (None, "content_filter")
+        for choice in choices
+    )
 
 
 class _Chunks:
@@ -156,11 +161,15 @@ class _Chunks:
         self._finish_reasons: list[Any] = []
         self._beside = Beside(answer=False, reasoning=False)
         self._model_changed = False
+        self._only_others: bool | None = None
         self.failed = False
 
     def add(self, chunk: dict[str, Any], where: str) -> None:
         found = self._found
         if _is_an_annotation(chunk):
+            # Where the filter ends the stream, such a chunk has the reason.
+            filtered = [choice["finish_reason"] for choice in chunk["choices"] if choice.get("finish_reason")]
+            self._finish_reasons.extend(filtered)
             return
         if chunk.get("object") != "chat.completion.chunk":
             found.add(33, MUST, where + ".object", "`object` is {}".format(show(chunk.get("object"))))
@@ -213,7 +222,9 @@ class _Chunks:
         found = self._found
         choice = first_choice(choices, where + ".choices", self._asked, found)
         if choice is None:
+            self._only_others = self._only_others is not False
             return
+        self._only_others = False
         where += ".choices[0]."
         delta = choice.get("delta")
         if isinstance(delta, dict):
@@ -286,6 +297,11 @@ class _Chunks:
         """
         found = self._found
         if self._first is None:
+            if not self.failed:
+                found.add(44, INTEROP, "body", "the stream holds no chunk")
+            return None
+        if self._only_others and ended and not self.failed:
+            found.add(4, INTEROP, "body", "no choice of the stream has the index 0")
             return None
         found.looked_at(44, 45)
         # An error that was told is the end, and rule 47 has said so.

@@ -66,6 +66,17 @@ def parse_arguments(text: str) -> Decoded:
     return Decoded(value, tuple(doubled), tuple(not_finite))
 
 
+def spelled(value: Any) -> str:
+    """The same text for the same JSON value: in whatever order its keys, and 1 as 1.0, but not as true."""
+    by_value = json.loads(json.dumps(value), parse_float=_by_value)
+    return json.dumps(by_value, sort_keys=True)
+
+
+def _by_value(digits: str) -> Any:
+    value = float(digits)
+    return int(value) if value.is_integer() else value
+
+
 def walk(value: Any) -> Iterator[Any]:
     """Every scalar below `value`, and every object key, without recursion."""
     pending = [value]

@@ -24,12 +24,13 @@ def error_of(value: Any) -> Any:
     """The error that stands in place of a reply, whoever's form it has; None where there is none.
 
     OpenAI's is `{"error": ...}`; vLLM had `{"object": "error", "message": ...}`, and FastAPI, on which many
-    servers stand, says `{"detail": ...}`. What has choices is a reply, whatever else it holds.
+    servers stand, says `{"detail": ...}`. What has choices is a reply, unless its `error` says something.
     """
     if not isinstance(value, dict):
         return None
-    if value.get("error") is not None:
-        return value["error"]
+    error = value.get("error")
+    if error or (error is not None and "choices" not in value):
+        return error
     if "choices" in value:
         return None
     if value.get("object") == "error":
@@ -71,7 +72,7 @@ def _is_a_fuller_name(one: str, other: str) -> bool:
 
 
 def first_choice(choices: Any, where: str, asked: Asked, found: Findings) -> dict[str, Any] | None:
-    """Rule 4; the choice that the other rules look at: the one of index 0.
+    """Rule 4; the choice that the other rules look at: the one of index 0, None where there is none of it.
 
     Where `n` was sent the others are not looked at; where nobody knows, that there are any is a warning.
     """
@@ -161,7 +162,7 @@ def check_outcome(
     """
     if finish in _FINISH_REASONS:
         found.looked_at(9)
-    if calls and finish in ("stop", "function_call"):
+    if calls and finish in ("stop", "function_call", "content_filter"):
         severity = WARN if asked.forces_a_call else INTEROP
         found.add(9, severity, "finish_reason", f"calls came, and the finish reason is {show(finish)}")
     if finish == "tool_calls" and not calls and not malformed:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,7 +9,7 @@ from typing import Any
 
 from healthchecks.toolcalls.asked import Asked
 from healthchecks.toolcalls.exchange import Exchange, Reply
-from healthchecks.toolcalls.strict_json import parse_body
+from healthchecks.toolcalls.strict_json import parse_body, spelled
 
 Meaning = tuple[Any, Any]
 """A call without its id and the spelling of its JSON: name and arguments."""
@@ -53,28 +52,31 @@ class Turn:
 
     @cached_property
     def error_object(self) -> Any:
-        """The value of `error` in a JSON reply; None where there is no such thing."""
-        try:
-            value = parse_body(self.exchange.body.decode("utf-8", "replace"))
-        except (ValueError, RecursionError):
-            return None
-        return value.get("error") if isinstance(value, dict) else None
+        return error_object(self.exchange)
 
     @property
     def error_says(self) -> str:
-        error = self.error_object
-        message = error.get("message") if isinstance(error, dict) else error
-        return message if isinstance(message, str) else ""
+        return error_says(self.error_object)
+
+
+def error_object(exchange: Exchange) -> Any:
+    """The value of `error` in a JSON reply; None where there is no such thing."""
+    try:
+        value = parse_body(exchange.body.decode("utf-8", "replace"))
+    except (ValueError, RecursionError):
+        return None
+    return value.get("error") if isinstance(value, dict) else None
+
+
+def error_says(error: Any) -> str:
+    """The text of such a value."""
+    message = error.get("message") if isinstance(error, dict) else error
+    return message if isinstance(message, str) else ""
 
 
 def list_of(value: Any) -> list[Any]:
     """What is no list counts as an empty one."""
     return value if isinstance(value, list) else []
-
-
-def spelled(value: Any) -> str:
-    """The same text for the same JSON value, whatever the order of its keys."""
-    return json.dumps(value, sort_keys=True)
 
 
 def request_without(turn: Turn, *keys: str) -> str:

@@ -12,7 +12,7 @@ import requests
 
 from testbed.ollama import start_server
 
-KEY = "sk-kept-secret-4711"
+KEY = "sk-kept-secret-wombat-1"
 
 
 @contextlib.contextmanager

@@ -27,8 +27,10 @@ from tests.contract.shells import need
 SHELLS = (("sh",), ("bash", "--posix"), ("busybox", "sh"))
 
 
-def probe(root: Path, models: Path, port: int = 1, shell: tuple[str, ...] = ("sh",)) -> HostFacts:
-    argv = commands.probe(PurePosixPath(root), PurePosixPath(models), port)
+def probe(
+    root: Path, models: Path, port: int = 1, shell: tuple[str, ...] = ("sh",), service: str = "process"
+) -> HostFacts:
+    argv = commands.probe(PurePosixPath(root), PurePosixPath(models), port, service=service)
     done = subprocess.run(
         [*shell, *argv[1:]], input=PROBE_SCRIPT.read_bytes(), capture_output=True, check=True
     )
@@ -103,6 +105,7 @@ def test_releases_artefacts_blobs_and_leftovers_are_found(tmp_path: Path, shell:
     (models / "blobs/sha256-0001").write_bytes(b"GGUF and more")
     (models / "blobs/sha256-0002").write_bytes(b"<htm")
     (models / "blobs/sha256-0003").write_bytes(b"")
+    owner = (models / "blobs/sha256-0003").owner()
     facts = probe(root, models, shell=shell)
     assert facts.releases == {"0.17.5": "abc"}
     assert facts.current == "0.17.5"
@@ -113,9 +116,9 @@ def test_releases_artefacts_blobs_and_leftovers_are_found(tmp_path: Path, shell:
     assert facts.parts["beef/.w.gguf.part"] % 512 == 0
     assert facts.leftovers == (str(root / "opt/ollama/releases/.unpack-0.17.6-1"),)
     assert facts.blobs == {
-        "0001": Blob(size_bytes=13, is_gguf=True),
-        "0002": Blob(size_bytes=4, is_gguf=False),
-        "0003": Blob(size_bytes=0, is_gguf=False),
+        "0001": Blob(size_bytes=13, is_gguf=True, owner=owner),
+        "0002": Blob(size_bytes=4, is_gguf=False, owner=owner),
+        "0003": Blob(size_bytes=0, is_gguf=False, owner=owner),
     }
 
 
@@ -143,6 +146,18 @@ def test_a_program_that_was_changed_in_place_is_found_whatever_its_size_and_date
     os.utime(program, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert probe(tmp_path, tmp_path / "models", shell=shell).releases == {"0.17.5": ""}
     program.write_bytes(b"as it came")
+    assert probe(tmp_path, tmp_path / "models", shell=shell).releases == {"0.17.5": "abc"}
+
+
+@pytest.mark.parametrize("mode", [0o755, 0o757])
+def test_a_program_that_systemd_starts_is_roots_and_nobody_else_may_write_to_it(
+    tmp_path: Path, shell: tuple[str, ...], mode: int
+) -> None:
+    program = unpacked(tmp_path, b"as it came")
+    program.chmod(mode)
+    is_whole = mode == 0o755 and program.owner() == "root"
+    found = probe(tmp_path, tmp_path / "models", shell=shell, service="systemd").releases
+    assert found == {"0.17.5": "abc" if is_whole else ""}
     assert probe(tmp_path, tmp_path / "models", shell=shell).releases == {"0.17.5": "abc"}
 
 

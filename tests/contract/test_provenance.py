@@ -99,6 +99,7 @@ def test_turns_that_do_not_fit_are_caught(url: str, database: Path) -> None:
     assert not check.ok
     cut = [fault for fault in check.data["faults"] if "not in the prompt, in order" in fault["reason"]]
     assert "num_ctx" in cut[0]["hint"]
+    assert "num_ctx" in check.reason
 
 
 def test_a_server_that_does_not_render_is_not_judged_and_does_not_pass(database: Path) -> None:

@@ -22,7 +22,7 @@ from healthchecks.api import load_model, loaded, server_version, wait_ready
 from healthchecks.database import make_database
 from healthchecks.gpu import check_residency
 from healthchecks.runner import CaseResult, Endpoint, load_cases, run_suite
-from healthchecks.toolcalls import WARN
+from healthchecks.toolcalls import INTEROP, WARN
 from healthchecks.wire import send
 from testbed.ollama import FAULTS, start_server
 
@@ -150,6 +150,14 @@ def test_each_fault_breaks_its_rule_in_its_cases_and_leaves_others_whole(
         found = failed(suite(server.url, cases=[*broken, *whole]))
     assert sorted(found) == sorted((case, mode) for case in broken for mode in BOTH)
     assert all(rule in rules for rules in found.values())
+
+
+def test_strings_that_the_server_escapes_are_its_own_doing(suite: Suite) -> None:
+    with start_server(faults=["escape-strings"]) as server:
+        results = suite(server.url, cases=["strings_markup", "strings_quotes", "strings_sql"])
+    found = [{(f.rule, f.severity) for f in result.findings} for result in results.values()]
+    assert len(found) == 6
+    assert all((26, INTEROP) in fired for fired in found)
 
 
 @pytest.mark.parametrize(("mode", "rule"), [("plain", 30), ("stream", 50)])

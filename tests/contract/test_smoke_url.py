@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from tests.contract.gateway import KEY, gateway
 
 PROJECT = Path(__file__).resolve().parents[2]
 CASES = ["--case", "weather_parallel", "--case", "no_tools"]
-OTHER_KEY = 'sk-other"secret\\4712'
+OTHER_KEY = 'sk-other"secret\\wombat-2'
 
 
 def smoke(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -100,6 +101,9 @@ def test_nobody_there_is_unreachable_and_reported(tmp_path: Path) -> None:
     [
         (["--url", "http://h"], "`--url` needs the model"),
         (["--url", "h:1", "--model", "m"], "is no base URL"),
+        (["--url", "http://[::1/v1", "--model", "m"], "`--url` is no URL"),
+        (["--url", "http://h:99999/v1", "--model", "m"], "`--url` is no URL"),
+        (["--url", "http://me:hunter22", "--model", "m"], "`--url` is no URL"),
         (["--url", "http://h/v1?key=hunter22", "--model", "m"], "is no base URL"),
         (["--url", "http://me:hunter22@h", "--model", "m"], "holds a name or a password"),
         (["--url", "http://h", "--model", "m", "--server", "ollama"], "names no version"),
@@ -130,6 +134,37 @@ def test_what_cannot_be_meant_is_told_before_anything_is_sent(
     assert "hunter22" not in done.stdout + done.stderr
 
 
+def test_what_was_played_before_an_interruption_is_reported(tmp_path: Path) -> None:
+    words = ["--model", "canary", "--case", "weather_parallel", "--runs", "2000"]
+    words += ["--junit", "r.xml", "--html", "r.html", "--json"]
+    with start_server() as server:
+        process = subprocess.Popen(
+            [sys.executable, str(PROJECT), "smoke", "--url", server.url, *words],
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdout is not None
+        seen = [next(process.stdout) for _ in range(5)]
+        process.send_signal(signal.SIGINT)
+        rest, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    told = [json.loads(line) for line in [*seen, *rest.splitlines()]]
+    assert told[-1]["event"] == "summary"
+    assert (told[-1]["hosts"], told[-1]["failed"]) == (1, 1)
+    plays = told[-1]["cases_passed"]
+    # One may be told already and not be kept yet.
+    assert sum(event["event"] == "case" for event in told) - plays in (0, 1)
+    assert 0 < plays < 4000
+    assert "switch" not in said
+    cases = list(ET.parse(tmp_path / "r.xml").getroot().iter("testcase"))
+    assert len([case for case in cases if "weather_parallel" in (case.get("name") or "")]) == plays
+    why = f"interrupted after {plays} plays; the others were not played"
+    assert why in (tmp_path / "r.xml").read_text()
+    assert why in (tmp_path / "r.html").read_text()
+
+
 @pytest.mark.parametrize("given", [KEY, OTHER_KEY], ids=["right key", "wrong key"])
 def test_the_key_is_in_nothing_that_is_printed_or_written(tmp_path: Path, given: str) -> None:
     words = ["--model", "canary", "--key-env", "FLEET_KEY", *CASES, "--runs", "2"]
@@ -143,7 +178,7 @@ def test_the_key_is_in_nothing_that_is_printed_or_written(tmp_path: Path, given:
     seen = [path.read_text() for path in files] + [one.stdout + one.stderr for one in done]
     for text in seen:
         assert "secret" not in text
-        assert "471" not in text
+        assert "wombat" not in text
     if given == OTHER_KEY:
         # The server quoted it, and that is where the stars are.
         assert all(one.returncode == 2 for one in done)

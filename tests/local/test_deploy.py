@@ -393,12 +393,28 @@ def test_a_locked_host_is_refused_with_its_owner_and_exit_code_5(site: Site) -> 
 def test_a_restart_that_could_not_start_again_stops_nothing(site: Site) -> None:
     site.deploy()
     pids = [process.pid for process in site.processes()]
+    (site.root / "opt/ollama/releases/0.17.5/release.json").unlink()
+    assert service_asking(site.run, "restart", yes=True) is ExitCode.FAILED
+    assert "release `0.17.5` is no longer on the host" in site.output.getvalue()
+    assert [event["outcome"] for event in site.events("host_done")[-1:]] == ["failed"]
+    assert [process.pid for process in site.processes()] == pids
+
+
+@pytest.mark.parametrize("is_installed", [False, True])
+def test_a_restart_keeps_the_release_that_serves_whatever_the_inventory_wants(
+    site: Site, is_installed: bool
+) -> None:
+    """Another release would be switched to unproven."""
+    site.deploy()
+    pids = [process.pid for process in site.processes()]
     site.add_release("0.17.6")
     site.pins.unlink()
     site.version = "0.17.6"
-    assert service_asking(site.run, "restart", yes=True) is ExitCode.FAILED
-    assert "release `0.17.6` is not installed" in site.output.getvalue()
-    assert [process.pid for process in site.processes()] == pids
+    if is_installed:
+        assert site.deploy(only_install).error is None
+    assert service_asking(site.run, "restart", yes=True) == ExitCode.DONE
+    assert [process.pid for process in site.processes()] != pids
+    assert site.get("/api/version") == {"version": "0.17.5"}
 
 
 def test_a_restart_without_yes_and_without_a_terminal_starts_nothing(site: Site) -> None:

@@ -17,6 +17,7 @@ from tests.contract.gateway import KEY, gateway
 from tests.local.conftest import Site
 
 PROJECT = Path(__file__).resolve().parents[2]
+CORE = 2 * len(load_cases(level="core")) + 1
 ALL = 2 * len(load_cases()) + 1
 TEXT_ONLY = {"no_tools"}
 
@@ -36,13 +37,21 @@ def face(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 def test_every_case_in_every_mode_is_a_test_with_a_readable_name(tmp_path: Path) -> None:
     with start_server() as server:
-        done = face("--fleet-url", server.url, "--fleet-model", "canary", f"--junit-xml={tmp_path}/r.xml")
+        words = ["--fleet-url", server.url, "--fleet-model", "canary", "--fleet-level", "extended"]
+        done = face(*words, f"--junit-xml={tmp_path}/r.xml")
     assert done.returncode == 0, done.stdout
     assert f"{ALL} passed" in done.stdout
     names = {case.get("name") for case in ET.parse(tmp_path / "r.xml").getroot().iter("testcase")}
     host = urlsplit(server.url).netloc
     assert f"test_tool_calls[{host}-canary-weather_parallel-stream]" in names
     assert f"test_the_model_is_served_and_is_shown_all_that_is_sent[{host}-canary]" in names
+
+
+def test_a_model_that_is_known_plays_the_cases_of_its_own_level() -> None:
+    with start_server() as server:
+        done = face("--fleet-url", server.url, "--fleet-model", "canary:latest")
+    assert done.returncode == 0, done.stdout
+    assert f"{CORE} passed" in done.stdout
 
 
 def test_a_failing_test_says_the_rule_the_place_the_reason_and_the_raw_exchange() -> None:
@@ -80,7 +89,14 @@ def test_nothing_to_test_is_said_and_is_no_failure() -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--fleet-url", "http://h"], "`--url` needs the model"),
+        (["--fleet-url", "http://h"], "`--fleet-url` needs the model to ask for"),
+        (["--fleet-url", "http://h"], "add --fleet-model NAME"),
+        (["--fleet-url", "http://[::1/v1"], "`--fleet-url` is no URL"),
+        (["--fleet-inventory", "inventory.ini", "--fleet-level", "low"], "`--fleet-level low` is no level"),
+        (
+            ["--fleet-inventory", "inventory.ini", "--fleet-limit", "nobody"],
+            "no host or group matches `nobody`",
+        ),
         (["--fleet-inventory", "no-such.ini"], "no-such.ini"),
         (
             ["--fleet-url", "http://h", "--fleet-model", "m", "--fleet-key-env", "FLEET_NONE"],

@@ -1,7 +1,8 @@
 """The suite as tests of pytest, for anybody's CI: these options say what is tested.
 
-    pytest tests/smoke --fleet-inventory inventory.ini [--fleet-limit PATTERN]
+    pytest tests/smoke --fleet-inventory inventory.ini [--fleet-limit PATTERN] [--fleet-level LEVEL]
     pytest tests/smoke --fleet-url https://HOST/v1 --fleet-model NAME [--fleet-key-env VARIABLE]
+        [--fleet-server NAME/VERSION] [--fleet-level LEVEL]
 
 With one of them the tests keep HOME and the settings of whoever runs them, and may reach every host: see
 `tests/conftest.py`.
@@ -17,7 +18,7 @@ import pytest
 from console.proof import Suite, smoke_database
 from deploy.errors import FleetError, render_error
 from healthchecks.runner import MODES
-from tests.smoke.subjects import Stage, Subject, make_subjects, silent_report
+from tests.smoke.subjects import Stage, Subject, as_options, make_subjects, silent_report
 
 NOT_ASKED = (
     "nothing says what to test: give --fleet-inventory FILE, or --fleet-url URL and --fleet-model NAME"
@@ -34,7 +35,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--fleet-url", metavar="URL", help="this OpenAI-compatible endpoint")
     group.addoption("--fleet-model", metavar="NAME", help="the model to ask it for")
     group.addoption("--fleet-key-env", metavar="VARIABLE", help="the variable that holds its key")
-    group.addoption("--fleet-level", metavar="LEVEL", help="core or extended cases, as `--level` of ./fleet")
+    group.addoption("--fleet-level", metavar="LEVEL", help="its cases, not those of the model's own")
     group.addoption("--fleet-server", metavar="NAME/VERSION", help="what it is, so that known faults warn")
 
 
@@ -43,7 +44,7 @@ def pytest_configure(config: pytest.Config) -> None:
     try:
         config.stash[_subjects] = make_subjects(config)
     except FleetError as error:
-        raise pytest.UsageError(render_error(error)) from error
+        raise pytest.UsageError(as_options(render_error(error))) from error
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -12,13 +13,15 @@ import pytest
 
 from console.proof import Suite, cases_for, check_cases, endpoint_of, examine_model
 from console.run import Run, make_sources, transport_for
-from console.smoke import AskedEndpoint, reach, request_for
+from console.smoke import AskedEndpoint, level_of, reach, request_for
 from deploy.desired import Desired, DesiredModel
 from deploy.errors import FleetError, render_error
 from deploy.report import Report
 from healthchecks.case import Case, load_cases
 from healthchecks.runner import CaseResult, Endpoint
 from healthchecks.suite_report import SuiteReport
+
+_FLAG = re.compile(r"(?<![\w-])--(?=(?:inventory|limit|url|model|key-env|level|server)\b)")
 
 Opened = tuple[Endpoint | None, SuiteReport]
 
@@ -87,6 +90,11 @@ def make_subjects(config: pytest.Config) -> tuple[Subject, ...]:
     return tuple(_host_subject(desired, model, level) for desired in run.hosts() for model in desired.models)
 
 
+def as_options(said: str) -> str:
+    """An error about flags of `./fleet`, about the options of pytest that stand for them."""
+    return "\n".join(line if "./fleet" in line else _FLAG.sub("--fleet-", line) for line in said.splitlines())
+
+
 def silent_report() -> Report:
     """What tests find is told by their messages."""
     return Report(as_json=True, stdout=io.StringIO(), stderr=io.StringIO())
@@ -96,7 +104,8 @@ def _endpoint_subject(asked: AskedEndpoint, endpoint: Endpoint, level: str | Non
     def open_it(_suite: Suite, _opened: ExitStack) -> Opened:
         return reach(asked.host, endpoint)
 
-    return Subject(name=f"{asked.host}-{endpoint.model}", cases=load_cases(level=level), open=open_it)
+    cases = load_cases(level=level or level_of(endpoint.model))
+    return Subject(name=f"{asked.host}-{endpoint.model}", cases=cases, open=open_it)
 
 
 def _host_subject(desired: Desired, model: DesiredModel, level: str | None) -> Subject:

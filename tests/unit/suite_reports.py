@@ -25,7 +25,7 @@ def exchange(body: bytes = b'{"hello": "there"}') -> Exchange:
 
 def good_call() -> Exchange:
     tool = {"type": "function", "function": {"name": "now", "parameters": {"type": "object"}}}
-    call = {"id": "c1", "type": "function", "function": {"name": "now", "arguments": "{}"}}
+    call = {"id": "c1", "type": "function", "function": {"name": "now", "arguments": '{"zone": "UTC"}'}}
     message = {"role": "assistant", "content": None, "tool_calls": [call]}
     choice = {"index": 0, "message": message, "finish_reason": "tool_calls"}
     body = {"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]}

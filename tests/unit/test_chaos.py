@@ -113,7 +113,7 @@ class FakeHost:
         self.looks += 1
         said = ""
         if 'echo "release' in script:
-            said = f'release {self.release}\nmodels {{"models": [{{"name": "myqwen2:latest"}}]}}\n'
+            said = f"release {self.release}\nmodels myqwen2:latest\n"
         elif "ExecMainStart" in script:
             said = f"footprint {self.looks if self.restless else 0}\n"
         return subprocess.CompletedProcess([], 0, said, "")

@@ -71,7 +71,8 @@ def test_every_task_and_flag_on_a_page_exists(page: Path) -> None:
 
 
 def test_every_flag_named_alone_exists(page: Path) -> None:
-    known = set().union(*known_flags().values())
+    options = re.findall(r'"(--fleet-[a-z-]+)"', (PROJECT / "tests/smoke/conftest.py").read_text())
+    known = set(options).union(*known_flags().values())
     # `--flag` or `--flag VALUE`; what other programs take is written as `--gpus all`.
     assert set(re.findall(r"`(--[a-z][a-z-]*)(?: [A-Z]+)?`", page.read_text())) <= known
 

@@ -19,6 +19,14 @@ JSON = st.recursive(
     max_leaves=8,
 )
 OBJECTS = st.dictionaries(st.text(max_size=8), JSON, max_size=4)
+TOOLS = st.lists(
+    st.builds(
+        lambda name, function: {"type": "function", "function": {**function, "name": name}},
+        st.text(),
+        OBJECTS,
+    ),
+    max_size=2,
+)
 SECONDS = st.none() | st.floats(0, 1e9)
 EXCHANGES = st.builds(
     Exchange,
@@ -33,7 +41,7 @@ EXCHANGES = st.builds(
 )
 
 
-@given(st.lists(EXCHANGES, min_size=1, max_size=3), st.none() | st.lists(OBJECTS, max_size=2))
+@given(st.lists(EXCHANGES, min_size=1, max_size=3), st.none() | TOOLS)
 def test_what_was_written_is_what_is_read(
     exchanges: list[Exchange], tools: list[dict[str, Any]] | None
 ) -> None:
@@ -86,6 +94,13 @@ def test_the_list_may_stand_alone_and_so_may_an_exchange(document: Any) -> None:
 def test_a_body_may_be_written_as_the_json_it_is() -> None:
     (exchange,) = parse_saved(json.dumps({**EXCHANGE, "body": {"id": "x"}}).encode()).exchanges
     assert json.loads(exchange.body) == {"id": "x"}
+
+
+def test_the_tools_of_a_file_may_be_bare_functions_as_those_of_the_flag() -> None:
+    bare = {"name": "look_up", "parameters": {"type": "object"}}
+    for tool in (bare, {"type": "function", "function": bare}):
+        saved = parse_saved(json.dumps({"exchanges": [EXCHANGE], "tools": [tool]}).encode())
+        assert saved.tools == ({"type": "function", "function": bare},)
 
 
 def test_bytes_that_are_no_text_are_kept_as_base64() -> None:

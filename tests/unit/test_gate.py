@@ -38,8 +38,14 @@ def play(*findings: Finding) -> CaseResult:
     return CaseResult("weather_parallel", "plain", not findings, findings, 0.1, (), (), None)
 
 
-def counted(by_rule: Mapping[int, tuple[int, int]] | None = None, accuracy: Rate = GOOD_CALLS) -> Rates:
-    return Rates({rule: Rate(*rate) for rule, rate in (by_rule or {}).items()}, accuracy)
+def counted(
+    by_rule: Mapping[int, tuple[int, int]] | None = None,
+    accuracy: Rate = GOOD_CALLS,
+    with_arguments: int | None = None,
+) -> Rates:
+    """The successes are calls with arguments, where nothing else is said."""
+    given = accuracy.successes if with_arguments is None else with_arguments
+    return Rates({rule: Rate(*rate) for rule, rate in (by_rule or {}).items()}, accuracy, given)
 
 
 def baseline(by_rule: Mapping[int, tuple[int, int]]) -> Baseline:
@@ -72,15 +78,17 @@ def test_a_model_that_makes_no_good_call_is_never_let_in() -> None:
         assert decision.beside_plays == decision.reasons
 
 
-@pytest.mark.parametrize(("calls", "let_in"), [(Rate(2, 76), False), (Rate(1, 4), True), (Rate(8, 20), True)])
-def test_a_first_model_whose_calls_are_mostly_bad_is_not_let_in(calls: Rate, let_in: bool) -> None:
-    decision = judge_candidate([play()], counted(accuracy=calls), CASES, None)
-    assert decision.passed is let_in
-    if not let_in:
-        assert decision.beside_plays == (
-            "good calls: 2 of 76, 3 % (1 to 9 %); a first model must reach one half",
-        )
-    assert judge_candidate([play()], counted(accuracy=calls), CASES, baseline({})).passed
+def test_one_good_call_is_enough_for_a_first_model() -> None:
+    decision = judge_candidate([play(ARGUMENTS)], counted({21: (1, 20)}, Rate(1, 20)), CASES, None)
+    assert decision.passed
+    assert len(decision.notes) == 1
+
+
+def test_calls_without_arguments_alone_are_not_enough_where_arguments_are_due() -> None:
+    dropped = counted(accuracy=Rate(2, 76), with_arguments=0)
+    for served in (None, baseline({})):
+        assert not judge_candidate([play()], dropped, CASES, served).passed
+    assert judge_candidate([play()], dropped, load_cases(["arguments_none"]), None).passed
 
 
 def test_a_model_of_which_no_call_is_expected_needs_none() -> None:

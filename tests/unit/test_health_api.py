@@ -214,4 +214,14 @@ def test_a_server_is_known_by_a_plain_version_only(
     answers: Answers, version: str, server: str | None
 ) -> None:
     answers["/api/version"] = ok({"version": version})
+    answers["/"] = Answer(200, {}, b"Ollama is running")
     assert identify(URL) == Identity(server)
+
+
+@pytest.mark.parametrize(
+    "root", [Answer(404, {}, b"no route"), Answer(200, {}, b"<html>"), Answer(None, None, b"")]
+)
+def test_another_server_with_a_version_is_not_taken_for_ollama(answers: Answers, root: Answer) -> None:
+    answers["/api/version"] = ok({"version": "1.7.2", "name": "another"})
+    answers["/"] = root
+    assert identify(URL) == Identity(None)

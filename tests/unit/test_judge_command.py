@@ -191,7 +191,19 @@ def test_an_exchange_file_with_a_mistake_is_told_its_place(run: Judge) -> None:
     assert (caught.value.cause or "").startswith("exchanges[0].status: ")
 
 
-@pytest.mark.parametrize("server", ["0.17.5", "ollama", "", "ollama/", "ollama/latest", "ollama/0.17"])
+@pytest.mark.parametrize(
+    "server",
+    [
+        "0.17.5",
+        "ollama",
+        "",
+        "ollama/",
+        "ollama/latest",
+        "ollama/0.17",
+        "ollama/0.17.5.1x y",
+        "ollama/0.17.5\n",
+    ],
+)
 def test_a_server_without_a_version_is_refused(run: Judge, server: str) -> None:
     with pytest.raises(UsageError, match="is no server and version"):
         run(b"{}", server=server)

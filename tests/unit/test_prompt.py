@@ -138,6 +138,13 @@ def test_turns_that_were_cut_away_are_found_with_the_reason(version: str) -> Non
     assert "num_ctx" in fault.hint
 
 
+def test_a_call_that_was_cut_away_with_its_turn_is_not_laid_to_the_template() -> None:
+    start, end = CHATML.index("<|im_start|>user\nWhat"), CHATML.index("<|im_start|>user\n<tool_response>")
+    fault = one_error(find_prompt_faults(REQUEST, CHATML[:start] + CHATML[end:]))
+    assert fault.reason.startswith("1 message of 4 not in the prompt")
+    assert "num_ctx" in fault.hint
+
+
 def test_a_prompt_that_holds_everything_has_no_fault() -> None:
     assert find_prompt_faults(REQUEST, CHATML, template="<|im_start|>{{ .Role }}") == ()
 

@@ -16,7 +16,8 @@ from healthchecks import endpoint as endpoint_module
 from healthchecks.case import parse_case
 from healthchecks.database import UnusableDatabaseError, make_database, most_tracks_album
 from healthchecks.runner import CaseResult, Endpoint, load_cases, run_suite
-from healthchecks.toolcalls import WARN
+from healthchecks.toolcalls import WARN, Verdict
+from healthchecks.toolcalls.conversation import judge_conversation
 from healthchecks.wire import Answer
 
 GLASGOW = {"location": "Glasgow, Scotland", "format": "celsius"}
@@ -34,6 +35,7 @@ class Say:
     text: str = ""
     calls: Sequence[tuple[str, Mapping[str, Any]]] = ()
     status: int = 200
+    refusal: str = "refused"
     prompt_tokens: int | None = 5
     id_: str | None = None
 
@@ -71,7 +73,12 @@ def answer(request: Mapping[str, Any], say: Say) -> Answer:
     """`say` as an OpenAI server sends it."""
     if say.status != 200:
         error = {
-            "error": {"message": "refused", "type": "invalid_request_error", "param": None, "code": None}
+            "error": {
+                "message": say.refusal,
+                "type": "invalid_request_error",
+                "param": None,
+                "code": None,
+            }
         }
         return Answer(say.status, {"Content-Type": "application/json"}, json.dumps(error).encode())
     calls = [
@@ -271,6 +278,17 @@ def test_a_stream_with_other_calls_than_the_plain_reply_is_rule_49(play: Play) -
     assert "fahrenheit" in stream.findings[-1].reason
 
 
+@pytest.mark.parametrize(("plain", "streamed", "same"), [(1, True, False), (1, 1.0, True), (0, False, False)])
+def test_calls_are_the_same_where_their_json_is(
+    play_custom: Custom, plain: object, streamed: object, same: bool
+) -> None:
+    def model(request: Mapping[str, Any]) -> Say:
+        return Say(calls=[("look_up", {"y": [streamed if request["stream"] else plain]})])
+
+    _, stream = play_custom(model, turns=one_turn(55, call_of=["look_up"]))
+    assert (49 in rules(stream)) is not same
+
+
 def test_a_server_whose_plain_replies_differ_among_themselves_only_earns_a_warning(play: Play) -> None:
     units = itertools.chain(["celsius"], itertools.repeat("fahrenheit"))
 
@@ -356,12 +374,67 @@ def test_a_choice_that_is_ignored_is_rule_59_and_known_of_ollama_only(
 
 
 def test_a_choice_that_is_refused_is_as_good_where_the_case_says_so(play_custom: Custom) -> None:
+    told = "tool_choice `required` is not supported"
     turns = one_turn(59, {"tool_choice": "required"}, call_of=["look_up"])
-    refused = play_custom(lambda _: Say(status=400), turns=turns)
+    refused = play_custom(lambda _: Say(status=400, refusal=told), turns=turns)
     assert [1 in rules(result) for result in refused] == [True, True]
     turns = one_turn(59, {"tool_choice": "required"}, call_of=["look_up"], may_refuse=True)
-    assert severities(play_custom(lambda _: Say(status=400), turns=turns)) == [[], []]
-    assert not play_custom(lambda _: Say(status=500), turns=turns)[0].passed
+    for status in (400, 422, 501):
+        assert severities(play_custom(lambda _, s=status: Say(status=s, refusal=told), turns=turns)) == [
+            [],
+            [],
+        ]
+
+
+@pytest.mark.parametrize(
+    ("status", "told"),
+    [
+        (400, "refused"),
+        (401, "no key; tool_choice was not looked at"),
+        (404, "model `m` not found"),
+        (429, "too many requests"),
+        (500, "tool_choice"),
+    ],
+)
+def test_an_error_that_is_no_refusal_of_the_choice_is_rule_1(
+    play_custom: Custom, status: int, told: str
+) -> None:
+    turns = one_turn(59, {"tool_choice": "required"}, call_of=["look_up"], may_refuse=True)
+    for result in play_custom(lambda _: Say(status=status, refusal=told), turns=turns):
+        assert severities([result]) == [[(1, "must", None)]]
+        again = judge_conversation(result.exchanges)
+        assert {finding.rule for finding in again.findings} == {1}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "data: [DONE]\n\n",
+        ": OPENROUTER PROCESSING\n\ndata: [DONE]\n\n",
+        "event: ping\ndata: {}\n\ndata: [DONE]\n\n",
+        'data: {"id": "", "choices": [], "prompt_filter_results": []}\n\ndata: [DONE]\n\n',
+    ],
+)
+def test_a_stream_without_a_chunk_passes_no_case(
+    database: Path, monkeypatch: pytest.MonkeyPatch, body: str
+) -> None:
+    def send(_: str, __: str, payload: Mapping[str, Any], **___: object) -> Answer:
+        if payload.get("stream") is True:
+            return Answer(200, {"Content-Type": "text/event-stream"}, body.encode())
+        return answer(payload, good_model(payload))
+
+    monkeypatch.setattr(endpoint_module, "send", send)
+    results = run_suite(Endpoint("http://server", "m"), load_cases(None, "core"), database=database)
+    assert {(result.mode, result.passed) for result in results} == {("plain", True), ("stream", False)}
+    assert {rule for result in results if result.mode == "stream" for rule in rules(result)} == {44}
+
+
+def test_no_reply_is_a_fault_even_where_the_judge_found_none(
+    play_custom: Custom, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endpoint_module, "judge", lambda *_, **__: Verdict((), (), None))
+    results = play_custom(lambda _: LOOKING, turns=one_turn(57, text={}))
+    assert severities(results) == [[(1, "must", None)], [(1, "must", None)]]
 
 
 def test_what_a_turn_says_besides_is_in_its_request_only(play_custom: Custom) -> None:
@@ -463,6 +536,16 @@ def test_a_refused_history_of_the_case_is_blamed_too(play_custom: Custom) -> Non
         assert rules(result) == [1, 51]
 
 
+@pytest.mark.parametrize("status", [401, 403, 404, 408, 429, 500])
+def test_an_error_that_is_not_about_the_request_is_not_laid_to_its_history(play: Play, status: int) -> None:
+    def model(request: Mapping[str, Any]) -> Say:
+        has_results = any(message["role"] == "tool" for message in request["messages"])
+        return Say(status=status) if has_results else good_model(request)
+
+    for result in play(model, "ask_database"):
+        assert rules(result) == [1]
+
+
 def test_each_case_is_played_as_often_as_asked(play: Play) -> None:
     results = play(good_model, "no_tools", "weather_parallel", runs=3)
     assert [(r.case, r.run, r.mode) for r in results] == [
@@ -531,6 +614,15 @@ def test_an_id_of_another_conversation_is_rule_63(play_custom: Custom) -> None:
         (finding,) = result.findings
         assert (finding.rule, finding.where) == (63, "conversation 2")
         assert finding.reason == "a call has the id `call_same`, as one of conversation 1"
+
+
+@pytest.mark.parametrize("id_", ["functions.look_up:0", "call_1", "0"])
+def test_ids_that_merely_count_may_be_those_of_another_conversation(play_custom: Custom, id_: str) -> None:
+    def model(request: Mapping[str, Any]) -> Say:
+        return Say(calls=[("look_up", {"x": number_of(request)})], id_=id_)
+
+    for result in play_custom(model, concurrent=2, turns=CONCURRENT):
+        assert result.findings == ()
 
 
 def test_a_database_without_the_tables_is_refused_before_anything_is_sent(tmp_path: Path) -> None:

@@ -24,6 +24,8 @@ TOOL = {
     },
 }
 
+NIL = {"type": "function", "function": {"name": "nil", "parameters": {"type": "object", "properties": {}}}}
+
 
 def exchange(*calls: tuple[str, str], finish: str = "tool_calls") -> Exchange:
     entries = [
@@ -33,7 +35,7 @@ def exchange(*calls: tuple[str, str], finish: str = "tool_calls") -> Exchange:
     message = {"role": "assistant", "content": None, **({"tool_calls": entries} if entries else {})}
     choice = {"index": 0, "message": message, "finish_reason": finish}
     body = {"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]}
-    return Exchange({"model": "m", "tools": [TOOL]}, 200, None, json.dumps(body).encode())
+    return Exchange({"model": "m", "tools": [TOOL, NIL]}, 200, None, json.dumps(body).encode())
 
 
 def played(
@@ -135,6 +137,13 @@ def test_schema_accuracy_is_of_replies_that_end_with_calls(
 ) -> None:
     accuracy = rates([played("no_tools", reply)], cases("no_tools")).schema_accuracy
     assert (accuracy.successes, accuracy.trials) == expected
+
+
+def test_good_calls_with_arguments_are_counted_apart() -> None:
+    both = exchange(("nil", "{}"), ("add", '{"n": 1}'))
+    replies = [exchange(("nil", "{}")), both, exchange(("add", "{}"))]
+    counted = rates([played("no_tools", *replies)], cases("no_tools"))
+    assert (counted.schema_accuracy.successes, counted.with_arguments) == (2, 1)
 
 
 def test_conversations_that_are_mixed_up_tell_nothing_of_the_model() -> None:

@@ -21,7 +21,7 @@ from deploy.facts import (
     SystemdFacts,
     UnitState,
 )
-from deploy.plan import only_service, plan
+from deploy.plan import only_create, only_service, plan
 from deploy.server_plan import choose_release, server_environment
 from deploy.soak import confirmed_at
 from deploy.steps import OverwriteFile, StartServer, SwitchRelease, TakeLease, WriteFile
@@ -288,7 +288,7 @@ def test_a_setting_that_only_another_file_names_is_refused_with_its_lines(where:
     with pytest.raises(ServiceError, match="settings that the inventory does not name") as refused:
         plan(DESIRED, facts)
     assert refused.value.cause == line
-    assert "`ollama_flash_attention`" in str(refused.value.hint)
+    assert str(refused.value.hint).startswith("set `ollama_flash_attention=1` for `h1` in the inventory, or")
     environment = {**DESIRED.server.environment, "OLLAMA_FLASH_ATTENTION": "1"}
     assert plan(replace(DESIRED, server=replace(DESIRED.server, environment=environment)), facts).steps
 
@@ -308,6 +308,17 @@ def test_a_single_service_phase_ends_the_lease_that_it_takes() -> None:
     server = replace(DESIRED.server, environment={**DESIRED.server.environment, "OLLAMA_DEBUG": "1"})
     planned = kinds(plan(replace(DESIRED, server=server), facts, only_service))
     assert planned == ["TakeLease", "WriteFile", "StartServer", "LoadModel", "EndLease"]
+
+
+def test_a_single_service_phase_does_not_confirm_what_a_cut_run_has_switched_to() -> None:
+    """Neither as it is nor by a restart: the host goes back, or `deploy` verifies it."""
+    leased = with_systemd(converged(), is_leased=True)
+    restarted = replace(DESIRED, server=replace(DESIRED.server, retired=(leased.servers[0].process,)))
+    for wanted in (DESIRED, restarted):
+        with pytest.raises(ServiceError, match="is not confirmed yet") as refused:
+            plan(wanted, leased, only_service)
+        assert refused.value.unchanged == "everything"
+    assert kinds(plan(DESIRED, leased, only_create)) == ["VerifyModel", "EndLease"]
 
 
 def test_a_switch_that_was_not_confirmed_is_verified_before_its_lease_is_ended() -> None:
@@ -337,6 +348,37 @@ def edited(facts: HostFacts, path: PurePosixPath, old: str, new: str) -> HostFac
     assert old in fact.text
     files = {**facts.systemd.files, str(path): replace(fact, text=fact.text.replace(old, new))}
     return with_systemd(facts, files=files)
+
+
+def test_a_unit_of_another_hand_in_the_place_of_ours_is_an_overwrite() -> None:
+    """Ollama's install.sh was run over it: the program of its unit is not adopted, nor is its account."""
+    done = converged()
+    assert done.systemd is not None
+    files = {**done.systemd.files, str(DESIRED.paths.unit): FileFact(text=INSTALL_UNIT, mode="644")}
+    facts = with_systemd(
+        done,
+        files=files,
+        user="",
+        foreign_program="/usr/local/bin/ollama",
+        foreign_version="0.17.5",
+        is_replaced=True,
+    )
+    (step,) = [step for step in plan(DESIRED, facts).steps if isinstance(step, OverwriteFile)]
+    assert step.file.path == DESIRED.paths.unit
+    assert "line is `ExecStart=/usr/local/bin/ollama serve`, desired absent" in step.reason
+    lost = replace(facts, current=None)
+    assert not choose_release(DESIRED, lost).is_adopted
+    (switch,) = [step for step in plan(DESIRED, lost).steps if isinstance(step, SwitchRelease)]
+    assert switch.previous != "adopted"
+
+
+def test_only_a_drop_in_beside_our_own_unit_says_so() -> None:
+    mark = "# Beside a unit of our own:"
+    assert mark in server_files(DESIRED, EMPTY, choose_release(DESIRED, EMPTY))[1].text
+    for version in ("0.17.4", "0.17.5"):
+        facts = official(version)
+        (drop_in,) = server_files(DESIRED, facts, choose_release(DESIRED, facts))
+        assert mark not in drop_in.text
 
 
 def test_a_hand_edited_file_is_an_overwrite_and_its_lines_are_named() -> None:
@@ -480,22 +522,139 @@ def test_a_store_that_would_disappear_by_adoption_is_refused_with_the_setting_th
     assert "ollama_models_dir=/data/models" in str(refused.value.hint)
 
 
-def test_the_store_of_a_stopped_server_is_read_from_its_unit() -> None:
-    facts = official("0.17.5")
+ENVIRONMENT_FILE = "/etc/default/ollama"
+
+
+def with_environment_file(facts: HostFacts, text: str, **environment: str) -> HostFacts:
+    """The unit reads a file of another hand too."""
     assert facts.systemd is not None
-    unit = replace(facts.systemd.unit, active_state="inactive", main_pid=None)
-    text = INSTALL_UNIT + 'Environment="OLLAMA_HOST=127.0.0.1" "OLLAMA_MODELS=/data/models"\n'
-    stopped = replace(
-        with_systemd(
-            facts,
-            units={**facts.systemd.units, "ollama.service": unit},
-            files={str(DESIRED.paths.unit): FileFact(text=text, mode="644")},
-        ),
-        servers=(),
-        listener=None,
+    files = {**facts.systemd.files, ENVIRONMENT_FILE: FileFact(text=text, mode="644")}
+    return with_systemd(facts, files=files, environment=environment, environment_files=(ENVIRONMENT_FILE,))
+
+
+@pytest.mark.parametrize("text", ["", "OLLAMA_MODELS='/data/my models'\n", "# none\nOLLAMA_MODELS=/data/x\n"])
+def test_the_store_of_a_stopped_server_is_what_systemd_would_give_it(text: str) -> None:
+    """An environment file counts more than `Environment=`."""
+    facts = with_environment_file(stopped(official("0.17.5")), text, OLLAMA_MODELS="/data/my models")
+    with pytest.raises(ServiceError, match="keeps its models in") as refused:
+        plan(DESIRED, facts)
+    assert refused.value.actual == ("/data/x" if "x" in text else "/data/my models")
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "hint"),
+    [
+        ("A=1\nOLLAMA_HOST=0.0.0.0\n", "OLLAMA_HOST=0.0.0.0", "set `ollama_host=0.0.0.0`"),
+        ('OLLAMA_DEBUG="1"\n', 'OLLAMA_DEBUG="1"', "set `ollama_debug=1`"),
+        ("HOME=/srv\n", "HOME=/srv", "remove the lines"),
+    ],
+)
+@pytest.mark.parametrize("is_adopted", [True, False])
+def test_an_environment_file_that_counts_more_than_ours_is_refused_before_anything_is_changed(
+    text: str, line: str, hint: str, is_adopted: bool
+) -> None:
+    facts = official("0.17.5") if is_adopted else converged()
+    with pytest.raises(ServiceError, match=f"`{ENVIRONMENT_FILE}`") as refused:
+        plan(DESIRED, with_environment_file(facts, text))
+    assert refused.value.cause == line
+    assert hint in str(refused.value.hint)
+
+
+def test_an_environment_file_that_says_what_we_say_or_another_thing_is_kept() -> None:
+    text = f"OLLAMA_HOST=127.0.0.1:11434\nHTTPS_PROXY=http://proxy\nOLLAMA_MODELS={STORE}\n"
+    assert plan(DESIRED, with_environment_file(converged(), text)).is_empty
+
+
+@pytest.mark.parametrize(
+    ("lines", "cause"),
+    [
+        ('Environment="A=1" \\\n  "OLLAMA_DEBUG=1"', 'Environment="A=1"    "OLLAMA_DEBUG=1"'),
+        ("UnsetEnvironment=OLLAMA_HOST", "UnsetEnvironment=OLLAMA_HOST"),
+    ],
+)
+@pytest.mark.parametrize("where", ["unit", "drop-in"])
+def test_a_continued_line_and_an_unset_variable_are_seen(lines: str, cause: str, where: str) -> None:
+    facts = official("0.17.5") if where == "unit" else converged()
+    path = DESIRED.paths.unit if where == "unit" else DESIRED.paths.drop_in.with_name("10-x.conf")
+    with pytest.raises(ServiceError, match=str(path)) as refused:
+        plan(DESIRED, with_setting(facts, str(path), lines))
+    assert refused.value.cause == cause
+
+
+def test_a_proxy_of_a_later_drop_in_is_kept_and_what_undoes_ours_is_not() -> None:
+    """`systemctl edit` writes override.conf, which is read after ours."""
+    path = str(DESIRED.paths.drop_in.with_name("override.conf"))
+    assert plan(
+        DESIRED, with_setting_alone(converged(), path, "Environment=HTTPS_PROXY=http://proxy")
+    ).is_empty
+    for line in ("Environment=", "Environment=A=1 OLLAMA_DEBUG=1", "EnvironmentFile=", "User=root"):
+        with pytest.raises(ServiceError, match="would undo it") as refused:
+            plan(DESIRED, with_setting_alone(converged(), path, line))
+        assert refused.value.cause == line
+        assert ("`ollama_debug=1`" in str(refused.value.hint)) == ("DEBUG" in line)
+
+
+def with_setting_alone(facts: HostFacts, path: str, line: str) -> HostFacts:
+    there = with_setting(facts, path, "")
+    assert there.systemd is not None
+    files = {**there.systemd.files, path: FileFact(text=f"[Service]\n{line}\n", mode="644")}
+    return with_systemd(there, files=files)
+
+
+NVIDIA = replace(DESIRED, gpu=GpuKind.NVIDIA)
+
+
+def hiding(facts: HostFacts, value: str) -> HostFacts:
+    (server,) = facts.servers
+    environment = {**server.environment, "CUDA_VISIBLE_DEVICES": value}
+    return replace(facts, servers=(replace(server, environment=environment),))
+
+
+@pytest.mark.parametrize(("value", "is_drift"), [("-1", True), ("", True), ("none", True), ("0,1", False)])
+def test_a_server_that_was_told_to_see_no_gpu_is_drift(value: str, is_drift: bool) -> None:
+    facts = hiding(converged(NVIDIA), value)
+    starts = [step for step in plan(NVIDIA, facts).steps if isinstance(step, StartServer)]
+    assert [step.reason for step in starts] == (
+        [f"CUDA_VISIBLE_DEVICES is `{value}`, desired absent"] if is_drift else []
     )
-    with pytest.raises(ServiceError, match="`/data/models`"):
-        plan(DESIRED, stopped)
+    assert plan(DESIRED, hiding(converged(), value)).is_empty
+
+
+def test_a_file_that_hides_the_gpus_is_named_since_a_restart_would_bring_nothing() -> None:
+    path = str(DESIRED.paths.drop_in.with_name("60-x.conf"))
+    line = "Environment=CUDA_VISIBLE_DEVICES=-1"
+    there = with_setting_alone(hiding(converged(NVIDIA), "-1"), path, line)
+    given = with_systemd(there, environment={"CUDA_VISIBLE_DEVICES": "-1"})
+    with pytest.raises(ServiceError, match=f"`{path}` hides the GPUs") as refused:
+        plan(NVIDIA, given)
+    assert refused.value.cause == line
+    # What comes after it counts, and so do some of the GPUs.
+    assert plan(NVIDIA, with_systemd(there, environment={"CUDA_VISIBLE_DEVICES": "0,1"})).steps
+    hidden = with_environment_file(converged(NVIDIA), "CUDA_VISIBLE_DEVICES=\n")
+    with pytest.raises(ServiceError, match=f"`{ENVIRONMENT_FILE}` hides the GPUs"):
+        plan(NVIDIA, hidden)
+
+
+def test_an_adopted_server_whose_program_was_replaced_is_restarted() -> None:
+    facts = with_systemd(official("0.17.5"), foreign_stamp="7 100 2026-11-27 09:00:00.1 +0000")
+    done = converged(facts=facts)
+    assert plan(DESIRED, done).is_empty
+    found = plan(DESIRED, with_systemd(done, foreign_stamp="8 100 2026-11-27 09:00:00.1 +0000"))
+    (start,) = [step for step in found.steps if isinstance(step, StartServer)]
+    assert "running release is `adopted, from a program that was replaced since`" in start.reason
+    assert kinds(found)[0] == "TakeLease"
+    assert kinds(found)[-1] == "EndLease"
+
+
+def test_weights_of_another_account_are_refused_where_the_server_needs_them() -> None:
+    done = converged()
+    ((sha256, blob),) = [(model.weights.sha256, done.blobs[model.weights.sha256]) for model in DESIRED.models]
+    theirs = replace(done, blobs={sha256: replace(blob, owner="root"), "0" * 64: replace(blob, owner="root")})
+    with pytest.raises(ServiceError, match=sha256) as refused:
+        plan(DESIRED, theirs)
+    assert str(refused.value.hint).startswith("chown ollama: ")
+    ours = replace(done, blobs={**theirs.blobs, sha256: replace(blob, owner="ollama")})
+    assert plan(DESIRED, ours).is_empty
 
 
 def test_a_store_of_another_account_is_refused_and_never_changed() -> None:

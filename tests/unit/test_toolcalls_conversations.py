@@ -151,6 +151,20 @@ def test_a_value_that_both_requests_may_mean_is_no_cross_talk() -> None:
     assert judged(replies).findings == ()
 
 
+def test_two_requests_that_mean_the_same_are_no_cross_talk_but_a_reply_sent_twice_is() -> None:
+    replies = CONVERSATIONS["at_once"]()
+    replies[0].request["messages"][0]["content"] = "How warm is it in the capital of Norway?"
+    for reply in replies[:2]:
+        reply.give("get_weather", {"location": "Oslo"})
+    assert [(f.rule, f.severity) for f in judged(replies).findings] == [(63, WARN)]
+    replies[0].calls[0]["id"] = replies[1].calls[0]["id"]
+    assert not judged(replies).ok
+    replies = CONVERSATIONS["at_once"]()
+    replies[0].give("get_weather", {"location": "Oslo, Norway"})
+    replies[1].give("get_weather", {"location": "Paris"})
+    assert not judged(replies).ok
+
+
 def test_without_overlapping_times_nothing_is_concurrent() -> None:
     replies = CONVERSATIONS["at_once"]()
     replies[1].started_seconds = 2.0
@@ -210,7 +224,7 @@ def test_a_stream_with_true_in_place_of_1_gives_another_call() -> None:
     plain.give("get_time", {"zone": 1})
     streamed.give("get_time", {"zone": True})
     assert 49 in {f.rule for f in judged([plain, streamed]).findings if f.severity != WARN}
-    streamed.give("get_time", {"zone": 1})
+    streamed.give("get_time", '{"zone": 1.0}')
     assert 49 not in {f.rule for f in judged([plain, streamed]).findings}
 
 

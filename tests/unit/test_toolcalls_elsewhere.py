@@ -74,6 +74,9 @@ AZURE_LATER = {
     ],
 }
 
+AZURE_OFFSETS = {"index": 0, "finish_reason": "content_filter", "content_filter_offsets": {"check_offset": 1}}
+AZURE_END = {**AZURE_LATER, "choices": [{**AZURE_OFFSETS, **FILTERED}]}
+
 GOOD = {
     "a call": plain(
         {"role": "assistant", "content": None, "tool_calls": [CALL], "refusal": None}, "tool_calls"
@@ -127,6 +130,11 @@ GOOD = {
     ),
     "streamed thoughts": stream(OPENING, chunk(delta({"reasoning_content": "Well"})), TEXT, ENDING),
     "a streamed refusal": stream(OPENING, chunk(delta({"refusal": "No."})), ENDING, chunk(usage=USAGE)),
+    "a stream that Azure's filter ended": stream(OPENING, TEXT, AZURE_END),
+    "an empty error beside the choices": plain(SAYS_HI, error=""),
+    "an error that is an empty object": plain(SAYS_HI, error={}),
+    "no error, as false": plain(SAYS_HI, error=False),
+    "no error in each chunk": stream(*({**one, "error": {}} for one in (OPENING, TEXT, ENDING))),
     "padding": stream(*({**one, "obfuscation": "a1b2"} for one in (OPENING, TEXT, ENDING))),
     "Azure's stream": stream(AZURE_FIRST, OPENING, chunk(delta({"content": "Hi"}, **FILTERED)), ENDING),
     "Azure's filter behind the text": stream(OPENING, TEXT, AZURE_LATER, ENDING),
@@ -182,6 +190,8 @@ FAULTY = {
         {1},
         b'{"model":"m","message":{"role":"assistant","content":"a"},"done":false}\n{"done":true}\n',
     ),
+    "an error beside the choices": ({47}, plain(SAYS_HI, error={"message": "overloaded"})),
+    "an empty error in place of a reply": ({47}, b'{"error": {}}'),
     "a bare call": ({30}, plain({"role": "assistant", "content": '{"name": "get_time", "arguments": {}}'})),
 }
 
@@ -208,6 +218,13 @@ def test_choices_that_were_asked_for_are_no_warning() -> None:
     verdict = judge(Exchange(request, None, None, body))
     # The dated name of the model is one.
     assert [(finding.rule, finding.severity) for finding in verdict.findings] == [(3, WARN)]
+
+
+def test_a_lone_choice_of_another_index_is_judged_all_the_same() -> None:
+    body = json.loads(plain({"role": "tool", "content": 5}))
+    body["choices"][0]["index"] = 1
+    for request in ({}, {"model": "gpt-4o", "messages": [], "n": 2}):
+        assert above_warn(json.dumps(body).encode(), request) >= {4, 6, 7}
 
 
 def test_functions_in_the_old_way_are_called_in_the_old_way() -> None:
@@ -243,6 +260,17 @@ def test_an_argument_may_be_escaped_on_purpose_or_short(asked: str, query: str) 
     body = plain({"role": "assistant", "content": None, "tool_calls": [made]}, "tool_calls")
     found = above_warn(body, request)
     assert found == ({26} if "C:" in asked else set())
+
+
+@pytest.mark.parametrize("ascii_only", [False, True])
+def test_a_string_that_the_conversation_spells_in_json_arrived_as_it_should(ascii_only: bool) -> None:
+    query = "SELECT \"a\" &amp; 'b' <\n台风"
+    asked = f"Call `ask_database` with {json.dumps({'query': query}, ensure_ascii=ascii_only)}."
+    made = {**CALL, "function": {"name": "ask_database", "arguments": json.dumps({"query": query})}}
+    request = {"model": "gpt-4o", "messages": [{"role": "user", "content": asked}], "tools": TOOLS}
+    body = plain({"role": "assistant", "content": None, "tool_calls": [made]}, "tool_calls")
+    verdict = judge(Exchange(request, None, None, body))
+    assert (verdict.ok, 26 in verdict.not_judged) == (True, False)
 
 
 def test_a_tool_named_as_no_tool_may_be_called_as_it_is_declared() -> None:

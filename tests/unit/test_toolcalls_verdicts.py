@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from typing import Any
 
 import pytest
@@ -64,6 +65,8 @@ def test_a_call_cut_by_max_tokens_is_a_warning() -> None:
     reply.give("get_current_weather", '{"location": "Par')
     reply.ending["finish_reason"] = "length"
     assert (only(reply).rule, only(reply).severity) == (19, "warn")
+    reply.give("get_current_weather", "")
+    assert (only(reply).rule, only(reply).severity) == (20, "warn")
     del reply.message["tool_calls"]
     assert (only(reply).rule, only(reply).severity) == (12, "warn")
 
@@ -99,6 +102,11 @@ def test_a_tool_may_take_any_argument(parameters: Any) -> None:
         {"type": 7},
         {"$ref": "http://localhost:1/x"},
         {"properties": {"location": {"pattern": "("}}},
+        {"properties": {"location": {"minimum": 0, "exclusiveMinimum": False}}},
+        {"properties": {"days": {"minimum": 0, "exclusiveMinimum": True}}},
+        {"properties": {"location": {"type": "string", "required": True}}},
+        {"properties": {"location": {}}, "required": "location"},
+        {"properties": {"location": {"type": "STRING"}}},
     ],
 )
 def test_a_tool_whose_schema_is_broken_is_not_judged_by_it(parameters: Any) -> None:
@@ -107,6 +115,62 @@ def test_a_tool_whose_schema_is_broken_is_not_judged_by_it(parameters: Any) -> N
     verdict = judge(reply.exchange())
     assert verdict.findings == ()
     assert {21, 22, 23, 24} <= set(verdict.not_judged)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"required": ["location", "unit"]},
+        {"dependentRequired": {"location": ["unit"]}},
+        {"dependentSchemas": {"location": {"properties": {"unit": {}}}}},
+        {"if": {"required": ["location"]}, "then": {"properties": {"unit": {}}}},
+        {"unevaluatedProperties": {"type": "string"}},
+    ],
+    ids=lambda more: next(iter(more)),
+)
+def test_a_key_that_another_keyword_names_is_declared(more: dict[str, Any]) -> None:
+    reply = faultless("one_call", stream=False)
+    schema = {"type": "object", "properties": {"location": {"type": "string"}}, **more}
+    reply.request["tools"][0]["function"]["parameters"] = schema
+    reply.give("get_current_weather", {"location": "Paris", "unit": "celsius"})
+    assert judge(reply.exchange()).findings == ()
+
+
+def test_an_undeclared_key_inside_the_arguments_of_a_strict_tool_is_told_with_its_place() -> None:
+    reply = faultless("one_call", stream=False)
+    function = reply.request["tools"][0]["function"]
+    place = {"type": "object", "properties": {"city": {"type": "string"}}}
+    function["parameters"] = {"type": "object", "properties": {"places": {"type": "array", "items": place}}}
+    reply.give("get_current_weather", {"places": [{"city": "Paris"}, {"city": "Rome", "unit": "celsius"}]})
+    assert judge(reply.exchange()).findings == ()
+    function["strict"] = True
+    assert (only(reply).rule, only(reply).severity) == (24, "interop")
+    assert only(reply).where.endswith("arguments.places[1]")
+
+
+@pytest.mark.parametrize(
+    ("schema", "value", "rules"),
+    [
+        ({"pattern": "^(a+)+$"}, "a" * 40 + "!", set()),
+        ({"pattern": "^(a+)+$"}, "a!", {23}),
+        ({"pattern": "a*a*a*a*a*a*a*b"}, "a" * 5000, set()),
+        ({"pattern": "^[a-z]+$"}, "a" * 1000 + "!", {23}),
+        ({"patternProperties": {"^(a+)+$": {}}, "additionalProperties": False}, {"a" * 40 + "!": 1}, set()),
+        ({"uniqueItems": True}, [{"a": number} for number in range(30_000)], set()),
+        ({"uniqueItems": True}, [1, {"a": 1, "b": 2}, True, "1", {"b": 2.0, "a": 1}], {23}),
+        ({"uniqueItems": True}, [1, True, "1", [1], [True], 0, False], set()),
+    ],
+)
+def test_what_could_take_for_ever_is_judged_in_time_or_not_at_all(
+    schema: dict[str, Any], value: Any, rules: set[int]
+) -> None:
+    reply = faultless("one_call", stream=False)
+    properties = {"location": schema}
+    reply.request["tools"][0]["function"]["parameters"] = {"type": "object", "properties": properties}
+    reply.give("get_current_weather", {"location": value})
+    started = time.process_time()
+    assert {finding.rule for finding in judge(reply.exchange()).findings} == rules
+    assert time.process_time() - started < 10
 
 
 def test_a_failed_any_of_is_told_by_its_best_branch() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from tests.unit.toolcalls_good_replies import GoodReply
@@ -148,6 +149,13 @@ for _rule, _name, _tool, _arguments in (
     mutate_arguments(_rule, _name, _tool, _arguments)
 
 
+@breaks(23, BOTH, WITH_CALLS)
+def value_that_comes_twice_in_a_set(reply: GoodReply) -> None:
+    days = {"type": "array", "uniqueItems": True}
+    reply.request["tools"][0]["function"]["parameters"]["properties"]["days"] = days
+    reply.give("get_current_weather", {"location": "Paris", "days": [1, 2, 1.0]})
+
+
 @breaks(24, BOTH, WITH_CALLS)
 def forbidden_argument(reply: GoodReply) -> None:
     reply.request["tools"][0]["function"]["parameters"]["additionalProperties"] = False
@@ -158,6 +166,14 @@ def forbidden_argument(reply: GoodReply) -> None:
 def further_argument_of_a_strict_tool(reply: GoodReply) -> None:
     reply.request["tools"][0]["function"]["strict"] = True
     reply.give("get_current_weather", {"location": "Paris", "unit": "celsius"})
+
+
+@breaks(24, BOTH, WITH_CALLS)
+def further_key_inside_an_argument_of_a_strict_tool(reply: GoodReply) -> None:
+    place = {"type": "object", "properties": {"city": {"type": "string"}}}
+    function = reply.request["tools"][0]["function"]
+    function.update(strict=True, parameters={"type": "object", "properties": {"place": place}})
+    reply.give("get_current_weather", {"place": {"city": "Paris", "unit": "celsius"}})
 
 
 @breaks(24, BOTH, WITH_CALLS)
@@ -190,6 +206,12 @@ def escaped_twice(reply: GoodReply) -> None:
 @breaks(26, BOTH, WITH_CALLS)
 def escaped_as_html(reply: GoodReply) -> None:
     ask_for(reply, SQL)
+    reply.give("ask_database", {"query": SQL.replace('"', "&quot;").replace("<", "&lt;")})
+
+
+@breaks(26, BOTH, WITH_CALLS)
+def escaped_as_html_where_it_was_asked_for_in_json(reply: GoodReply) -> None:
+    ask_for(reply, json.dumps({"query": SQL}, ensure_ascii=False))
     reply.give("ask_database", {"query": SQL.replace('"', "&quot;").replace("<", "&lt;")})
 
 

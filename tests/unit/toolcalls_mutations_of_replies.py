@@ -111,6 +111,15 @@ def choice_with_index_1(reply: GoodReply) -> None:
     reply.ending["index"] = 1
 
 
+@breaks(4, BOTH)
+def nothing_but_the_second_of_two_choices(reply: GoodReply) -> None:
+    reply.request["n"] = 2
+    for choice in [
+        choice for whole in ([reply.plain] if reply.plain else reply.chunks) for choice in whole["choices"]
+    ]:
+        choice["index"] = 1
+
+
 @breaks(4, STREAM)
 def null_choices(reply: GoodReply) -> None:
     reply.chunks[-1]["choices"] = None
@@ -177,6 +186,11 @@ def one_call_without_a_list(reply: GoodReply) -> None:
 @breaks(9, BOTH, WITH_CALLS)
 def calls_with_stop(reply: GoodReply) -> None:
     reply.ending["finish_reason"] = "stop"
+
+
+@breaks(9, BOTH, WITH_CALLS)
+def calls_that_a_filter_let_through(reply: GoodReply) -> None:
+    reply.ending["finish_reason"] = "content_filter"
 
 
 @breaks(9, BOTH, WITHOUT_CALLS)

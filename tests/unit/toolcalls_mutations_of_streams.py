@@ -232,6 +232,32 @@ def no_finish_reason(reply: GoodReply) -> None:
 
 
 @breaks(44, STREAM)
+def no_chunk_at_all(reply: GoodReply) -> None:
+    reply.events = [DONE]
+
+
+@breaks(44, STREAM)
+def nothing_but_comments_and_the_end(reply: GoodReply) -> None:
+    reply.raw = b": keep-alive\n\n: keep-alive\n\ndata: [DONE]\n\n"
+
+
+@breaks(44, STREAM, implies=(31,))  # The event is a warning besides.
+def nothing_but_pings_and_the_end(reply: GoodReply) -> None:
+    reply.raw = b"event: ping\ndata: {}\n\ndata: [DONE]\n\n"
+
+
+@breaks(44, STREAM)
+def nothing_but_annotations_and_the_end(reply: GoodReply) -> None:
+    annotation = {"id": "", "object": "", "created": 0, "model": ""}
+    offsets = {"index": 0, "finish_reason": None, "content_filter_offsets": {"check_offset": 1}}
+    reply.events = [
+        {**annotation, "choices": [], "prompt_filter_results": []},
+        {**annotation, "choices": [offsets]},
+        DONE,
+    ]
+
+
+@breaks(44, STREAM)
 def two_finish_reasons(reply: GoodReply) -> None:
     place = place_of_the_finish(reply)
     events(reply).insert(place, copy.deepcopy(reply.chunks[place]))
@@ -311,6 +337,14 @@ def empty_text_beside_a_tool_delta(reply: GoodReply) -> None:
 def say_in_pieces(reply: GoodReply, *pieces: str) -> None:
     place = place_of_the_finish(reply)
     events(reply)[place:place] = [chunk_with(reply, {"content": piece}) for piece in pieces]
+
+
+@breaks(30, STREAM)
+def tag_in_chunks_that_look_like_annotations(reply: GoodReply) -> None:
+    say_in_pieces(reply, "</tool_call>")
+    for chunk in reply.chunks:
+        for choice in chunk["choices"]:
+            choice["content_filter_offsets"] = {"check_offset": 1}
 
 
 @breaks(50, STREAM)
