@@ -200,7 +200,7 @@ def _server_before(desired: Desired, facts: HostFacts) -> DesiredServer:
 
 def current_server(desired: Desired, facts: HostFacts) -> DesiredServer:
     """The release stays the one that is current, whatever the inventory wants. Raises ServiceError."""
-    is_foreign = facts.systemd is not None and facts.systemd.foreign_program is not None
+    is_foreign = facts.systemd is not None and facts.systemd.adopted_program is not None
     current = facts.current or (ADOPTED if is_foreign else None)
     return _server(desired, facts, current, f"./fleet deploy --limit {desired.host} unpacks it anew")
 
