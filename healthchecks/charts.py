@@ -44,11 +44,9 @@ def draw_line(points: Sequence[Point], worst: Callable[[Sequence[float]], float]
     since, until = min(at for at, _ in points), max(at for at, _ in points)
     values = [value for _, value in known]
     most = max(values)
-    across = (WIDTH - 2 * _ACROSS) / ((until - since) or 1.0)
-    up = (HEIGHT - 2 * _ALONG) / (most or 1.0)
 
     def place(point: Point) -> int:
-        return round(_ACROSS + (point[0] - since) * across)
+        return round(_ACROSS + (WIDTH - 2 * _ACROSS) * _part(point[0] - since, until - since))
 
     words, is_drawing = [], False
     for x, group in groupby(sorted(points, key=lambda point: point[0]), key=place):
@@ -56,7 +54,7 @@ def draw_line(points: Sequence[Point], worst: Callable[[Sequence[float]], float]
         if not here:
             is_drawing = False
             continue
-        y = round(HEIGHT - _ALONG - worst(here) * up)
+        y = round(HEIGHT - _ALONG - (HEIGHT - 2 * _ALONG) * _part(worst(here), most))
         # A point alone is a line without a length, which has round ends.
         words.append(f"L{x} {y}" if is_drawing else f"M{x} {y}h0")
         is_drawing = True
@@ -104,6 +102,11 @@ def draw_bar(total: float, used: float, shares: Sequence[tuple[str, float]]) -> 
             parts.append(Part(label, size if label else here, _share(done, total), _share(here, total)))
             done += here
     return tuple(parts)
+
+
+def _part(part: float, whole: float) -> float:
+    """From 0 to 1, however small the whole is."""
+    return min(1.0, max(0.0, part / whole)) if whole > 0 else 0.0
 
 
 def _share(part: float, whole: float) -> float:

@@ -147,6 +147,10 @@ def test_a_line_breaks_where_nothing_was_measured_and_shows_the_worst_of_a_place
     assert crowded.path.count("L") < 120
     assert " 87" in crowded.path, "a minute of trouble in a day is seen"
     assert draw_line([(0, 1.0), (1, None)], min) is None
+    # The least that a float can say, which nothing can be divided by.
+    tiny = draw_line([(0, 5e-324), (5e-324, 5e-324)], max)
+    assert tiny is not None
+    assert tiny.path.startswith("M")
 
 
 def test_a_bar_shows_no_more_than_is_in_use_and_the_rest_as_nobodys() -> None:
