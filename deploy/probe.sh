@@ -301,6 +301,13 @@ for path in "$releases"/.unpack-* "$prefix/opt/ollama"/.current-* "$prefix/opt/o
     "$models/blobs"/.place-*; do
     if [ -e "$path" ] || [ -L "$path" ]; then say @leftover "$path"; fi
 done
+# The run ended right when the file had come to its place: nothing is left to be done in there.
+for path in "$state/artefacts"/sha256-*.part; do
+    for file in "${path%.part}"/*; do
+        if [ -d "$path" ] && [ -f "$file" ]; then say @leftover "$path"; fi
+        break
+    done
+done
 # Fetches and copies that were cut: they go on from there.
 for path in "$state/artefacts"/sha256-*.part "$state/artefacts"/sha256-*/.*.part; do
     [ -e "$path" ] && say @part "${path#"$state/artefacts/sha256-"}" "$(du -sk "$path" 2>/dev/null | cut -f 1)"

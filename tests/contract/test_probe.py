@@ -100,6 +100,8 @@ def test_releases_artefacts_blobs_and_leftovers_are_found(tmp_path: Path, shell:
     (artefact / "w.gguf").write_bytes(b"12345")
     (artefact / ".w.gguf.part").write_bytes(b"12")
     artefact.with_name("sha256-cafe.part").mkdir()
+    # Its file has come to its place: a run was killed before it had tidied up.
+    artefact.with_name("sha256-beef.part").mkdir()
     os.utime(release / "release.json", (1_700_000_000, 1_700_000_000))
     (models / "blobs").mkdir(parents=True)
     (models / "blobs/sha256-0001").write_bytes(b"GGUF and more")
@@ -111,10 +113,13 @@ def test_releases_artefacts_blobs_and_leftovers_are_found(tmp_path: Path, shell:
     assert facts.current == "0.17.5"
     assert facts.unpacked == {"0.17.5": Unpacked(size_bytes=3, at=1_700_000_000)}
     assert facts.artefacts == {"beef/w.gguf": 5}
-    assert facts.parts.keys() == {"cafe.part", "beef/.w.gguf.part"}
+    assert facts.parts.keys() == {"cafe.part", "beef.part", "beef/.w.gguf.part"}
     # As much as the file system gives it: two bytes take a block.
     assert facts.parts["beef/.w.gguf.part"] % 512 == 0
-    assert facts.leftovers == (str(root / "opt/ollama/releases/.unpack-0.17.6-1"),)
+    assert facts.leftovers == (
+        str(root / "opt/ollama/releases/.unpack-0.17.6-1"),
+        f"{artefact}.part",
+    )
     assert facts.blobs == {
         "0001": Blob(size_bytes=13, is_gguf=True, owner=owner),
         "0002": Blob(size_bytes=4, is_gguf=False, owner=owner),
