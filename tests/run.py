@@ -50,6 +50,10 @@ INVENTORIES, INVENTORIES_IN_CI = "100", "500"
 PROCESSES_AT_MOST = 4
 # Their tests wait for servers, hosts and timers two thirds of the time: two of them share a core.
 WAITING_TIERS = ("contract", "local", "hosts")
+# A practice host holds seven to ten instances of root's, and a worker has up to seven hosts, mostly two.
+# Where none is left a host does not start.
+INOTIFY_LIMIT = Path("/proc/sys/fs/inotify/max_user_instances")
+INOTIFY_OF_A_WORKER = 40
 NO_TEST_SELECTED = 5  # pytest's exit code
 
 
@@ -215,6 +219,8 @@ def _run_tier(
 def _in_parallel(tier: str, cores: int) -> list[str]:
     """Files are kept together, so that what a file starts once is started once."""
     workers = min(PROCESSES_AT_MOST, 2 * cores if tier in WAITING_TIERS else cores)
+    if tier == "hosts" and INOTIFY_LIMIT.exists():
+        workers = min(workers, int(INOTIFY_LIMIT.read_text()) // INOTIFY_OF_A_WORKER)
     return ["-n", str(workers), "--dist", "loadfile"] if workers > 1 else []
 
 
