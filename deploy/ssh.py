@@ -272,7 +272,14 @@ class SshTransport:
 
     def _start(self, argv: Sequence[str]) -> Any:
         channel = self._connection.transport.open_session(timeout=CONNECT_SECONDS)
-        channel.exec_command(render_command(argv).encode(errors="surrogateescape"))
+        # Paramiko waits for ever for the host's consent: behind a jump host a link may stall unnoticed.
+        giving_up = threading.Timer(CONNECT_SECONDS, channel.close)
+        giving_up.daemon = True
+        giving_up.start()
+        try:
+            channel.exec_command(render_command(argv).encode(errors="surrogateescape"))
+        finally:
+            giving_up.cancel()
         return channel
 
     def _exchange(self, argv: Sequence[str], chunks: Iterable[bytes], patience: _Patience) -> Completed:

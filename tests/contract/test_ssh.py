@@ -12,6 +12,7 @@ import socket
 import subprocess
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 import pytest
@@ -26,6 +27,7 @@ from deploy.ssh_connection import SshTarget, untrusted_keys
 from deploy.sudo import VARIABLE, SudoPassword
 from testbed.archive import make_release_archive
 from testbed.demo import free_port
+from testbed.link_proxy import Link, start_link_proxy
 from tests.contract.sshd import Sshd, make_sshd, running_sshd
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -466,6 +468,24 @@ def test_a_stream_that_nobody_reads_is_given_up_and_its_host_named(server: Sshd)
         box.send(["sleep", "60"], endless, stall_seconds=1)
     assert raised.value.host == box.host
     assert raised.value.cause == "nothing moved for 1 s"
+
+
+@pytest.mark.fault(4)
+def test_a_link_that_stalls_when_a_command_is_begun_is_given_up(
+    server: Sshd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind a jump host TCP sees nothing of it: every byte was taken."""
+    monkeypatch.setattr("deploy.ssh.CONNECT_SECONDS", 1)
+    with start_link_proxy(("127.0.0.1", server.port)) as proxy:
+        with server.known_hosts.open("a") as known:
+            known.write(f"[127.0.0.1]:{proxy.port} {server.public_key()}\n")
+        target = replace(server.target, port=proxy.port)
+        with using(SshTransport(target, Rights.LOGIN, SudoPassword())) as box:
+            assert box.run(["true"]).exit_code == 0
+            # Enough for a channel to be opened, and not for what is to be run.
+            proxy.link = Link(stall_after_bytes=proxy.sent_bytes + 1000)
+            with pytest.raises(HostUnreachable, match="was cut"):
+                box.run(["true", "x" * 20_000])
 
 
 def test_a_file_is_continued_where_it_was_cut(server: Sshd, tmp_path: Path) -> None:
