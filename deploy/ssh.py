@@ -273,7 +273,7 @@ class SshTransport:
     def _start(self, argv: Sequence[str]) -> Any:
         channel = self._connection.transport.open_session(timeout=CONNECT_SECONDS)
         # Paramiko waits for ever for the host's consent: behind a jump host a link may stall unnoticed.
-        giving_up = threading.Timer(CONNECT_SECONDS, channel.close)
+        giving_up = threading.Timer(CONNECT_SECONDS, _give_up, [channel])
         giving_up.daemon = True
         giving_up.start()
         try:
@@ -425,6 +425,12 @@ def _told_chunks(file: Any, offset: int, on_progress: Progress) -> Iterator[byte
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _give_up(channel: Any) -> None:
+    """Wakes whoever waits for its answer; the connection may end at this very moment."""
+    with contextlib.suppress(paramiko.SSHException, OSError, EOFError):
+        channel.close()
 
 
 def _check(done: Completed, sentence: str, host: str) -> None:
