@@ -176,7 +176,7 @@ def _served(tier: str, options: Sequence[str]) -> Iterator[Sequence[str]]:
         yield options
         return
     with start_server() as server:
-        yield [*options, f"--fleet-url={server.url}", "--fleet-model=canary"]
+        yield [*options, f"--fleet-url={server.url}", "--fleet-model=canary", "--fleet-level=extended"]
 
 
 def _run_tier(
