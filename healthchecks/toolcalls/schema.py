@@ -16,6 +16,7 @@ from healthchecks.toolcalls.asked import Tool
 from healthchecks.toolcalls.exchange import INTEROP, WARN
 from healthchecks.toolcalls.findings import Findings, names, printable
 from healthchecks.toolcalls.schema_limits import bounded, longest_key
+from healthchecks.toolcalls.strict_json import objects
 
 # Every other keyword (enum, const, minimum, pattern, maxItems, ...) restricts values: rule 23.
 _RULE_OF_KEYWORD = {
@@ -64,7 +65,7 @@ def _errors(tool: Tool, arguments: Mapping[str, Any]) -> Iterator[ValidationErro
         return
     # The same few tools are declared in many requests, and a schema takes longer to check than arguments do.
     validator, longest = _validator(json.dumps(tool.parameters))
-    if any(len(key) > longest for key in _keys(arguments)):
+    if any(len(key) > longest for item in objects(arguments) for key in item):
         raise ValueError("a key is too long to be held against a pattern")
     yield from validator.iter_errors(arguments)
 
@@ -77,18 +78,6 @@ def _validator(schema: str) -> tuple[Any, int]:
     validator.check_schema(parameters)
     # The empty registry, since the default one fetches a remote `$ref` from the network.
     return bounded(validator)(parameters, registry=EMPTY_REGISTRY), longest_key(parameters)
-
-
-def _keys(value: Any) -> Iterator[str]:
-    """All keys of all objects in it."""
-    pending = [value]
-    while pending:
-        item = pending.pop()
-        if isinstance(item, dict):
-            yield from item
-            pending.extend(item.values())
-        elif isinstance(item, list):
-            pending.extend(item)
 
 
 def _rule_of(error: ValidationError) -> int:

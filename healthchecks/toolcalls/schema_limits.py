@@ -11,7 +11,7 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import ValidationError
 from jsonschema.validators import extend
 
-from healthchecks.toolcalls.strict_json import spelled
+from healthchecks.toolcalls.strict_json import objects, spelled
 
 _MOST_STEPS = 10_000_000
 _LONGEST_BY_REPEATED_GROUPS = 20
@@ -43,16 +43,10 @@ def longest_matched(pattern: str) -> int:
 def longest_key(schema: Any) -> int:
     """How long a key may be to be held against the `patternProperties` anywhere in a schema."""
     longest = _MOST_STEPS
-    pending = [schema]
-    while pending:
-        item = pending.pop()
-        if isinstance(item, dict):
-            patterns = item.get("patternProperties")
-            if isinstance(patterns, dict):
-                longest = min([longest, *map(longest_matched, patterns)])
-            pending.extend(item.values())
-        elif isinstance(item, list):
-            pending.extend(item)
+    for item in objects(schema):
+        patterns = item.get("patternProperties")
+        if isinstance(patterns, dict):
+            longest = min([longest, *map(longest_matched, patterns)])
     return longest
 
 

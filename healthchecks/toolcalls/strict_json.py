@@ -77,6 +77,18 @@ def _by_value(digits: str) -> Any:
     return int(value) if value.is_integer() else value
 
 
+def objects(value: Any) -> Iterator[dict[str, Any]]:
+    """Every object in it, itself too, without recursion."""
+    pending = [value]
+    while pending:
+        item = pending.pop()
+        if isinstance(item, dict):
+            yield item
+            pending.extend(item.values())
+        elif isinstance(item, list):
+            pending.extend(item)
+
+
 def walk(value: Any) -> Iterator[Any]:
     """Every scalar below `value`, and every object key, without recursion."""
     pending = [value]
