@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import signal
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from deploy.errors import MirrorError
+from deploy.mirror import fetch
 from testbed.mirror import Fault, FaultKind, Mirror, Route
 from tests.contract.mirror_fixtures import (
     GGUF,
@@ -94,6 +97,29 @@ def test_two_processes_download_once(mirror: Mirror, tmp_path: Path) -> None:
     assert outputs[1][:-1] == ["waiting", "done"]
     assert listing(tmp_path / "cache") == [FINAL]
     assert not (tmp_path / "cache" / STAGING).exists()
+
+
+def test_fetches_that_end_while_others_begin_do_not_meet(tmp_path: Path) -> None:
+    """Many hosts at once: each finds the file, and what a cut fetch has left beside it."""
+    staging = tmp_path / STAGING
+    (tmp_path / FINAL).parent.mkdir()
+    (tmp_path / FINAL).write_bytes(GGUF)
+
+    def fetch_again_and_again(_number: int) -> None:
+        for _ in range(50):
+            with contextlib.suppress(FileExistsError):
+                staging.mkdir(exist_ok=True)
+            fetch(pin(), tmp_path, on_progress=lambda _progress: None)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(fetch_again_and_again, range(8)))
+    assert not staging.exists()
+
+
+def test_a_file_where_the_staging_should_be_is_told(tmp_path: Path) -> None:
+    (tmp_path / STAGING).touch()
+    with pytest.raises(MirrorError, match="cannot be used for downloads"):
+        fetch(pin(), tmp_path, on_progress=lambda _progress: None)
 
 
 def test_who_waits_takes_over_from_a_killed_one(mirror: Mirror, tmp_path: Path) -> None:
