@@ -162,7 +162,7 @@ said=$(PEX_ROOT=$state/agent python3 "$agent" version 2>&1 </dev/null 9>&-) ||
 
 _START_TIMER = r"""
 set -eu
-systemctl --quiet enable "$1"
+systemctl --quiet --no-reload enable "$1"
 systemctl restart "$1"
 """
 
@@ -583,8 +583,8 @@ def restart_unit(user: str, directories: Sequence[PurePosixPath | str]) -> Argv:
 
 
 def enable_units(names: Sequence[str]) -> Argv:
-    """Has systemd start them at every boot."""
-    return ("systemctl", "--quiet", "enable", *names)
+    """Has systemd start them at every boot. It reads no unit anew for that: nothing that runs is changed."""
+    return ("systemctl", "--quiet", "--no-reload", "enable", *names)
 
 
 def disable_units(names: Sequence[str]) -> Argv:

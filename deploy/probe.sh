@@ -73,20 +73,30 @@ done </proc/self/mounts
 # ---- what systemd says, and which files the server depends on
 main_pid=0 foreign='' user='' environment_files=''
 if [ "$service" = systemd ] && [ -d /run/systemd/system ]; then
-    id='' pid=0 fragment='' drop_ins='' runs_as='' files='' server_fragment='' server_drop_ins='' server_files=''
+    id='' pid=0 fragment='' drop_ins='' runs_as='' files='' disabled='' server_fragment='' server_drop_ins='' server_files=''
     # The values of one unit stand together in any order, an empty line between two units.
     end_unit() {
         if [ "$id" = ollama.service ]; then
             main_pid=$pid server_fragment=$fragment server_drop_ins=$drop_ins user=$runs_as
             server_files=$files
         fi
-        id='' pid=0 fragment='' drop_ins='' runs_as='' files=''
+        # What systemd has once said of a unit that runs it says again until it reads its units anew, after an
+        # `enable --no-reload` too; this looks at the files.
+        [ -z "$disabled" ] || printf 'UnitFileState=%s\n' "$(systemctl is-enabled "$id" 2>/dev/null </dev/null)"
+        echo
+        id='' pid=0 fragment='' drop_ins='' runs_as='' files='' disabled=''
     }
     say @units
     while IFS= read -r line; do
-        printf '%s\n' "$line"
         case $line in
-            '') end_unit ;;
+            '')
+                end_unit
+                continue
+                ;;
+            UnitFileState=disabled)
+                disabled=yes
+                continue
+                ;;
             Id=*) id=${line#*=} ;;
             MainPID=*) pid=${line#*=} ;;
             FragmentPath=*) fragment=${line#*=} ;;
@@ -94,12 +104,13 @@ if [ "$service" = systemd ] && [ -d /run/systemd/system ]; then
             User=*) runs_as=${line#*=} ;;
             # Before systemd 244 it was called EnvironmentFile.
             EnvironmentFile=* | EnvironmentFiles=*)
-                line=${line#*=}
-                files=$files${line% (ignore_errors=*}$newline
+                file=${line#*=}
+                files=$files${file% (ignore_errors=*}$newline
                 ;;
         esac
+        printf '%s\n' "$line"
     done <<EOF
-$(systemctl show ollama.service ollama-fleet-load.service ollama-fleet-boot.service ollama-fleet-health.timer \
+$(systemctl show ollama.service ollama-fleet-boot.service ollama-fleet-health.timer \
         --property=Id,LoadState,ActiveState,UnitFileState,Result,MainPID,NRestarts,FragmentPath,DropInPaths,User,Environment,EnvironmentFiles)
 EOF
     end_unit

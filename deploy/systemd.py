@@ -71,8 +71,11 @@ def stop(transport: Transport) -> None:
 
 
 def load_models(transport: Transport) -> None:
-    """Have the unit load the models that is to load them after every start. Raises ServiceError."""
-    done = transport.run(("systemctl", "start", LOAD_UNIT), timeout_seconds=LOAD_SECONDS)
+    """Have the unit load the models that is to load them after every start. Raises ServiceError.
+
+    Anew: the run that came with the server's start may have looked before a model was there.
+    """
+    done = transport.run(("systemctl", "restart", LOAD_UNIT), timeout_seconds=LOAD_SECONDS)
     if done.exit_code != 0:
         log = transport.run(commands.unit_journal([LOAD_UNIT], 5, output="cat"))
         raise ServiceError(

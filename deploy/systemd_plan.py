@@ -35,6 +35,7 @@ from deploy.steps import (
     WriteFile,
 )
 from deploy.units import (
+    BOOT_UNIT,
     ENABLED_UNITS,
     LOAD_UNIT,
     Hand,
@@ -46,6 +47,7 @@ from deploy.units import (
 )
 
 _ROOT_ID = 0
+_NOT_AT_BOOT = "not started at boot"
 _NOT_OWNED = "a server that does not own its blobs fails to create models (measured on 0.24.0)"
 
 
@@ -74,7 +76,12 @@ def systemd_steps(desired: Desired, facts: HostFacts, release: Release) -> Itera
     switch = _switch(facts, release)
     # A stopped server has no settings to go back to, but the release that the next boot would start.
     was_there = server is not None or _has_release(facts)
+    disabled = tuple(name for name in ENABLED_UNITS if not is_enabled(found, name))
     if was_there and not found.is_leased and (differences or switch is not None):
+        if BOOT_UNIT in disabled:
+            # Before there is a lease: without it a restart of the host would not end one.
+            yield EnableUnits(reason=_NOT_AT_BOOT, names=(BOOT_UNIT,))
+            disabled = tuple(name for name in disabled if name != BOOT_UNIT)
         yield TakeLease(
             reason="until the new server is verified",
             files=tuple(str(file.path) for file in (*files, loader)),
@@ -98,9 +105,8 @@ def systemd_steps(desired: Desired, facts: HostFacts, release: Release) -> Itera
             account=user_of(facts),
         )
     # Last: a unit whose directories a first start has yet to make would fail at the next boot.
-    disabled = tuple(name for name in ENABLED_UNITS if not is_enabled(found, name))
     if disabled:
-        yield EnableUnits(reason="not started at boot", names=disabled)
+        yield EnableUnits(reason=_NOT_AT_BOOT, names=disabled)
 
 
 def main_server(facts: HostFacts) -> ServerProcess | None:

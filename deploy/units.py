@@ -29,8 +29,8 @@ LEASE_UNIT = "ollama-fleet-lease.service"
 LEASE_TIMER = "ollama-fleet-lease.timer"
 HEALTH_UNIT = "ollama-fleet-health.service"
 HEALTH_TIMER = "ollama-fleet-health.timer"
-ENABLED_UNITS = (UNIT, LOAD_UNIT, BOOT_UNIT)
-"""What systemd starts by itself; the lease's timer is started with a lease."""
+ENABLED_UNITS = (UNIT, BOOT_UNIT)
+"""What systemd starts at every boot; `LOAD_UNIT` comes with the server, the lease's timer with a lease."""
 
 OUR_UNITS = (LOAD_UNIT, BOOT_UNIT, LEASE_UNIT, LEASE_TIMER, HEALTH_UNIT, HEALTH_TIMER)
 
@@ -199,6 +199,7 @@ def _drop_in_values(desired: Desired, facts: HostFacts, release: Release) -> dic
         "own_unit": _has_own_unit(facts),
         "release": not release.is_adopted,
         "current": paths.current,
+        "load_unit": LOAD_UNIT,
         "environment": [quoted(f"{name}={value}") for name, value in sorted(environment.items())],
         "below_home": below_home,
         "writable": [quoted(path) for path in writable],

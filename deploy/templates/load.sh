@@ -2,8 +2,9 @@
 # load BINARY MODEL... - loads models into a server that was just started, with the server's own binary.
 #
 # Runs after each start of ollama.service, as its user, with its OLLAMA_HOST: the first user then need not wait
-# for gigabytes to be read. Tells one line a model: `loaded NAME in N s` or `error: NAME: why`. Exit code 1 if
-# any model could not be loaded, 2 if called wrongly. LOAD_WAIT_SECONDS (120): how long to wait for the server.
+# for gigabytes to be read. Tells one line a model: `loaded NAME in N s`, `error: NAME: why`, or `NAME: ...` for
+# one that the server does not list, which is no failure: before the first is promoted there is none. Exit code 1
+# if any model could not be loaded, 2 if called wrongly. LOAD_WAIT_SECONDS (120): how long to wait for the server.
 #
 # What the real client does (RunHandler and generate in cmd/cmd.go; measured on 0.17.5 and 0.24.0, CPU):
 # - `run NAME </dev/null` sends an empty prompt, which loads and nothing more, and no keep_alive, so the
@@ -74,6 +75,12 @@ wait_for_server() {
     done
 }
 
+# Whether the server has the model, be it in part: no two names of Ollama's differ by their case alone.
+is_listed() {
+    bounded "$question_seconds" "$binary" list || return 0
+    printf '%s\n' "$said" | cut -d ' ' -f 1 | grep -qixF -e "$1" -e "$1:latest"
+}
+
 # One attempt. Returns 0, 1 (worth another attempt) or 2 (not worth it); the reason is in `cause`.
 load_once() {
     bounded "$question_seconds" "$binary" show -- "$1" || {
@@ -81,7 +88,9 @@ load_once() {
         case $cause in
         *'not found'*)
             cause="$cause on this server; nothing was pulled"
-            return 2
+            is_listed "$1" && return 2
+            printf '%s: %s\n' "$1" "$cause"
+            return 0
             ;;
         esac
         return 1

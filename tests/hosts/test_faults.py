@@ -313,14 +313,20 @@ def fresh(host: Host, shared: HostSite) -> Iterator[HostSite]:
     shared.host = before
 
 
-@pytest.mark.fault(39)
-def test_the_models_of_an_adopted_server_are_not_touched(fresh: HostSite) -> None:
-    binary = broken(fresh, "python=\n", f"python='{PYTHON}'\n")
+def install_officially(site: HostSite) -> None:
+    """As Ollama's install.sh does it, until the server answers: its directories are its own then."""
+    binary = broken(site, "python=\n", f"python='{PYTHON}'\n")
     install = official_install(binary.read_bytes())
     done = subprocess.run(
-        [*fresh.host.ssh_argv(), "sudo", shlex.join(install.argv)], input=install.archive, check=False
+        [*site.host.ssh_argv(), "sudo", shlex.join(install.argv)], input=install.archive, check=False
     )
     assert done.returncode == 0
+    until("it answers", lambda: answers(site))
+
+
+@pytest.mark.fault(39)
+def test_the_models_of_an_adopted_server_are_not_touched(fresh: HostSite) -> None:
+    install_officially(fresh)
     store = "/usr/share/ollama/.ollama/models"
     digest = hashlib.sha256(CANARY.read_bytes()).hexdigest()
     put = f"install -D -o ollama -g ollama /dev/stdin {store}/blobs/sha256-{digest}; chown -R ollama: {store}"
@@ -328,7 +334,6 @@ def test_the_models_of_an_adopted_server_are_not_touched(fresh: HostSite) -> Non
         [*fresh.host.ssh_argv(), "sudo", "sh", "-c", shlex.quote(put)], input=CANARY.read_bytes(), check=False
     )
     assert done.returncode == 0
-    until("it answers", lambda: "version" in api(fresh, "/api/version"))
     api(fresh, "/api/create", {"model": "theirs", "files": {"m.gguf": f"sha256:{digest}"}, "stream": False})
     listing = f"find {store}/blobs -type f -printf '%p %i %T@ %u\\n' | sort"
     before = fresh.sh(listing)
@@ -376,10 +381,23 @@ def test_a_first_deploy_cut_after_its_units_were_enabled_leaves_no_failed_unit(f
         # `active` says little: for a moment a server is that which cannot even be executed.
         until("it answers or is given up", lambda: answers(fresh) or is_failed(fresh))
         assert not is_failed(fresh), fresh.sh("journalctl -b -u ollama -n 5 --no-pager")
+        # Nor is what loads the models: none is promoted yet.
+        assert at_rest(fresh) == "running", fresh.sh("systemctl --failed --no-legend")
     finally:
         repaired = fresh.deploy()
     assert repaired.error is None
     assert fresh.plan().is_empty
+
+
+def test_an_adoption_that_a_power_cut_ends_is_taken_back_by_the_next_boot(fresh: HostSite) -> None:
+    install_officially(fresh)
+    cut_power(fresh, after_step("TakeLease"))
+    until("it answers", lambda: answers(fresh))
+    there = (
+        "ls -d /var/lib/ollama-fleet/lease /etc/systemd/system/ollama.service.d/*.conf 2>/dev/null || true"
+    )
+    assert fresh.sh(there) == ""
+    fresh.check_converges(ADOPTED)
 
 
 UNITS = "ollama ollama-fleet-load ollama-fleet-boot"
@@ -405,7 +423,7 @@ def test_a_first_deploy_that_fails_leaves_nothing_that_the_next_boot_would_start
         failed = fresh.deploy().error
     assert failed is not None
     assert failed.unchanged == "no server ran before and none runs now"
-    assert fresh.sh(f"systemctl is-enabled {UNITS} || true").split() == ["disabled"] * 3
+    assert fresh.sh(f"systemctl is-enabled {UNITS} || true").split() == ["disabled", "static", "disabled"]
     assert fresh.sh(CANDIDATES) == ""
     forget_connections()
     fresh.host.kill9()

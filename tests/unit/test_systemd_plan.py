@@ -184,6 +184,14 @@ def test_a_changed_setting_rewrites_the_drop_in_under_a_lease_and_restarts() -> 
     assert "OLLAMA_DEBUG is absent, desired `1`" in start.reason
 
 
+def test_whatever_starts_the_server_has_its_models_loaded() -> None:
+    steps = plan(DESIRED, EMPTY).steps
+    texts = {step.file.path.name: step.file.text for step in steps if isinstance(step, WriteFile)}
+    assert "\nWants=ollama-fleet-load.service\n" in texts["50-fleet.conf"]
+    # There is nothing that could be disabled.
+    assert "[Install]" not in texts["ollama-fleet-load.service"]
+
+
 def test_a_process_that_is_to_be_another_one_is_restarted_under_a_lease() -> None:
     """The new process is as desired: a restart asks for another one, not for one more."""
     facts = converged()
@@ -436,11 +444,12 @@ def test_an_official_installation_of_the_wanted_version_is_adopted_without_a_dow
     planned = plan(DESIRED, official("0.17.5"))
     assert kinds(planned) == [
         *["WriteFile"] * 5,
+        # A lease without it would be ended by no start of the host.
+        "EnableUnits",
         "TakeLease",
         "WriteFile",
         "WriteFile",
         "StartServer",
-        "EnableUnits",
         "LoadModel",
         "VerifyModel",
         "EndLease",
