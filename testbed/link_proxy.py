@@ -48,7 +48,8 @@ class LinkProxy:
 
     def cut(self) -> None:
         """Both ends of every connection get a reset, as from a router that has forgotten them."""
-        while True:
+        # No more than are there now: who has been cut comes again at once.
+        for _ in range(len(self._open)):
             try:
                 connection = self._open.popleft()
             except IndexError:
