@@ -296,17 +296,19 @@ def _locked_staging(final: Path, artefact: Artefact, on_progress: OnProgress) ->
     """
     staging = _staging(final)
     lock = staging / "lock"
+    staging.parent.mkdir(parents=True, exist_ok=True)
     while True:
         try:
-            staging.mkdir(parents=True, exist_ok=True)
-            handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except FileNotFoundError:
-            continue
+            staging.mkdir(exist_ok=True)
         except FileExistsError:
             # There when mkdir(2) was called and gone when pathlib looked what it is: another fetch has ended.
             with contextlib.suppress(FileNotFoundError):
                 if not stat.S_ISDIR(staging.lstat().st_mode):
                     raise
+            continue
+        try:
+            handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except FileNotFoundError:
             continue
         try:
             try:

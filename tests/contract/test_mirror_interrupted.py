@@ -116,10 +116,13 @@ def test_fetches_that_end_while_others_begin_do_not_meet(tmp_path: Path) -> None
     assert not staging.exists()
 
 
-def test_a_file_where_the_staging_should_be_is_told(tmp_path: Path) -> None:
-    (tmp_path / STAGING).touch()
+@pytest.mark.parametrize("place", ["cache", f"cache/{STAGING}"])
+def test_a_place_for_downloads_that_is_none_is_told(tmp_path: Path, place: str) -> None:
+    """As a link to a disk that is not mounted."""
+    (tmp_path / place).parent.mkdir(exist_ok=True)
+    (tmp_path / place).symlink_to(tmp_path / "absent")
     with pytest.raises(MirrorError, match="cannot be used for downloads"):
-        fetch(pin(), tmp_path, on_progress=lambda _progress: None)
+        fetch(pin(), tmp_path / "cache", on_progress=lambda _progress: None)
 
 
 def test_who_waits_takes_over_from_a_killed_one(mirror: Mirror, tmp_path: Path) -> None:
