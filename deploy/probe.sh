@@ -80,8 +80,8 @@ if [ "$service" = systemd ] && [ -d /run/systemd/system ]; then
             main_pid=$pid server_fragment=$fragment server_drop_ins=$drop_ins user=$runs_as
             server_files=$files
         fi
-        # What systemd has once said of a unit that runs it says again until it reads its units anew, after an
-        # `enable --no-reload` too; this looks at the files.
+        # What systemd has once said of a unit that runs it says again until it reads its units anew: a unit that
+        # deploy.commands has enabled since is still `disabled`. This looks at the files.
         [ -z "$disabled" ] || printf 'UnitFileState=%s\n' "$(systemctl is-enabled "$id" 2>/dev/null </dev/null)"
         echo
         id='' pid=0 fragment='' drop_ins='' runs_as='' files='' disabled=''
@@ -309,7 +309,7 @@ for path in "$prefix/opt/ollama/current" "$prefix/opt/ollama/previous"; do
     [ -L "$path" ] && say "@${path##*/}" "$(readlink "$path")"
 done
 for path in "$releases"/.unpack-* "$prefix/opt/ollama"/.current-* "$prefix/opt/ollama"/.previous-* \
-    "$models/blobs"/.place-*; do
+    "$models/blobs"/.place-* "$state/lease.new" "$state/lease.old"; do
     if [ -e "$path" ] || [ -L "$path" ]; then say @leftover "$path"; fi
 done
 # The run ended right when the file had come to its place: nothing is left to be done in there.

@@ -102,6 +102,9 @@ def test_releases_artefacts_blobs_and_leftovers_are_found(tmp_path: Path, shell:
     artefact.with_name("sha256-cafe.part").mkdir()
     # Its file has come to its place: a run was killed before it had tidied up.
     artefact.with_name("sha256-beef.part").mkdir()
+    # A lease that was being taken, or forgotten, when the host lost its power.
+    (root / "var/lib/ollama-fleet/lease.new").mkdir()
+    (root / "var/lib/ollama-fleet/lease.old").mkdir()
     os.utime(release / "release.json", (1_700_000_000, 1_700_000_000))
     (models / "blobs").mkdir(parents=True)
     (models / "blobs/sha256-0001").write_bytes(b"GGUF and more")
@@ -118,6 +121,8 @@ def test_releases_artefacts_blobs_and_leftovers_are_found(tmp_path: Path, shell:
     assert facts.parts["beef/.w.gguf.part"] % 512 == 0
     assert facts.leftovers == (
         str(root / "opt/ollama/releases/.unpack-0.17.6-1"),
+        str(root / "var/lib/ollama-fleet/lease.new"),
+        str(root / "var/lib/ollama-fleet/lease.old"),
         f"{artefact}.part",
     )
     assert facts.blobs == {
