@@ -475,7 +475,7 @@ def _load(step: LoadModel, site: Site) -> None:
             api.unload(name)
         api.load(name)
     if step.phase is Phase.PROMOTE and site.desired.server.backend is ServiceBackend.SYSTEMD:
-        # What loads it at the next boot must work too; it failed if the server started without the model.
+        # What loads it at the next boot must work too.
         systemd.load_models(site.transport)
 
 
@@ -486,13 +486,13 @@ def _promote(step: PromoteModel | RestoreModel, site: Site) -> None:
         api = OllamaApi(site.host, url)
         if isinstance(step, RestoreModel):
             swap_with_previous(api, name)
-            return
-        if step.keeps_previous:
-            api.copy(f"{name}:latest", f"{name}:previous")
-        api.copy(f"{name}:candidate", f"{name}:latest")
-        api.delete(f"{name}:candidate")
-        if step.keeps_previous:
-            # Made from other weights it has a runner of its own, which would keep its memory for ever.
+        else:
+            if step.keeps_previous:
+                api.copy(f"{name}:latest", f"{name}:previous")
+            api.copy(f"{name}:candidate", f"{name}:latest")
+            api.delete(f"{name}:candidate")
+        if step.other_weights:
+            # Its own runner would keep its memory for ever; one on the same weights serves what is promoted.
             api.unload(f"{name}:previous")
 
 
@@ -505,8 +505,6 @@ def swap_with_previous(api: OllamaApi, name: str) -> None:
     api.copy(f"{name}:previous", f"{name}:latest")
     api.copy(f"{name}:candidate", f"{name}:previous")
     api.delete(f"{name}:candidate")
-    # The runner of the model that is not served any more would keep its memory for ever.
-    api.unload(f"{name}:previous")
 
 
 def _keep_baseline(model: DesiredModel, site: Site) -> None:

@@ -268,10 +268,18 @@ def _model_steps(models: Sequence[_ModelPlan], facts: HostFacts, *, proves_all: 
         if item.differences and item.model.stored is not None:
             check_previous(item.model, facts)
             yield RestoreModel(
-                reason="; ".join(map(str, item.differences)), differences=item.differences, model=item.model
+                reason="; ".join(map(str, item.differences)),
+                differences=item.differences,
+                model=item.model,
+                other_weights=item.has_other_weights,
             )
         elif item.differences:
-            yield PromoteModel(reason="verified", model=item.model, keeps_previous=item.is_another)
+            yield PromoteModel(
+                reason="verified",
+                model=item.model,
+                keeps_previous=item.is_another,
+                other_weights=item.has_other_weights,
+            )
         elif f"{item.name}:candidate" in facts.models:
             yield RemoveCandidate(reason="an earlier run was cut short", name=item.model.name)
 
@@ -293,6 +301,7 @@ class _ModelPlan:
         differences = [] if as_stored and model.stored is None else list(model_differences(stored, model))
         # Healing damaged weights makes the same model again: `previous` stays what it was.
         self.is_another = stored is not None and bool(differences)
+        self.has_other_weights = any(difference.what == "weights" for difference in differences)
         blob = facts.blobs.get(model.weights.sha256)
         healthy = blob is not None and blob.is_gguf and blob.size_bytes == model.weights.size_bytes
         if not healthy and not differences and not as_stored:

@@ -172,10 +172,14 @@ class VerifyModel(_Step):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromoteModel(_Step):
-    """Copy `latest` to `previous`, the candidate to `latest`, remove the candidate."""
+    """Copy `latest` to `previous`, the candidate to `latest`, remove the candidate.
+
+    With `other_weights` than `latest` had, `previous` has a runner of its own.
+    """
 
     model: DesiredModel
     keeps_previous: bool
+    other_weights: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,6 +187,7 @@ class RestoreModel(_Step):
     """`latest` and `previous` change places: the model before is served again, and one can go forward."""
 
     model: DesiredModel
+    other_weights: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,7 @@ from console.changes import deploy_asking, service_asking
 from console.paths import CANARY
 from console.run import Run
 from console.smoke import SmokeTask, smoke_hosts, smoke_inventory
+from deploy import apply
 from deploy.errors import (
     ArchiveRefused,
     ChecksumMismatch,
@@ -37,6 +38,7 @@ from deploy.host_lock import host_lock
 from deploy.local import LocalTransport
 from deploy.outcomes import Outcome
 from deploy.plan import everything, only_create, only_download, only_install, only_service
+from deploy.steps import LoadModel
 from testbed.demo import WEIGHTS_FILE, WEIGHTS_REPO, free_port
 from testbed.mirror import Fault, FaultKind, MirrorRepo
 from testbed.mirror_http import Route
@@ -206,6 +208,24 @@ def test_a_candidate_that_fails_is_removed_and_the_old_model_keeps_its_name(site
     assert site.served() == before
     # The candidate was unloaded, and both names had one runner.
     assert [entry["name"] for entry in site.get("/api/ps")["models"]] == ["myqwen2:latest"]
+
+
+def test_a_model_that_is_promoted_with_the_same_weights_stays_loaded(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever is cut between promotion and load would leave a server that has none."""
+    site.deploy()
+    file = site.modelfiles / "myqwen2.Modelfile.j2"
+    file.write_text(file.read_text().replace("PARAMETER top_p 0.8", "PARAMETER top_p 0.9"))
+    loaded, load = [], apply._load
+
+    def look_first(step: LoadModel, at: apply.Site) -> None:
+        loaded.append(len(site.get("/api/ps")["models"]))
+        load(step, at)
+
+    monkeypatch.setattr(apply, "_load", look_first)
+    site.deploy()
+    assert loaded == [1]
 
 
 @pytest.fixture
