@@ -160,10 +160,24 @@ said=$(PEX_ROOT=$state/agent python3 "$agent" version 2>&1 </dev/null 9>&-) ||
     printf '%s\n' "$said" | tail -n 1
 """
 
-_START_TIMER = r"""
+# By links alone, systemd is not told: nothing that runs is changed. Told, it would read all units once more;
+# or with `--no-reload` call all of them outdated, from 255 on. `SYSTEMD_OFFLINE`: systemd's ENVIRONMENT.md.
+_ENABLE_UNITS = r"""
 set -eu
-systemctl --quiet --no-reload enable "$1"
+SYSTEMD_OFFLINE=1 systemctl --quiet enable "$@"
+units=/etc/systemd/system
+sync "$units" "$units"/*.wants 2>/dev/null || sync
+"""
+
+_START_TIMER = rf"""
+{_ENABLE_UNITS}systemctl restart "$1"
+"""
+
+# A model that is not there is no failure of the unit, which starts with the server: load.sh. Here it is one.
+_LOAD_MODELS = r"""
+set -eu
 systemctl restart "$1"
+[ "$(systemctl show --property=ExecMainStatus "$1")" = ExecMainStatus=0 ]
 """
 
 _STOP_SCHEDULE = r"""
@@ -583,13 +597,18 @@ def restart_unit(user: str, directories: Sequence[PurePosixPath | str]) -> Argv:
 
 
 def enable_units(names: Sequence[str]) -> Argv:
-    """Has systemd start them at every boot. It reads no unit anew for that: nothing that runs is changed."""
-    return ("systemctl", "--quiet", "--no-reload", "enable", *names)
+    """Has systemd start them at every boot, durably."""
+    return shell(_ENABLE_UNITS, *names)
 
 
 def disable_units(names: Sequence[str]) -> Argv:
     """Has systemd start them at no boot any more."""
     return ("systemctl", "--quiet", "disable", *names)
+
+
+def load_models(unit: str) -> Argv:
+    """Runs the unit that loads the models, anew; fails where it has not loaded all of them."""
+    return shell(_LOAD_MODELS, unit)
 
 
 def start_agent(agent: PurePosixPath, state: PurePosixPath) -> Argv:

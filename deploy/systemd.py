@@ -75,7 +75,7 @@ def load_models(transport: Transport) -> None:
 
     Anew: the run that came with the server's start may have looked before a model was there.
     """
-    done = transport.run(("systemctl", "restart", LOAD_UNIT), timeout_seconds=LOAD_SECONDS)
+    done = transport.run(commands.load_models(LOAD_UNIT), timeout_seconds=LOAD_SECONDS)
     if done.exit_code != 0:
         log = transport.run(commands.unit_journal([LOAD_UNIT], 5, output="cat"))
         raise ServiceError(

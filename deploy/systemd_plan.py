@@ -47,7 +47,6 @@ from deploy.units import (
 )
 
 _ROOT_ID = 0
-_NOT_AT_BOOT = "not started at boot"
 _NOT_OWNED = "a server that does not own its blobs fails to create models (measured on 0.24.0)"
 
 
@@ -76,12 +75,11 @@ def systemd_steps(desired: Desired, facts: HostFacts, release: Release) -> Itera
     switch = _switch(facts, release)
     # A stopped server has no settings to go back to, but the release that the next boot would start.
     was_there = server is not None or _has_release(facts)
-    disabled = tuple(name for name in ENABLED_UNITS if not is_enabled(found, name))
-    if was_there and not found.is_leased and (differences or switch is not None):
-        if BOOT_UNIT in disabled:
-            # Before there is a lease: without it a restart of the host would not end one.
-            yield EnableUnits(reason=_NOT_AT_BOOT, names=(BOOT_UNIT,))
-            disabled = tuple(name for name in disabled if name != BOOT_UNIT)
+    takes_lease = was_there and not found.is_leased and (bool(differences) or switch is not None)
+    # Before there is a lease: without it a restart of the host would not end one.
+    first = (BOOT_UNIT,) if takes_lease or found.is_leased else ()
+    yield from _enable(found, first)
+    if takes_lease:
         yield TakeLease(
             reason="until the new server is verified",
             files=tuple(str(file.path) for file in (*files, loader)),
@@ -104,9 +102,14 @@ def systemd_steps(desired: Desired, facts: HostFacts, release: Release) -> Itera
             environment=environment,
             account=user_of(facts),
         )
-    # Last: a unit whose directories a first start has yet to make would fail at the next boot.
+    # Last: a server whose directories a first start has yet to make would fail at the next boot.
+    yield from _enable(found, tuple(name for name in ENABLED_UNITS if name not in first))
+
+
+def _enable(found: SystemdFacts, names: tuple[str, ...]) -> Iterator[EnableUnits]:
+    disabled = tuple(name for name in names if not is_enabled(found, name))
     if disabled:
-        yield EnableUnits(reason=_NOT_AT_BOOT, names=disabled)
+        yield EnableUnits(reason="not started at boot", names=disabled)
 
 
 def main_server(facts: HostFacts) -> ServerProcess | None:

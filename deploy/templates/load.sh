@@ -2,9 +2,9 @@
 # load BINARY MODEL... - loads models into a server that was just started, with the server's own binary.
 #
 # Runs after each start of ollama.service, as its user, with its OLLAMA_HOST: the first user then need not wait
-# for gigabytes to be read. Tells one line a model: `loaded NAME in N s`, `error: NAME: why`, or `NAME: ...` for
-# one that the server does not list, which is no failure: before the first is promoted there is none. Exit code 1
-# if any model could not be loaded, 2 if called wrongly. LOAD_WAIT_SECONDS (120): how long to wait for the server.
+# for gigabytes to be read. Tells one line a model: `loaded NAME in N s` or `error: NAME: why`. Exit code 1 if any
+# model could not be loaded, 3 if all that is wrong is that the server does not list one: before the first is
+# promoted there is none. 2 if called wrongly. LOAD_WAIT_SECONDS (120): how long to wait for the server.
 #
 # What the real client does (RunHandler and generate in cmd/cmd.go; measured on 0.17.5 and 0.24.0, CPU):
 # - `run NAME </dev/null` sends an empty prompt, which loads and nothing more, and no keep_alive, so the
@@ -75,13 +75,14 @@ wait_for_server() {
     done
 }
 
-# Whether the server has the model, be it in part: no two names of Ollama's differ by their case alone.
+# Whether the server has the model, with its weights or without them; before 0.32 not one whose settings are gone
+# (the config blob). No two names of Ollama's differ by their case alone.
 is_listed() {
     bounded "$question_seconds" "$binary" list || return 0
     printf '%s\n' "$said" | cut -d ' ' -f 1 | grep -qixF -e "$1" -e "$1:latest"
 }
 
-# One attempt. Returns 0, 1 (worth another attempt) or 2 (not worth it); the reason is in `cause`.
+# One attempt. Returns 0, 1 (worth another attempt), 2 (not worth it) or 3 (not listed); the reason is in `cause`.
 load_once() {
     bounded "$question_seconds" "$binary" show -- "$1" || {
         cause=$(tell_cause $?)
@@ -89,8 +90,7 @@ load_once() {
         *'not found'*)
             cause="$cause on this server; nothing was pulled"
             is_listed "$1" && return 2
-            printf '%s: %s\n' "$1" "$cause"
-            return 0
+            return 3
             ;;
         esac
         return 1
@@ -110,10 +110,12 @@ load_once() {
 load_model() {
     for pause in $pauses ''; do
         load_once "$1" && return
-        [ $? -eq 1 ] && [ -n "$pause" ] || break
+        code=$?
+        [ "$code" -eq 1 ] && [ -n "$pause" ] || break
         sleep "$pause"
     done
     printf 'error: %s: %s\n' "$1" "$cause"
+    [ "$code" -eq 3 ] && return 3
     return 1
 }
 
@@ -125,8 +127,11 @@ binary=$1
 shift
 [ $# -gt 0 ] || exit 0
 wait_for_server || exit 1
-failed=0
+worst=0
 for model; do
-    load_model "$model" || failed=1
+    load_model "$model" || {
+        code=$?
+        [ "$worst" -eq 1 ] || worst=$code
+    }
 done
-exit "$failed"
+exit "$worst"

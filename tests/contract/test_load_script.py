@@ -117,9 +117,8 @@ def test_an_absent_model_is_told_and_not_pulled_and_the_others_are_loaded(
     server: Server, shell: tuple[str, ...]
 ) -> None:
     code, lines = load(server.binary, server.address, "absent", "canary", shell=shell)
-    # Before the first promotion the server starts without one.
-    assert code == 0
-    told = r"absent: model 'absent(:latest)?' not found on this server; nothing was pulled"
+    assert code == 3
+    told = r"error: absent: model 'absent(:latest)?' not found on this server; nothing was pulled"
     assert re.fullmatch(told, lines[0])
     assert lines[1].startswith("loaded canary in ")
     asked = [line for line in server.log.read_text().splitlines() if line.startswith("[GIN] ")]

@@ -389,9 +389,10 @@ def test_a_first_deploy_cut_after_its_units_were_enabled_leaves_no_failed_unit(f
     assert fresh.plan().is_empty
 
 
-def test_an_adoption_that_a_power_cut_ends_is_taken_back_by_the_next_boot(fresh: HostSite) -> None:
+@pytest.mark.parametrize("step", ["TakeLease", "StartServer"])
+def test_an_adoption_that_a_power_cut_ends_is_taken_back_by_the_next_boot(fresh: HostSite, step: str) -> None:
     install_officially(fresh)
-    cut_power(fresh, after_step("TakeLease"))
+    cut_power(fresh, after_step(step))
     until("it answers", lambda: answers(fresh))
     there = (
         "ls -d /var/lib/ollama-fleet/lease /etc/systemd/system/ollama.service.d/*.conf 2>/dev/null || true"
