@@ -17,6 +17,16 @@ Argv = tuple[str, ...]
 LEASE = PurePosixPath("/usr/local/lib/ollama-fleet/lease")
 
 
+# The mark is there before the server: a run that is cut after it has started one leaves it.
+_PREPARE_PROCESS = r"""
+set -eu
+umask 022
+mark=$1
+shift
+mkdir -p "$(dirname "$mark")" "$@"
+: >"$mark"
+"""
+
 _START_PROCESS = r"""
 set -eu
 umask 022
@@ -550,6 +560,11 @@ def probe(
 def shell_from_input(*arguments: str) -> Argv:
     """A script that comes on standard input, with its arguments."""
     return ("sh", "-s", "--", *arguments)
+
+
+def prepare_process(mark: PurePosixPath, directories: Sequence[PurePosixPath]) -> Argv:
+    """Makes the directories that a server needs, and the mark of one that is not proven."""
+    return shell(_PREPARE_PROCESS, str(mark), *map(str, directories))
 
 
 def start_process(log: PurePosixPath, environment: Mapping[str, str], argv: Sequence[str]) -> Argv:

@@ -11,7 +11,7 @@ from enum import Enum
 from functools import partial
 from pathlib import Path
 
-from deploy import commands, nvml, systemd
+from deploy import commands, nvml, services, systemd
 from deploy.apply import Site, apply_round, in_rounds, prove
 from deploy.desired import Desired, GpuKind, ServiceBackend
 from deploy.errors import (
@@ -175,6 +175,8 @@ def _site(desired: Desired, transport: Transport, options: Options) -> Site:
 def _ended(site: Site, course: _Course, error: FleetError | None, started: float) -> HostOutcome:
     if error is not None:
         error.host = error.host or site.host
+        if not course.begun:
+            error.unchanged = error.unchanged or "everything"
     outcome = _outcome(error, course.done)
     return HostOutcome(
         host=site.host,
@@ -238,7 +240,7 @@ def _make_changes(site: Site, options: Options, course: _Course, before: HostFac
         for steps in in_rounds(todo.steps):
             if len(course.done) == soaks_at:
                 _soak(site, watched, options)
-            _stop_if_asked(options)
+            _stop_if_asked(site, options)
             site.check_held()
             course.begun.extend(steps)
             _apply(steps, site)
@@ -263,6 +265,8 @@ def _make_changes(site: Site, options: Options, course: _Course, before: HostFac
         if error is failure:
             raise
         raise error from failure
+    if _confirms(site, options, before, todo):
+        services.confirm_server(site.transport, site.desired.paths)
     left = plan(site.desired, site.probe(), options.selection)
     if not left.is_empty:
         raise NotConverged(
@@ -270,6 +274,19 @@ def _make_changes(site: Site, options: Options, course: _Course, before: HostFac
             cause="\n".join(f"{subject_of(step)}: {step.reason}" for step in left.steps),
             hint=f"./fleet plan --limit {site.host}",
         )
+
+
+def _confirms(site: Site, options: Options, before: HostFacts, todo: Plan) -> bool:
+    """Whether a server that we start ourselves, and that has no lease, is proven now.
+
+    As with a lease, a single phase confirms what it has started, and nothing that another run has left.
+    """
+    if site.desired.server.backend is not ServiceBackend.PROCESS:
+        return False
+    starts = any(isinstance(step, StartServer) for step in todo.steps)
+    if options.selection is everything:
+        return starts or before.is_unproven
+    return starts and not before.is_unproven
 
 
 def _left_to_itself(course: _Course) -> str:
@@ -285,7 +302,7 @@ def _left_to_itself(course: _Course) -> str:
 
 def _soak(site: Site, watched: Watched | None, options: Options) -> None:
     def stop_if_told() -> None:
-        _stop_if_asked(options)
+        _stop_if_asked(site, options)
         # The window may be longer than the lease, which nobody renews without the lock.
         site.check_held()
 
@@ -322,12 +339,12 @@ def _name_cause(site: Site, error: FleetError) -> FleetError:
     return error
 
 
-def _stop_if_asked(options: Options) -> None:
+def _stop_if_asked(site: Site, options: Options) -> None:
     if options.stop_requested.is_set():
         raise Interrupted(
             sentence=f"`{options.task}` was interrupted",
             cause="Ctrl-C; the step that was running has been finished",
-            hint=f"./fleet {options.task} goes on from here",
+            hint=f"./fleet {options.task} --limit {site.host} goes on from here",
         )
 
 

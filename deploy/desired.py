@@ -271,6 +271,11 @@ class HostPaths:
         return self.state / "home"
 
     @cached_property
+    def unproven(self) -> PurePosixPath:
+        """There as long as a server that we have started ourselves is not proven: it has no lease."""
+        return self.state / "unproven"
+
+    @cached_property
     def log(self) -> PurePosixPath:
         return self.root / "var/log/ollama-fleet/ollama.log"
 

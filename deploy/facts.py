@@ -217,6 +217,7 @@ class HostFacts:
     were cut short, `parts` the bytes on disk of what was fetched or copied in part, by its path after
     `sha256-`, to go on from.
     `orphans` are runners whose server was killed: they live on, idle, with their memory (measured on 0.17.5).
+    `is_unproven` where a server that we have started ourselves was never proven: the run was cut.
     `gpus` is None where nobody asked. `previous` is the release that `current` was before. `store_owner` owns
     the model store, None where there is none. `agents` maps the file names of health agents to their sizes.
     `systemd` is None where systemd does not run the host, `cron` where it is to or there is no crontab(1).
@@ -238,6 +239,7 @@ class HostFacts:
     parts: Mapping[str, int] = field(default_factory=dict)
     servers: tuple[ServerProcess, ...] = ()
     orphans: tuple[ServerProcess, ...] = ()
+    is_unproven: bool = False
     listener: Listener | None = None
     blobs: Mapping[str, Blob] = field(default_factory=dict)
     models: Mapping[str, StoredModel] = field(default_factory=dict)

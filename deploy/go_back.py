@@ -97,11 +97,14 @@ def _start_as_before(site: Site, before: HostFacts, now: HostFacts) -> str:
         return f"release {version} serves on (pid {served.process.pid})"
     for server in now.servers:
         services.stop_server(site.transport, server.process)
-    if served is None or binary is None:
-        return "no server ran before and none runs now"
-    again = StartServer(reason="as before", version=version, environment=served.environment)
-    start(_with_settings(site, served.environment), again, None)
-    return f"release {version} serves again, as before"
+    said = "no server ran before and none runs now"
+    if served is not None and binary is not None:
+        again = StartServer(reason="as before", version=version, environment=served.environment)
+        start(_with_settings(site, served.environment), again, None)
+        said = f"release {version} serves again, as before"
+    if not before.is_unproven:
+        services.confirm_server(site.transport, paths)
+    return said
 
 
 def _revert_unit(site: Site, before: HostFacts, now: HostFacts) -> str:

@@ -210,7 +210,8 @@ def _steps(desired: Desired, facts: HostFacts, release: Release) -> Iterator[Ste
     for item in models:
         if starts and not item.differences:
             yield LoadModel(reason="the server was started anew", name=item.model.name, phase=Phase.SERVICE)
-    proofs = tuple(_model_steps(models, facts, proves_all=starts or is_leased))
+    is_unproven = desired.server.backend is ServiceBackend.PROCESS and facts.is_unproven
+    proofs = tuple(_model_steps(models, facts, proves_all=starts or is_leased or is_unproven))
     yield from (step for step in proofs if phase_of(step) is not Phase.PROMOTE)
     # Before the promotion: what is promoted serves after the next start too.
     yield from waits

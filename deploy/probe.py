@@ -196,6 +196,7 @@ def _facts(parsed: _Reply, root: PurePosixPath) -> HostFacts:
         unpacked=_unpacked(parsed),
         current=_link(parsed, "@current"),
         previous=_link(parsed, "@previous"),
+        is_unproven="@unproven" in parsed.rows,
         artefacts={
             name.removeprefix("sha256-"): size
             for name, size in parsed.sizes_under(f"{paths.state}/artefacts").items()

@@ -308,6 +308,7 @@ fi
 for path in "$prefix/opt/ollama/current" "$prefix/opt/ollama/previous"; do
     [ -L "$path" ] && say "@${path##*/}" "$(readlink "$path")"
 done
+[ -e "$state/unproven" ] && say @unproven
 for path in "$releases"/.unpack-* "$prefix/opt/ollama"/.current-* "$prefix/opt/ollama"/.previous-* \
     "$models/blobs"/.place-* "$state/lease.new" "$state/lease.old"; do
     if [ -e "$path" ] || [ -L "$path" ]; then say @leftover "$path"; fi

@@ -11,7 +11,7 @@ import tenacity
 
 from deploy import commands
 from deploy.desired import Desired, HostPaths, ServiceBackend
-from deploy.errors import FleetError, PortTaken, ServiceError
+from deploy.errors import CommandFailed, FleetError, PortTaken, ServiceError
 from deploy.facts import ProcessId, ServerProcess
 from deploy.ollama_api import OllamaApi
 from deploy.transport import Transport
@@ -27,18 +27,26 @@ LOG_LINES = 15
 def start_server(
     transport: Transport, paths: HostPaths, binary: PurePosixPath, environment: Mapping[str, str]
 ) -> None:
-    """Start `ollama serve` and return at once.
+    """Start `ollama serve` and return at once; it counts as unproven until `confirm_server`.
 
     The release's own path is executed, not `current`: the command line then tells which release runs.
     """
-    made = transport.run(
-        ("mkdir", "-p", str(paths.server_home), str(paths.models_dir), str(paths.log.parent))
-    )
+    needed = (paths.server_home, paths.models_dir, paths.log.parent)
+    made = transport.run(commands.prepare_process(paths.unproven, needed))
     if made.exit_code == 0:
         made = transport.run(commands.start_process(paths.log, environment, (str(binary), "serve")))
     if made.exit_code != 0:
         raise ServiceError(
             sentence=f"`{binary} serve` could not be started", host=transport.host, cause=made.last_words
+        )
+
+
+def confirm_server(transport: Transport, paths: HostPaths) -> None:
+    """What runs is proven, or what ran before. Raises CommandFailed."""
+    done = transport.run(commands.remove([paths.unproven]))
+    if done.exit_code != 0:
+        raise CommandFailed(
+            sentence=f"`{paths.unproven}` could not be removed", host=transport.host, cause=done.last_words
         )
 
 

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,7 @@ from deploy.host_lock import host_lock
 from deploy.local import LocalTransport
 from deploy.outcomes import Outcome
 from deploy.plan import everything, only_create, only_download, only_install, only_service
-from deploy.steps import LoadModel
+from deploy.steps import LoadModel, VerifyModel, subject_of
 from testbed.demo import WEIGHTS_FILE, WEIGHTS_REPO, free_port
 from testbed.mirror import Fault, FaultKind, MirrorRepo
 from testbed.mirror_http import Route
@@ -208,6 +209,25 @@ def test_a_candidate_that_fails_is_removed_and_the_old_model_keeps_its_name(site
     assert site.served() == before
     # The candidate was unloaded, and both names had one runner.
     assert [entry["name"] for entry in site.get("/api/ps")["models"]] == ["myqwen2:latest"]
+
+
+def test_a_server_that_a_cut_deploy_has_started_is_proven_by_the_next(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without systemd there is no lease: nothing else would tell it from one that has passed."""
+    site.deploy()
+    site.settings["ollama_num_parallel"] = "3"
+    with monkeypatch.context() as patch:
+        # As a kill, which nothing can catch.
+        patch.setattr(apply, "_verify", lambda _step, _site: sys.exit(137))
+        with pytest.raises(SystemExit):
+            site.deploy()
+    # A single phase does not confirm what another run has left.
+    site.deploy(only_service)
+    assert [subject_of(step) for step in site.plan().steps] == ["myqwen2:latest"]
+    assert isinstance(site.plan().steps[0], VerifyModel)
+    site.deploy()
+    assert site.plan().is_empty
 
 
 def test_a_model_that_is_promoted_with_the_same_weights_stays_loaded(
