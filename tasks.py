@@ -94,7 +94,7 @@ def _reporting(flags: SimpleNamespace) -> Iterator[Report]:
         report.hurry()
         on_hosts = (
             ": ./fleet status shows what became of it; "
-            "a switch that was not confirmed is taken back by the host itself"
+            "under systemd a host takes back by itself what was not confirmed"
         )
         report.say("stopped at once" + (on_hosts if getattr(flags, "url", None) is None else ""))
         report.summary(())

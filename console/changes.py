@@ -129,7 +129,14 @@ def deploy_asking(
         run.report.summary(outcomes, **more, **count_cases(outcomes), **ollama_word(outcomes))
         return max(exit_code(outcomes), written)
 
-    if not _are_agreed(run, planned):
+    try:
+        is_agreed = _are_agreed(run, planned)
+    except KeyboardInterrupt:
+        for desired in hosts:
+            end(_cut_short(desired, task, None))
+        tell_all()
+        raise
+    if not is_agreed:
         for item in planned:
             reason = "nobody agreed" if item.error is None else None
             end(replace(item.outcome(Outcome.SKIPPED), reason=reason), tell_end)
@@ -139,13 +146,13 @@ def deploy_asking(
         if item.plan is None:
             end(item.outcome(Outcome.SKIPPED), tell_end)
     reached = [desired for desired in hosts if desired.host not in ended]
-    begun: set[str] = set()
+    begun: dict[str, int] = {}
     try:
-        deploy_in_batches(run, reached, task, selection, verify=verify, begin=begun.add, end=end)
+        deploy_in_batches(run, reached, task, selection, verify=verify, begin=begun.__setitem__, end=end)
     except KeyboardInterrupt:
         for desired in hosts:
             if desired.host not in ended:
-                end(_cut_short(desired, task, is_begun=desired.host in begun))
+                end(_cut_short(desired, task, begun.get(desired.host)))
         tell_all()
         raise
     code = tell_all()
@@ -153,9 +160,9 @@ def deploy_asking(
     return max(code, ExitCode.INTERRUPTED if interrupted else ExitCode.DONE)
 
 
-def _cut_short(desired: Desired, task: str, *, is_begun: bool) -> HostOutcome:
-    """What is known of a host whose work a second Ctrl-C has left where it was."""
-    if not is_begun:
+def _cut_short(desired: Desired, task: str, batch: int | None) -> HostOutcome:
+    """What is known of a host that Ctrl-C has left where it was; one of no batch was looked at, at most."""
+    if batch is None:
         return HostOutcome(host=desired.host, outcome=Outcome.SKIPPED, reason="stopped before it was begun")
     error = Interrupted(
         sentence=f"`{task}` was stopped at once",
@@ -163,7 +170,9 @@ def _cut_short(desired: Desired, task: str, *, is_begun: bool) -> HostOutcome:
         cause="Ctrl-C, twice",
         hint=f"./fleet status --limit {desired.host}",
     )
-    return HostOutcome(host=desired.host, outcome=Outcome.FAILED, error=error, reason="stopped at once")
+    return HostOutcome(
+        host=desired.host, outcome=Outcome.FAILED, error=error, reason="stopped at once", batch=batch
+    )
 
 
 def _wished(
@@ -216,20 +225,19 @@ def deploy_in_batches(
     selection: Selection = everything,
     *,
     verify: bool = False,
-    begin: Callable[[str], object],
+    begin: Callable[[str, int], object],
     end: Callable[[HostOutcome], object],
 ) -> None:
-    """Converge the hosts at their pace; `begin` and `end` hear of each of them."""
+    """Converge the hosts at their pace; `end` hears of each, `begin` of those that are changed, and when."""
     with _converging(run, hosts, task, selection, verify=verify) as options:
 
         def look(desired: Desired) -> HostOutcome | None:
             run.report("host_started", desired.host)
-            begin(desired.host)
             return _on_host(desired, lambda transport: survey(desired, transport, options))
 
         def change(desired: Desired, number: int) -> HostOutcome:
             run.report("host_started", desired.host, batch=number)
-            begin(desired.host)
+            begin(desired.host, number)
             return _on_host(desired, lambda transport: converge(desired, transport, options))
 
         run.report.begin(len(hosts))
@@ -303,6 +311,15 @@ def _prover(run: Run) -> Iterator[Verify]:
     """
     opened: list[Path] = []
     opening = threading.Lock()
+
+    def stop_if_asked() -> None:
+        if run.stop_requested.is_set():
+            raise Interrupted(
+                sentence="the suite was interrupted",
+                cause="Ctrl-C; the play that was running has been finished",
+                hint="run the same command again",
+            )
+
     with ExitStack() as stack:
 
         def database() -> Path:
@@ -316,7 +333,7 @@ def _prover(run: Run) -> Iterator[Verify]:
         def prove(request: VerifyRequest) -> ModelVerdict:
             from console.proof import verify_model
 
-            return verify_model(request, database(), run.report)
+            return verify_model(request, database(), run.report, stop_if_asked)
 
         if run.database is not None:
             database()

@@ -39,11 +39,16 @@ def _nobody(_host: str, _model: str, _result: CaseResult) -> None:
     pass
 
 
+def _never() -> None:
+    pass
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Suite:
     """What is played, and who hears of it: `keep` gets every play with its raw exchanges.
 
     `cases` are names; without them those of `level` are played, and without that of the model's own level.
+    What `stop_if_asked` raises after a play ends the suite.
     """
 
     database: Path
@@ -52,6 +57,7 @@ class Suite:
     level: str | None = None
     runs: int = 1
     keep: Callable[[str, str, CaseResult], None] = _nobody
+    stop_if_asked: Callable[[], None] = _never
 
     def chosen(self, level: str, *, uses_tools: bool = True) -> tuple[Case, ...]:
         """Those that were asked for, else those that suit a model of this level."""
@@ -68,6 +74,7 @@ class Suite:
         def tell(result: CaseResult) -> None:
             self.report("case", host, model=endpoint.model, **_case_fields(result))
             self.keep(host, endpoint.model, result)
+            self.stop_if_asked()
 
         return run_suite(endpoint, cases, database=self.database, runs=runs, first_run=first, on_result=tell)
 
@@ -77,9 +84,12 @@ def cases_for(level: str, *, uses_tools: bool) -> tuple[Case, ...]:
     return tuple(case for case in load_cases(level=level) if uses_tools or not case.tools)
 
 
-def verify_model(request: VerifyRequest, database: Path, report: Report) -> ModelVerdict:
+def verify_model(
+    request: VerifyRequest, database: Path, report: Report, stop_if_asked: Callable[[], None] = _never
+) -> ModelVerdict:
     """What a deploy asks before it promotes; a host's first model need not be perfect."""
-    return verdict_of(prove_model(request, Suite(database=database, report=report), judge_candidate))
+    suite = Suite(database=database, report=report, stop_if_asked=stop_if_asked)
+    return verdict_of(prove_model(request, suite, judge_candidate))
 
 
 def smoke_model(request: VerifyRequest, suite: Suite) -> SuiteReport:

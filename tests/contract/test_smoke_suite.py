@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import socket
 import subprocess
@@ -13,6 +15,7 @@ import pytest
 import requests
 
 from console.proof import verify_model
+from deploy.errors import Interrupted
 from deploy.models import desired_model, parse_models
 from deploy.outcomes import VerifyRequest
 from deploy.pins import parse_pins
@@ -226,19 +229,31 @@ def test_a_slow_server_passes(suite: Suite) -> None:
         assert failed(suite(server.url, cases=["no_tools"])) == {}
 
 
+def canary_at(url: str, level: str) -> VerifyRequest:
+    return VerifyRequest(
+        host="box", url=url, model="canary", uses_tools=True, version="0.17.5", gpu="none", cases=level
+    )
+
+
+def test_a_suite_ends_after_the_play_in_which_it_was_asked_to(tmp_path: Path) -> None:
+    make_database(tmp_path / "music.sqlite", seed=1)
+    out = io.StringIO()
+
+    def stop() -> None:
+        raise Interrupted(sentence="the suite was interrupted")
+
+    with start_server() as server:
+        request = canary_at(server.url, "core")
+        with pytest.raises(Interrupted):
+            verify_model(request, tmp_path / "music.sqlite", Report(as_json=True, stdout=out), stop)
+    assert [json.loads(line)["event"] for line in out.getvalue().splitlines()].count("case") == 1
+
+
 @pytest.mark.parametrize("level", ["core", "extended"])
 def test_a_deploy_plays_the_cases_of_the_models_level(level: str, tmp_path: Path) -> None:
     make_database(tmp_path / "music.sqlite", seed=1)
     with start_server() as server:
-        request = VerifyRequest(
-            host="box",
-            url=server.url,
-            model="canary",
-            uses_tools=True,
-            version="0.17.5",
-            gpu="none",
-            cases=level,
-        )
+        request = canary_at(server.url, level)
         verdict = verify_model(request, tmp_path / "music.sqlite", Report(as_json=True))
     assert verdict.passed, verdict.reasons
     played = {case["case"] for case in verdict.cases}

@@ -34,7 +34,7 @@ from deploy.errors import ExitCode
 from deploy.facts import HostFacts
 from deploy.local import LocalTransport
 from deploy.outcomes import Outcome
-from deploy.plan import only_download
+from deploy.plan import everything, only_download
 from deploy.report import Report
 from deploy.rollback import Asked
 from deploy.transport import Transport
@@ -101,13 +101,22 @@ def test_the_error_of_a_host_out_of_reach_is_told_once(tmp_path: Path, inventory
     assert ends(told) == {"a": "unreachable", "b": "unreachable"}
 
 
+@pytest.mark.parametrize(
+    ("batch", "end"),
+    [
+        ("100%", "failed"),
+        # In the survey before the first batch nothing is begun.
+        ("1", "skipped"),
+    ],
+)
 def test_the_second_ctrl_c_leaves_no_host_without_an_end(
-    tmp_path: Path, inventory: Inventory, silent: str
+    tmp_path: Path, inventory: Inventory, silent: str, batch: str, end: str
 ) -> None:
     junit = tmp_path / "deploy.xml"
     junit.write_text("of yesterday")
     path = inventory(f"off {OFF}", f"mute1 {silent}", f"mute2 {silent}")
-    words = ["deploy", "--yes", "--json", "--forks", "2", "--junit", str(junit), "--inventory", path]
+    words = ["deploy", "--yes", "--json", "--forks", "2", "--batch", batch]
+    words += ["--junit", str(junit), "--inventory", path]
     with subprocess.Popen(
         [sys.executable, str(PROJECT), *words],
         env=environment(tmp_path),
@@ -128,9 +137,9 @@ def test_the_second_ctrl_c_leaves_no_host_without_an_end(
         out, err = process.communicate(timeout=SECONDS)
     assert process.returncode == ExitCode.INTERRUPTED, err
     told = [*seen, *events(out)]
-    assert ends(told) == {"off": "unreachable", "mute1": "failed", "mute2": "failed"}
+    assert ends(told) == {"off": "unreachable", "mute1": end, "mute2": end}
     assert told[-1]["event"] == "summary"
-    assert (told[-1]["hosts"], told[-1]["failed"], told[-1]["unreachable"]) == (3, 2, 1)
+    assert (told[-1]["hosts"], told[-1][end], told[-1]["unreachable"]) == (3, 2, 1)
     assert 'tests="3"' in junit.read_text()
 
 
@@ -152,6 +161,21 @@ def two(tmp_path: Path, inventory: Inventory) -> Run:
         forks=2,
         stop_requested=threading.Event(),
     )
+
+
+def test_ctrl_c_at_the_question_leaves_no_host_without_an_end(
+    two: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def press(_report: Report, *, yes: bool) -> bool:
+        assert not yes
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(changes, "may_change", press)
+    junit = tmp_path / "deploy.xml"
+    with pytest.raises(KeyboardInterrupt):
+        changes.deploy_asking(two, "deploy", everything, yes=False, verify=False, junit=junit)
+    assert ends(told_by(two)) == {"poor": "skipped", "rich": "skipped"}
+    assert 'tests="2" failures="0"' in junit.read_text()
 
 
 def told_by(run: Run) -> list[dict[str, Any]]:
