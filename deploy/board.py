@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from os.path import commonprefix
 from typing import Any
 
 LINES_AT_MOST = 12
+# Of the beginning that names share, when it is cut.
+_SHARED_KEPT = 4
 
 DETAILS = frozenset({"plan", "step_started", "soak", "progress", "blob", "case", "check", "rates"})
 """The events of one host's work, of which a board shows the last; `--json` has them all."""
@@ -61,15 +64,36 @@ class Board:
             parts[0] += f", {self.unreachable} unreachable"
         return " \u00b7 ".join([self.batch, *parts] if self.batch else parts)
 
-    def lines(self, at_most: int = LINES_AT_MOST) -> Sequence[tuple[str, str, str]]:
-        """Host, what it does and for how long; those that have worked longest first, the rest summed up."""
+    def lines(self, at_most: int = LINES_AT_MOST, width: int = 255) -> Sequence[tuple[str, str, str]]:
+        """Host, what it does and for how long; those that have worked longest first, the rest summed up.
+
+        Names get so many columns at most.
+        """
         now = self.now()
         working = sorted(self.running.items(), key=lambda item: item[1].since)
         shown = working if len(working) <= at_most else working[: at_most - 1]
-        lines = [(host, f"{doing.words}{doing.share}", f"{now - doing.since:.0f} s") for host, doing in shown]
+        names = shortened([host for host, _ in shown], width)
+        lines = [
+            (name, f"{doing.words}{doing.share}", f"{now - doing.since:.0f} s")
+            for name, (_, doing) in zip(names, shown, strict=True)
+        ]
         if len(shown) < len(working):
             lines.append((f"\u2026 and {len(working) - len(shown)} more", "", ""))
         return lines
+
+
+def shortened(names: Sequence[str], width: int) -> Sequence[str]:
+    """Those that are longer lose the beginning that all of them share, nearly; then their end."""
+    long = [name for name in names if len(name) > width]
+    prefix = commonprefix(long)  # noqa: RUF071 - of letters, not of directories
+    shared = len(prefix) - _SHARED_KEPT if len(long) > 1 else 0
+
+    def cut(name: str) -> str:
+        if len(name) > width and shared > 1:
+            name = f"…{name[shared:]}"
+        return name if len(name) <= width else f"{name[: width - 1]}…"
+
+    return [cut(name) for name in names]
 
 
 def _hear_of_one(doing: _Doing, event: str, fields: Mapping[str, Any]) -> None:

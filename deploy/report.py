@@ -425,11 +425,11 @@ class _Screen:
         # The last line stays free for the cursor, one is the total.
         room = max(1, min(LINES_AT_MOST, self._live.console.height - 2))
         table = Table.grid(padding=(0, 2), expand=True)
-        # A long name takes the half at most: a narrow terminal has room for the step and the time too.
-        table.add_column(no_wrap=True, max_width=self._live.console.width // 2)
+        table.add_column(no_wrap=True)
         table.add_column(no_wrap=True, ratio=1, overflow="ellipsis")
         table.add_column(no_wrap=True, justify="right", min_width=5)
-        for line in board.lines(room):
+        # A long name takes the half at most: a narrow terminal has room for the step and the time too.
+        for line in board.lines(room, self._live.console.width // 2):
             table.add_row(*map(Text, line))
         self._live.update(Group(table, Text(board.total(), no_wrap=True, overflow="ellipsis")), refresh=True)
 

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 import pytest
 
 from deploy import report as reports
-from deploy.board import Board
+from deploy.board import Board, shortened
 from deploy.errors import CommandFailed, VerifyFailed
 from deploy.outcomes import HostOutcome, Outcome
 from deploy.report import Report
@@ -195,6 +195,14 @@ def test_json_has_every_event_of_two_hundred_hosts() -> None:
         pass
     told = [json.loads(line)["event"] for line in stdout.getvalue().splitlines()]
     assert (told.count("step_started"), told.count("batch_started")) == (200, 1)
+
+
+def test_long_names_lose_what_they_share() -> None:
+    names = [f"gpu-node-of-the-north-{number:03}.example.org" for number in (1, 2)]
+    assert shortened(names, 20) == ["…h-001.example.org", "…h-002.example.org"]
+    assert shortened(["gpu", *names], 12) == ["gpu", "…h-001.exam…", "…h-002.exam…"]
+    assert shortened(names[:1], 10) == ["gpu-node-…"]
+    assert shortened(names, 60) == names
 
 
 def test_a_board_knows_what_a_host_does_and_for_how_long() -> None:
