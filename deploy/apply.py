@@ -437,12 +437,14 @@ def prove(site: Site, model: DesiredModel, tag: str, verify: Verify) -> None:
             cause="\n".join(_first(verdict.reasons)),
             hint="docs/smoke.md explains the rules; mend the cause and deploy again"
             if verdict.cases
-            else _how_to_look(site, model),
+            else _how_to_look(site, model, verdict),
         )
 
 
-def _how_to_look(site: Site, model: DesiredModel) -> str:
+def _how_to_look(site: Site, model: DesiredModel, verdict: ModelVerdict) -> str:
     """Where nothing was played, the server or the bytes of the model are to blame; nobody verifies those."""
+    if verdict.ollama is None:
+        return f"./fleet logs --limit {site.host}; ./fleet service restart --limit {site.host}"
     blob = site.desired.paths.models_dir / f"blobs/sha256-{model.weights.sha256}"
     look = commands.render_command(["sha256sum", str(blob)])
     bytes_too = (
