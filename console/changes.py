@@ -129,33 +129,24 @@ def deploy_asking(
         run.report.summary(outcomes, **more, **count_cases(outcomes), **ollama_word(outcomes))
         return max(exit_code(outcomes), written)
 
-    try:
-        is_agreed = _are_agreed(run, planned)
-    except KeyboardInterrupt:
-        for desired in hosts:
-            end(_cut_short(desired, task, None))
-        tell_all()
-        raise
-    if not is_agreed:
-        for item in planned:
-            reason = "nobody agreed" if item.error is None else None
-            end(replace(item.outcome(Outcome.SKIPPED), reason=reason), tell_end)
-        return max(tell_all(), ExitCode.USAGE)
-    # Nobody agreed to a plan that could not be made, whether the host can be reached by now or not.
-    for item in planned:
-        if item.plan is None:
-            end(item.outcome(Outcome.SKIPPED), tell_end)
-    reached = [desired for desired in hosts if desired.host not in ended]
     begun: dict[str, int] = {}
     try:
-        deploy_in_batches(run, reached, task, selection, verify=verify, begin=begun.__setitem__, end=end)
+        is_agreed = _are_agreed(run, planned)
+        for item in planned:
+            # Nor did anybody agree to a plan that could not be made, though the host may be reached by now.
+            if item.plan is None or not is_agreed:
+                reason = "nobody agreed" if item.error is None else None
+                end(replace(item.outcome(Outcome.SKIPPED), reason=reason), tell_end)
+        if is_agreed:
+            left = [desired for desired in hosts if desired.host not in ended]
+            deploy_in_batches(run, left, task, selection, verify=verify, begin=begun.__setitem__, end=end)
     except KeyboardInterrupt:
         for desired in hosts:
             if desired.host not in ended:
                 end(_cut_short(desired, task, begun.get(desired.host)))
         tell_all()
         raise
-    code = tell_all()
+    code = tell_all() if is_agreed else max(tell_all(), ExitCode.USAGE)
     interrupted = run.stop_requested.is_set() and Outcome.SKIPPED in {item.outcome for item in ended.values()}
     return max(code, ExitCode.INTERRUPTED if interrupted else ExitCode.DONE)
 
