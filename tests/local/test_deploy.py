@@ -321,6 +321,19 @@ def test_silent_cpu_inference_is_a_failure_where_a_gpu_is_expected(site: Site, t
     assert (error.hint or "").startswith("./fleet logs --limit box: `inference compute` names")
 
 
+def test_a_server_that_does_not_answer_is_to_be_started_anew_and_nothing_was_changed(site: Site) -> None:
+    """Its model's bytes are not to blame."""
+    site.deploy()
+    (server,) = site.processes()
+    server.suspend()
+    try:
+        error = error_of(site)
+    finally:
+        server.resume()
+    assert error.hint == "./fleet logs --limit box; ./fleet service restart --limit box"
+    assert error.unchanged == "everything"
+
+
 @pytest.mark.fault(15)
 @pytest.mark.parametrize(
     ("fault", "kind"),
