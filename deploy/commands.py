@@ -348,7 +348,13 @@ while :; do
         timeout 5 "$lease" renew </dev/null >/dev/null 2>&1 3<&- 9>&- || :
     fi
 done
-if [ "$ended" -eq 3 ] && [ "$lock" -ef /proc/self/fd/9 ]; then : >"$lock"; fi
+if [ "$ended" -eq 3 ]; then
+    if [ "$lock" -ef /proc/self/fd/9 ]; then : >"$lock"; fi
+elif timeout 5 systemctl is-active ollama.service >/dev/null 2>&1 9>&-; then
+    # The controller is gone, maybe while it had unloaded a model to verify its new settings: the host loads
+    # what it serves. What is loaded stays so.
+    timeout 5 systemctl --no-ask-password --no-block start ollama-fleet-load.service >/dev/null 2>&1 9>&- || :
+fi
 """
 
 # One line at the end. One that a full disk or a crash cut short is ended first: it must not spoil the next.
@@ -677,6 +683,7 @@ def hold_lock(lock: PurePosixPath, owner: str, lease: PurePosixPath = LEASE) -> 
 
     `locked after OWNER` when that owner died without releasing it. Lines on standard input keep it, the line
     `done` releases it. While the host has a rollback lease (`lease` beside the lock), every line renews it.
+    At any other end a server that systemd runs loads its models, if they are not.
     """
     return shell(_HOLD_LOCK, str(lock), owner, str(lease))
 

@@ -30,12 +30,22 @@ Start = Callable[[], subprocess.Popen[str]]
 
 @pytest.fixture(params=SHELLS)
 def start(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Start]:
-    """Starts a holder of `state/lock`, whose lease program notes what it is asked."""
+    """Starts a holder of `state/lock`, whose lease program and systemctl note what they are asked.
+
+    A server runs when there is a file `active`.
+    """
     words = request.param.split()
     need(words[0])
     lease = tmp_path / "lease program"
     lease.write_text(f'#!/bin/sh\necho "$@" >>"{tmp_path}/renewed"\necho noise\necho noise >&2\n')
     lease.chmod(0o755)
+    systemctl = tmp_path / "bin/systemctl"
+    systemctl.parent.mkdir()
+    systemctl.write_text(
+        f'#!/bin/sh\necho noise\necho noise >&2\n[ "$1" != is-active ] || exec test -e "{tmp_path}/active"\n'
+        f'echo "$@" >>"{tmp_path}/started"\n'
+    )
+    systemctl.chmod(0o755)
     lock = PurePosixPath(tmp_path / "state/lock")
     started: list[subprocess.Popen[str]] = []
 
@@ -48,6 +58,7 @@ def start(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Start]:
             text=True,
             bufsize=1,
             start_new_session=True,
+            env={**os.environ, "PATH": f"{systemctl.parent}:{os.environ['PATH']}"},
         )
         started.append(holder)
         return holder
@@ -139,6 +150,25 @@ def test_the_lock_of_a_dead_holder_is_taken_over_with_its_name(start: Start, dea
 
     wait_until(is_free)
     assert answers[-1] == f"locked after {OWNER}"
+
+
+@pytest.mark.parametrize(
+    ("server", "last", "asked"),
+    [
+        ("active", "alive", ["--no-ask-password --no-block start ollama-fleet-load.service"]),
+        ("active", "done", []),
+        ("stopped", "alive", []),
+    ],
+)
+def test_the_holder_of_a_controller_that_died_has_the_host_load_what_it_serves(
+    start: Start, tmp_path: Path, server: str, last: str, asked: list[str]
+) -> None:
+    (tmp_path / server).touch()
+    holder = start()
+    assert first_line(holder) == "locked"
+    assert end(holder, last) == ""
+    started = tmp_path / "started"
+    assert (started.read_text().splitlines() if started.exists() else []) == asked
 
 
 def test_a_terminated_holder_reads_no_further_line(start: Start) -> None:

@@ -225,6 +225,27 @@ def test_a_controller_killed_between_promote_and_the_end_of_the_lease_leaves_the
     assert broken_promises(deployed.host, serves=["0.17.5"], new="0.17.7", deploy=deployed.ran) == []
 
 
+@pytest.mark.fault(8)
+def test_a_controller_killed_when_it_has_unloaded_the_model_leaves_it_to_the_host_to_load(
+    deployed: HostSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The candidate has the weights of what is served, and so its runner."""
+    api(deployed, "/api/create", change_temperature())
+
+    def die(*_: object) -> None:
+        assert not deployed.loaded()
+        raise Killed
+
+    monkeypatch.setattr("deploy.apply.prove", die)
+    monkeypatch.setattr("deploy.host_lock._release", lambda channel: channel.close())
+    with pytest.raises(Killed):
+        deployed.deploy()
+    monkeypatch.undo()
+    forget_connections()
+    until("the model is loaded again", deployed.loaded)
+    assert broken_promises(deployed.host, serves=["0.17.5"], new="0.17.5", deploy=deployed.ran) == []
+
+
 def test_a_server_that_systemd_has_started_again_long_ago_is_confirmed_too(deployed: HostSite) -> None:
     deployed.sh("kill -9 $(systemctl show -p MainPID --value ollama)")
     until("it is started again", lambda: deployed.facts().systemd.unit.restarts > 0)  # type: ignore[union-attr]
