@@ -210,14 +210,14 @@ def test_names_reach_the_binary_as_they_are(scripted: dict[str, str], tmp_path: 
 def test_questions_and_loads_have_deadlines_of_their_own(scripted: dict[str, str], tmp_path: Path) -> None:
     environment_with({"timeout": 'echo "timeout $1" >>"$CALLS"; shift; exec "$@"'}, tmp_path / "bin")
     assert load(Path("ollama"), "", "m", env=scripted)[0] == 0
-    assert calls(scripted)[::2] == ["timeout 10", "timeout 10", "timeout 600"]
+    assert calls(scripted)[::2] == ["timeout 30", "timeout 30", "timeout 600"]
 
 
 @pytest.mark.parametrize("code", [124, 143])
 def test_a_server_that_hangs_is_told_as_such(scripted: dict[str, str], tmp_path: Path, code: int) -> None:
     environment_with({"timeout": f"exit {code}"}, tmp_path / "bin")
     told = load(Path("ollama"), "", "m", env=scripted | NO_PATIENCE)
-    assert told == (1, ["error: no answer from the server in 0 s: no answer in 10 s"])
+    assert told == (1, ["error: no answer from the server in 0 s: no answer in 30 s"])
 
 
 def test_it_works_without_timeout(scripted: dict[str, str], tmp_path: Path) -> None:

@@ -77,7 +77,8 @@ def test_a_power_cut_in_any_step_of_an_upgrade_leaves_the_old_release_or_the_new
     where = cut_in_step(site, machine, step, moment)
     switch_on(machine)
     told = broken_promises(machine, serves=RELEASES, new=site.version, deploy=site.ran)
-    assert told == [], f"cut {moment:.2f} s after the start of {where}; FLEET_MACHINE_SEED={seed}"
+    journal = machine.shell("journalctl -b --no-pager --lines=40 -u 'ollama*'").stdout if told else ""
+    assert told == [], f"cut {moment:.2f} s after the start of {where}; FLEET_MACHINE_SEED={seed}\n{journal}"
 
 
 def cut_in_step(site: Site, machine: Machine, step: int, moment_seconds: float) -> str:
