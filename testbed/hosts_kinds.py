@@ -43,6 +43,7 @@ class Kind(Enum):
     )
     PASSWORD = Trait(told="Debian 12, sudo wants a password", script=_SUDO_WITH_PASSWORD)
     OLD = Trait(told="Debian 11, sudo without a password", suite=Suite.BULLSEYE)
+    NEW = Trait(told="Debian 13, sudo without a password", suite=Suite.TRIXIE)
 
     @property
     def trait(self) -> Trait:

@@ -26,6 +26,7 @@ from testbed.hosts_machine import (
 class Suite(StrEnum):
     """Debian releases that hosts are made of."""
 
+    TRIXIE = "trixie"
     BOOKWORM = "bookworm"
     BULLSEYE = "bullseye"
 
@@ -158,7 +159,7 @@ def debian_mirror(sources: Iterable[tuple[str, str]], suite: Suite) -> str:
 
     Every mirror of Debian has all its releases that are supported, so another release's is as good.
     """
-    codenames = {*Suite, "trixie", "stable", "oldstable", "oldoldstable", "testing", "sid", "unstable"}
+    codenames = {*Suite, "stable", "oldstable", "oldoldstable", "testing", "sid", "unstable"}
     known = [(address.rstrip("/"), of) for address, of in sources if of in codenames]
     fitting = [address for address, of in known if of == suite] + [address for address, _ in known]
     return fitting[0] if fitting else OFFICIAL_MIRROR

@@ -36,9 +36,11 @@ from tests.fault_rows import (
 
 PROJECT = Path(__file__).resolve().parent.parent
 
-# In the order they run; the quick ones first. The emulated machine keeps one core busy for minutes and leaves
-# the others idle: it runs beside those before the hosts', whose deadlines it would overrun.
-TIERS = ("unit", "contract", "local", "smoke", "browser", "hosts", "machine")
+# In the order they run. The emulated machine keeps one core busy for minutes and leaves the others idle: it runs
+# beside those before the local tier, which is done sooner with every core than beside it, and the hosts', whose
+# deadlines it would overrun.
+TIERS = ("unit", "contract", "smoke", "browser", "local", "hosts", "machine")
+WANT_EVERY_CORE = ("local", "hosts")
 MISSING_PARTS = {
     "browser": missing_browser_parts,
     "hosts": missing_parts,
@@ -92,7 +94,7 @@ def run_tiers(extra: Sequence[str]) -> list[TierResult]:
     targets, options = _split(extra)
     tiers = _chosen(targets)
     cores = os.cpu_count() or 1
-    is_beside = "machine" in tiers and cores > 1 and not tiers.keys() <= {"hosts", "machine"}
+    is_beside = "machine" in tiers and cores > 1 and not tiers.keys() <= {*WANT_EVERY_CORE, "machine"}
     results = []
     with ThreadPoolExecutor(1) as pool, tempfile.TemporaryFile() as output:
         machine = (
@@ -101,7 +103,7 @@ def run_tiers(extra: Sequence[str]) -> list[TierResult]:
             else None
         )
         for tier, paths in tiers.items():
-            if machine is not None and tier == "hosts":
+            if machine is not None and tier in WANT_EVERY_CORE:
                 wait([machine])
             print(f"== {tier}", flush=True)
             free = cores if machine is None or machine.done() else cores - 1

@@ -90,8 +90,8 @@ def test_a_host_has_the_address_and_the_names_of_its_network() -> None:
 
 
 def test_the_kinds_come_in_turn() -> None:
-    assert [kind_of(number) for number in range(1, 6)] == [*Kind, Kind.RICH]
-    assert [kind.name for kind in Kind] == ["RICH", "POOR", "PASSWORD", "OLD"]
+    assert [kind_of(number) for number in range(1, 7)] == [*Kind, Kind.RICH]
+    assert [kind.name for kind in Kind] == ["RICH", "POOR", "PASSWORD", "OLD", "NEW"]
 
 
 def test_the_state_is_read_as_it_was_written(tmp_path: Path) -> None:
