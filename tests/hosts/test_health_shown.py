@@ -106,7 +106,8 @@ def start(site: HostSite) -> None:
 
 
 def serve_with(site: HostSite, fault: str) -> None:
-    site.sh(f"echo {fault} >{FAULT}; systemctl restart ollama")
+    # Newer systemd counts starts across a daemon-reload: these are more than the limit of the unit.
+    site.sh(f"echo {fault} >{FAULT}; systemctl reset-failed ollama; systemctl restart ollama")
     until("it serves again", site.loaded)
     show_gpus(site)
 
