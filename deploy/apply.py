@@ -392,15 +392,15 @@ def _create(model: DesiredModel, site: Site) -> None:
 
 
 def _verify(step: VerifyModel, site: Site) -> None:
+    if step.tag != "latest":
+        # A runner that is loaded from the same weights would answer from the file it has open, healed or not.
+        # It serves `latest` too: until the candidate is loaded nothing is in memory.
+        with site.transport.http_url(site.desired.url) as url:
+            OllamaApi(site.host, url).unload(f"{step.model.name}:{step.tag}")
     if site.desired.server.backend is ServiceBackend.SYSTEMD:
         server = main_server(site.probe())
         if server is not None:
             site.verified.append(server.process)
-    if step.tag != "latest":
-        # A runner that is loaded from the same weights would answer from the file it has open, healed or not.
-        # It serves `latest` too: from here to the load of the candidate, right after, nothing is in memory.
-        with site.transport.http_url(site.desired.url) as url:
-            OllamaApi(site.host, url).unload(f"{step.model.name}:{step.tag}")
     prove(site, step.model, step.tag, site.verify)
 
 

@@ -350,10 +350,14 @@ while :; do
 done
 if [ "$ended" -eq 3 ]; then
     if [ "$lock" -ef /proc/self/fd/9 ]; then : >"$lock"; fi
-elif timeout 5 systemctl is-active ollama.service >/dev/null 2>&1 9>&-; then
-    # The controller is gone, maybe while it had unloaded a model to verify its new settings: the host loads
-    # what it serves. What is loaded stays so.
-    timeout 5 systemctl --no-ask-password --no-block start ollama-fleet-load.service >/dev/null 2>&1 9>&- || :
+    exit 0
+fi
+# The controller is gone: the lock is free now. Maybe it had unloaded a model, to verify its new settings: the
+# host loads what it serves.
+trap - TERM
+exec 3<&- 9>&-
+if timeout 2 systemctl is-active ollama.service >/dev/null 2>&1; then
+    timeout 2 systemctl --no-ask-password --no-block start ollama-fleet-load.service >/dev/null 2>&1 || :
 fi
 """
 

@@ -43,7 +43,7 @@ def start(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Start]:
     systemctl.parent.mkdir()
     systemctl.write_text(
         f'#!/bin/sh\necho noise\necho noise >&2\n[ "$1" != is-active ] || exec test -e "{tmp_path}/active"\n'
-        f'echo "$@" >>"{tmp_path}/started"\n'
+        f'exec >>"{tmp_path}/started"\nflock -n "{tmp_path}/state/lock" echo free\necho "$@"\n'
     )
     systemctl.chmod(0o755)
     lock = PurePosixPath(tmp_path / "state/lock")
@@ -155,12 +155,12 @@ def test_the_lock_of_a_dead_holder_is_taken_over_with_its_name(start: Start, dea
 @pytest.mark.parametrize(
     ("server", "last", "asked"),
     [
-        ("active", "alive", ["--no-ask-password --no-block start ollama-fleet-load.service"]),
+        ("active", "alive", ["free", "--no-ask-password --no-block start ollama-fleet-load.service"]),
         ("active", "done", []),
         ("stopped", "alive", []),
     ],
 )
-def test_the_holder_of_a_controller_that_died_has_the_host_load_what_it_serves(
+def test_the_holder_of_a_controller_that_died_frees_the_lock_and_has_the_host_load_what_it_serves(
     start: Start, tmp_path: Path, server: str, last: str, asked: list[str]
 ) -> None:
     (tmp_path / server).touch()

@@ -287,7 +287,9 @@ def test_an_official_installation_is_adopted_upgraded_and_given_back(site: HostS
 
 
 @pytest.mark.parametrize("host", [Kind.POOR, Kind.PASSWORD, Kind.OLD, Kind.NEW], indirect=True)
-def test_hosts_of_every_other_kind_get_the_whole_job_too(site: HostSite, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hosts_of_every_other_kind_get_the_whole_job_too(
+    site: HostSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("FLEET_SUDO_PASSWORD", "practice")
     site.modelfiles = all_cases(site.directory / "whole")
     first = site.deploy()
