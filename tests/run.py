@@ -36,9 +36,9 @@ from tests.fault_rows import (
 
 PROJECT = Path(__file__).resolve().parent.parent
 
-# In the order they run. The emulated machine keeps one core busy for minutes and leaves the others idle: it runs
-# beside those before the local tier, which is done sooner with every core than beside it, and the hosts', whose
-# deadlines it would overrun.
+# In the order they run. The emulated machine keeps one core busy for minutes and leaves the others idle: it
+# runs beside those before the local tier, which is done sooner with every core than beside it, and that of
+# the hosts, whose deadlines it would overrun.
 TIERS = ("unit", "contract", "smoke", "browser", "local", "hosts", "machine")
 WANT_EVERY_CORE = ("local", "hosts")
 MISSING_PARTS = {

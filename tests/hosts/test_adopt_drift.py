@@ -48,7 +48,7 @@ def test_our_unit_is_ours_whatever_it_executes_and_a_unit_in_its_place_is_drift(
         assert "/opt/ollama/current/bin/ollama" in site.sh(f"cat {UNIT}")
 
 
-@pytest.mark.parametrize("host", [Kind.NEW, Kind.OLD], indirect=True)
+@pytest.mark.parametrize("host", [Kind.RICH, Kind.OLD, Kind.NEW], indirect=True)
 def test_an_environment_file_is_refused_before_anything_is_changed_and_a_replaced_program_is_drift(
     site: HostSite,
 ) -> None:

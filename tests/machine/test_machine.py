@@ -24,7 +24,7 @@ from deploy.outcomes import Outcome
 from testbed.hosts_tree import PYTHON
 from testbed.machine import Machine
 from testbed.machine_image import GATEWAY
-from testbed.promises import broken_promises, look
+from testbed.promises import SERVES_SECONDS, broken_promises, look
 from tests.hosts.site import Site, broken, forget_connections, until
 from tests.machine.conftest import RELEASES, other, switch_on
 
@@ -33,8 +33,6 @@ LIMIT = "/etc/systemd/system/ollama.service.d/60-memory.conf"
 LEASE = "/usr/local/lib/ollama-fleet/lease"
 STATE = "/var/lib/ollama-fleet"
 DAY_SECONDS = 86400
-# Emulated, a server needs half a minute for what takes it a second.
-SERVES_SECONDS = 120.0
 # What an upgrade fetches and unpacks is fetched and unpacked anew.
 FORGET = "rm -rf /opt/ollama/releases/{0} /opt/ollama/previous /var/lib/ollama-fleet/artefacts"
 # As a process of the unit: the filter is its cgroup's.
