@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from testbed.hosts_tree import PYTHON
 from testbed.reached import ReachedHost
 
-# An emulated machine that was just switched on needs more than a minute when its core is not its own.
-SERVES_SECONDS = 180.0
+SERVES_SECONDS = 60.0
 # The holder of a lock whose controller is gone gives up after 60 s without a heartbeat.
 LOCK_SECONDS = 75.0
 NOTHING = ""
@@ -162,23 +161,29 @@ def broken_promises(
     new: str,
     deploy: Deploy,
     models: Sequence[str] = ("myqwen2:latest",),
+    within_seconds: float = SERVES_SECONDS,
 ) -> list[str]:
     """What does not hold after a fault that may leave one of the releases in `serves`; `new` is desired.
 
-    One of them serves with its models loaded, the lock is free or frees itself, at most one copy is begun;
-    then a second deploy converges, a third changes nothing, and nothing of what was cut is left.
+    One of them serves with its models loaded `within_seconds`, the lock is free or frees itself, at most one
+    copy is begun; then a second deploy converges, a third changes nothing, and nothing of what was cut is
+    left.
     """
     return [
-        *broken_after_fault(host, serves=serves, models=models),
+        *broken_after_fault(host, serves=serves, models=models, within_seconds=within_seconds),
         *broken_after_converge(host, new=new, deploy=deploy, models=models),
     ]
 
 
 def broken_after_fault(
-    host: ReachedHost, *, serves: Collection[str], models: Sequence[str] = ("myqwen2:latest",)
+    host: ReachedHost,
+    *,
+    serves: Collection[str],
+    models: Sequence[str] = ("myqwen2:latest",),
+    within_seconds: float = SERVES_SECONDS,
 ) -> list[str]:
     """The half of `broken_promises` that holds before anybody deploys again."""
-    seen = _until(host, lambda seen: _serves(seen, serves, models), SERVES_SECONDS)
+    seen = _until(host, lambda seen: _serves(seen, serves, models), within_seconds)
     broken = []
     if not _serves(seen, serves, models):
         wanted = " or ".join(release or "nothing" for release in sorted(serves))

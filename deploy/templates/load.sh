@@ -25,7 +25,7 @@ export LC_ALL=C HOME="${HOME:-/}"
 unset http_proxy HTTP_PROXY https_proxy HTTPS_PROXY
 
 wait_seconds=${LOAD_WAIT_SECONDS:-120}
-# Answered in 50 ms; a client that a busy machine reads from its disk right after a boot took more than 10 s.
+# Answered in 50 ms; on a busy emulated machine that had just booted a client took 10 s to start.
 question_seconds=30
 load_seconds=600
 pauses='1 5 15'

@@ -24,7 +24,7 @@ from deploy.outcomes import Outcome
 from testbed.hosts_tree import PYTHON
 from testbed.machine import Machine
 from testbed.machine_image import GATEWAY
-from testbed.promises import SERVES_SECONDS, broken_promises, look
+from testbed.promises import broken_promises, look
 from tests.hosts.site import Site, broken, forget_connections, until
 from tests.machine.conftest import RELEASES, other, switch_on
 
@@ -33,6 +33,8 @@ LIMIT = "/etc/systemd/system/ollama.service.d/60-memory.conf"
 LEASE = "/usr/local/lib/ollama-fleet/lease"
 STATE = "/var/lib/ollama-fleet"
 DAY_SECONDS = 86400
+# Emulated, a server needs half a minute for what takes it a second; 135 s were seen when its core was shared.
+SERVES_SECONDS = 180.0
 # What an upgrade fetches and unpacks is fetched and unpacked anew.
 FORGET = "rm -rf /opt/ollama/releases/{0} /opt/ollama/previous /var/lib/ollama-fleet/artefacts"
 # As a process of the unit: the filter is its cgroup's.
@@ -74,7 +76,9 @@ def test_a_power_cut_in_any_step_of_an_upgrade_leaves_the_old_release_or_the_new
     moment = chosen.uniform(0, 2)
     where = cut_in_step(site, machine, step, moment)
     switch_on(machine)
-    told = broken_promises(machine, serves=RELEASES, new=site.version, deploy=site.ran)
+    told = broken_promises(
+        machine, serves=RELEASES, new=site.version, deploy=site.ran, within_seconds=SERVES_SECONDS
+    )
     journal = machine.shell("journalctl -b --no-pager --lines=40 -u 'ollama*'").stdout if told else ""
     assert told == [], f"cut {moment:.2f} s after the start of {where}; FLEET_MACHINE_SEED={seed}\n{journal}"
 
